@@ -1,0 +1,255 @@
+"""The interface of a strategy, and of the engine it is given. Knows torch; knows nothing of Ray, DeepSpeed or of where data come from.
+
+A strategy is plain fine-tuning unless it overrides a phase:
+
+    prepare_data   data phase: mix, relabel
+    setup          before sharding: freeze, attach adapters, compute what needs the untouched model
+    step           one optimiser step's gradient (at most one strategy of a recipe overrides it)
+    finish         after the last step, on the gathered model: project, merge, restore
+    wrap           inference time: around `generate`
+
+The mathematics of a method is a pure module-level function on tensors; the class only says when it is applied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+"""One micro-batch of R rows padded on the right to L tokens: `input_ids`, `attention_mask`, `labels` (R, L), labels -100 where no
+loss is taken, and `rows` (R,), the index of each row in the tuple of examples it was drawn from."""
+
+Forward = Callable[..., Any]
+"""The model as strategies may call it: `forward(input_ids=, attention_mask=)` -> object with `.logits` (R, L, V)."""
+
+Loss = Callable[[Forward, Batch], tuple[Tensor, Tensor]]
+"""(forward, micro-batch) -> (sum of the loss over its units, number of units), both scalars. Sums, so that the mean over
+micro-batches and workers does not depend on how rows were divided among them."""
+
+IGNORE = -100
+
+
+class StrategyError(ValueError):
+    """A strategy cannot do what it was asked; the message names the knob, the value and the remedy."""
+
+
+def lm_loss(forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Next-token cross-entropy summed over the labelled tokens, and their number. Softmax in float32."""
+    logits = forward(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    labels = batch["labels"][:, 1:]
+    total = nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+    return total, (labels != IGNORE).sum()
+
+
+class Gradient(Protocol):
+    """A gradient taken out of an engine, held the way the engine shards it. Each worker holds its own part."""
+
+    def dot(self, other: Gradient) -> float:
+        """Inner product over all trainable parameters of all workers: the same number on every worker, summed in float64."""
+
+    def norm(self) -> float:
+        """Euclidean norm over all trainable parameters of all workers."""
+
+
+class Engine(Protocol):
+    """What `Strategy.step` may do. `PlainEngine` is the specification; `DeepSpeedEngine` matches it under ZeRO 0-3.
+
+    The engine has one accumulated gradient. `gradient` adds to it, `gradients` takes it out, `combine` replaces it; what is there
+    when `Strategy.step` returns is what the optimiser applies (after clipping). All verbs are collective: every worker calls them
+    in the same order.
+    """
+
+    rank: int
+    world_size: int
+
+    def gradient(self, batches: Sequence[Batch], loss: Loss = lm_loss) -> float:
+        """Add the gradient of the mean loss over this step's micro-batches on all workers; returns that mean."""
+
+    def gradients(self) -> Gradient:
+        """Take the accumulated gradient out: the engine's own is zero afterwards."""
+
+    def combine(self, terms: Sequence[tuple[float, Gradient]]) -> None:
+        """Set the accumulated gradient to the sum of coefficient * gradient."""
+
+    def shifted(self, direction: Gradient, scale: float) -> AbstractContextManager[None]:
+        """Weights plus scale * direction inside the block; restored bit for bit afterwards, also after an exception."""
+
+    def zero(self) -> None:
+        """Forget the accumulated gradient."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised row: `labels` as long as `input_ids`, -100 where no loss is taken."""
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    id: str
+    kind: str = "task"
+    """`task`; in safety data `refusal` (harmful prompt, refusal) or `harmless` (borderline prompt, helpful answer)."""
+
+
+@dataclass
+class TrainingData:
+    """Rows of a trial and the rule by which a step draws from them.
+
+    Which rows step t sees is a function of (seed, stream, t) alone: a resumed trial needs no saved position, and 1 or 2 workers see
+    the same rows in a step.
+    """
+
+    task: tuple[Example, ...]
+    safety: tuple[Example, ...]
+    pad_token_id: int
+    per_device_batch_size: int
+    accumulation_steps: int = 1
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    cache: dict[Any, Any] = field(default_factory=dict)
+    """Lives as long as the lane: what depends only on the untouched model and the rows (reference log-probabilities) is kept here,
+    keyed by `fingerprint` and what it depends on."""
+    fingerprint: str = ""
+    """Identifies (model, template, data) for `cache`."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of one optimiser step over all workers."""
+        return self.per_device_batch_size * self.accumulation_steps * self.world_size
+
+    def draw(self, rows: Sequence[Example], step: int, stream: str, batch_size: int | None = None) -> list[int]:
+        """Indices of the rows that step `step` sees: shuffled passes over `rows`, all workers together."""
+        if not rows:
+            raise StrategyError(f"no rows to draw for {stream!r}; give data for it (safety.data for safety rows)")
+        size = batch_size or self.batch_size
+        first, count = step * size, len(rows)
+        return [self._permutation(count, position // count, stream)[position % count] for position in range(first, first + size)]
+
+    def _permutation(self, count: int, epoch: int, stream: str) -> list[int]:
+        key = ("permutation", self.seed, stream, count, epoch)
+        if self.cache.get("permutation key " + stream) != key:
+            generator = torch.Generator().manual_seed(_stable_seed(key))
+            # one permutation per stream is kept: steps walk through epochs in order
+            self.cache["permutation key " + stream] = key
+            self.cache["permutation " + stream] = torch.randperm(count, generator=generator).tolist()
+        return self.cache["permutation " + stream]
+
+    def batches(self, rows: Sequence[Example], step: int, stream: str = "task", batch_size: int | None = None) -> list[Batch]:
+        """This worker's micro-batches of step `step`: rows r, r+W, r+2W ... of the step, at most `per_device_batch_size` each.
+
+        A worker whose share is empty (fewer rows than workers) gets one row with no labels, so that collective calls stay in step.
+        """
+        mine = self.draw(rows, step, stream, batch_size)[self.rank :: self.world_size]
+        total = batch_size or self.batch_size
+        share = -(-total // self.world_size)
+        size = min(self.per_device_batch_size, share)
+        count = -(-share // size)
+        return [self.collate(rows, mine[i * size : (i + 1) * size]) for i in range(count)]
+
+    def collate(self, rows: Sequence[Example], indices: Sequence[int]) -> Batch:
+        """Pad the chosen rows on the right. Without indices: row 0 with all labels ignored."""
+        chosen = [rows[i] for i in indices] or [rows[0]]
+        width = max(len(e.input_ids) for e in chosen)
+        ids = torch.full((len(chosen), width), self.pad_token_id, dtype=torch.long)
+        mask = torch.zeros((len(chosen), width), dtype=torch.long)
+        labels = torch.full((len(chosen), width), IGNORE, dtype=torch.long)
+        for i, example in enumerate(chosen):
+            n = len(example.input_ids)
+            ids[i, :n] = torch.tensor(example.input_ids)
+            mask[i, :n] = 1
+            if indices:
+                labels[i, :n] = torch.tensor(example.labels)
+        row = torch.tensor(list(indices) or [0])
+        return {k: v.to(self.device) for k, v in {"input_ids": ids, "attention_mask": mask, "labels": labels, "rows": row}.items()}
+
+
+def _stable_seed(key: tuple) -> int:
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
+
+
+Generate = Callable[[Sequence[str]], list[str]]
+"""Prompts (user texts, template not yet applied) -> answers."""
+
+
+class Strategy:
+    """Plain fine-tuning; a method overrides the least it must.
+
+    Class attributes state what the method demands, so that validation refuses before a device is taken.
+    """
+
+    name: ClassVar[str] = ""
+    Config: ClassVar[type]
+    """Frozen dataclass of the knobs, constructible without arguments; every field has metadata {"help": ...}."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Of {"safety", "harmful", "unaligned_base", "reference"}."""
+    max_zero_stage: ClassVar[int] = 3
+    zero_reason: ClassVar[str] = ""
+    """Why a higher ZeRO stage is refused."""
+    needs_adapters: ClassVar[bool] = False
+
+    def __init__(self, config: Any = None):
+        self.config = config if config is not None else self.Config()
+        self.data: TrainingData | None = None
+
+    def check(self, *, num_layers: int | None, num_workers: int) -> None:
+        """Refuse knobs that cannot work for a model of `num_layers` decoder layers (None: not known yet). Raises StrategyError."""
+
+    def prepare_data(self, data: TrainingData) -> TrainingData:
+        """Mix or relabel rows; returns the data to train on. A method that draws batches of its own keeps `self.data = data`."""
+        return data
+
+    def setup(self, model: nn.Module) -> nn.Module:
+        """Freeze, attach adapters, compute what needs the untouched model. The model is whole and on its device, not yet sharded."""
+        return model
+
+    def step(self, engine: Engine, batches: Sequence[Batch], step: int) -> dict[str, float]:
+        """Leave one optimiser step's gradient in the engine; returns metrics, `loss` (mean task loss) among them."""
+        return {"loss": engine.gradient(batches)}
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """Project, merge or restore the gathered model after the last step."""
+        return model
+
+    def wrap(self, generate: Generate) -> Generate:
+        """Inference-time defence around `generate`."""
+        return generate
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed trial needs; plain values and tensors only."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up `state_dict` again."""
+
+    @classmethod
+    def owns_step(cls) -> bool:
+        """Whether the method replaces the gradient of a step."""
+        return cls.step is not Strategy.step
+
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+
+
+def layer_index(parameter_name: str) -> int | None:
+    """Index of the decoder layer a parameter belongs to (0 = first after the embedding), None outside the layers."""
+    match = _LAYER.search(parameter_name)
+    return int(match.group(1)) if match else None
+
+
+def num_layers(model: nn.Module) -> int:
+    """Number of decoder layers, counted from parameter names. Raises StrategyError where none is recognised."""
+    found = {layer_index(name) for name, _ in model.named_parameters()} - {None}
+    if not found:
+        raise StrategyError("no decoder layers found: parameter names hold none of layers.N, h.N, blocks.N; layer knobs cannot be used")
+    return max(found) + 1
