@@ -1,0 +1,117 @@
+"""What goes into a trial and what comes out of it: plain records that travel between driver, lanes and files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+Phase = Literal["baseline", "search", "confirm"]
+State = Literal["complete", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """All a worker group needs to run one trial; picklable."""
+
+    trial_id: str
+    recipe: str
+    """Key of the recipe (`Experiment.recipe_names`); empty for the baseline."""
+    strategies: tuple[tuple[str, dict[str, Any]], ...]
+    """(strategy name, knobs), pinned and sampled together; knobs not named keep the strategy's default."""
+    training: dict[str, Any]
+    """Fields of `Experiment.training` this trial changes, e.g. the learning rate."""
+    params: dict[str, Any]
+    """Flat, as sampled: {"learning_rate": 1e-3, "lora.lora_r": 8}."""
+    seed: int
+    phase: Phase
+    experiment: dict[str, Any]
+    """`Experiment.model_dump(mode="json")`."""
+    dir: str
+    """The trial's own folder, seen by every worker of the lane: checkpoints and the trained model."""
+    attempt: int = 0
+    """Above 0 an earlier attempt was interrupted: continue from the checkpoint in `dir` where there is one."""
+
+
+@dataclass
+class SuiteResult:
+    """Verdicts on one suite, in the suite's order."""
+
+    name: str
+    kind: Literal["harmful", "benign"]
+    ids: list[str]
+    groups: list[str] | None
+    unsafe: list[bool]
+    refused: list[bool]
+    parse_failed: int = 0
+    constrains: bool = True
+
+    @property
+    def failures(self) -> list[bool]:
+        """What counts against the model: answered on a harmful suite, refused on a benign one."""
+        return self.unsafe if self.kind == "harmful" else self.refused
+
+    @property
+    def rate(self) -> float:
+        """Share of failures, 0..1: ASR of a harmful suite, over-refusal of a benign one. NaN for an empty suite."""
+        return sum(self.failures) / len(self.failures) if self.failures else float("nan")
+
+
+@dataclass
+class TaskResult:
+    """The user's metric on the evaluation rows."""
+
+    metric: str
+    score: float
+    scores: list[float]
+    ids: list[str]
+
+
+@dataclass
+class TrialResult:
+    """What a trial leaves. `suites` is empty where a trial failed or was stopped before its evaluation."""
+
+    trial_id: str
+    recipe: str
+    params: dict[str, Any]
+    seed: int
+    phase: Phase
+    state: State
+    task: TaskResult | None = None
+    suites: dict[str, SuiteResult] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """`setup`, `train`, `evaluate`, `save`, `total`."""
+    steps: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Events reported on the way: training losses and probes, by step."""
+    model_dir: str | None = None
+    error: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What was measured of the run itself: trainable parameters, rows cut, peak memory, frozen layers proved."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> TrialResult:
+        raw = dict(raw)
+        raw["task"] = TaskResult(**raw["task"]) if raw.get("task") else None
+        raw["suites"] = {name: SuiteResult(**suite) for name, suite in (raw.get("suites") or {}).items()}
+        return cls(**raw)
+
+
+class Reporter(Protocol):
+    """Where a running trial says how it goes. One method, so that a whole trial runs in a plain test."""
+
+    def report(self, event: dict[str, Any]) -> bool:
+        """Take an event: `kind` (phase, train, probe, log), `step` and numbers. True asks the trial to stop soon."""
+
+
+@dataclass
+class LaneContext:
+    """The worker a trial runs in."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: str = "cpu"
+    cache: dict[Any, Any] = field(default_factory=dict)
+    """Lives as long as the lane: base weights, tokenised data, reference log-probabilities."""
