@@ -236,8 +236,15 @@ class Experiment(Section):
 
     def digest(self) -> str:
         """Hash of what decides the results: not of where they go (ray, tracking, output)."""
-        body = self.model_dump(mode="json", exclude={"ray", "tracking", "output", "name"})
-        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
+        return _hash(self.model_dump(mode="json", exclude={"ray", "tracking", "output", "name"}))
+
+    def digest_of(self, *sections: str) -> str:
+        """Hash of some sections, for what is cached between trials and runs."""
+        return _hash(self.model_dump(mode="json", include=set(sections)))
+
+
+def _hash(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def recipe_items(recipe: tuple[RecipeItem, ...]) -> list[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,259 @@
+"""One trial inside a worker group: build, train, guard, evaluate, save. Knows torch.distributed at most, and no Ray.
+
+Every worker of the lane calls `run` with the same spec; the verbs of engine, guard and evaluation are collective.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator import config, data, evaluation, materials, models
+from orchestrator.config import Experiment
+from orchestrator.errors import NonFiniteLossError, TrialError
+from orchestrator.guard import Guard
+from orchestrator.records import LaneContext, Reporter, TrialResult, TrialSpec
+
+
+class Stopped(Exception):
+    """The trial ends before its last step, and why."""
+
+
+class Clock:
+    """Seconds by part of the trial."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str):
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def total(self) -> dict[str, float]:
+        return {**self.seconds, "total": time.perf_counter() - self._start}
+
+
+def run(spec: TrialSpec, reporter: Reporter, context: LaneContext) -> TrialResult:
+    """Run one trial and return its record; the same record on every worker.
+
+    A training that becomes non-finite, a monitor's stop or a user's stop give a record with state `failed` or `stopped`. What is
+    wrong with the request itself (ConfigError) or the machine (out of memory, disk full) is raised.
+    """
+    experiment = experiment_of(spec)
+    result = TrialResult(spec.trial_id, spec.recipe, dict(spec.params), spec.seed, spec.phase, "complete")
+    clock, teller = Clock(), _Teller(reporter, context, result)
+    teller.tell({"kind": "phase", "phase": "setup", "step": 0})
+    with clock.part("setup"):
+        found = materials.load(experiment, context.cache)
+        model, tokenizer = models.base(context.cache, experiment.model, context.device)
+    trained, recipe = model, None
+    try:
+        if spec.phase != "baseline":
+            trained, recipe = _train(spec, experiment, model, tokenizer, found, teller, context, clock)
+        with clock.part("evaluate"):
+            _evaluate(experiment, trained, tokenizer, found, recipe, teller, context, spec)
+        if spec.phase != "baseline":
+            with clock.part("save"):
+                _save(spec, trained, tokenizer, result, context)
+    except Stopped as stop:
+        result.state, result.error = "stopped", str(stop)
+    except (NonFiniteLossError, FloatingPointError) as error:
+        result.state, result.error = "failed", f"{type(error).__name__}: {error}"
+    result.seconds = clock.total()
+    result.facts["peak_memory_mb"] = _peak_memory_mb(context)
+    return result
+
+
+def experiment_of(spec: TrialSpec) -> Experiment:
+    """The experiment with this trial's own training fields in place."""
+    raw = json.loads(json.dumps(spec.experiment))
+    raw["training"] = {**raw["training"], **spec.training}
+    return config.from_dict(raw)
+
+
+class _Teller:
+    """Reports on worker 0, keeps the history, and agrees with the other workers on whether to stop."""
+
+    def __init__(self, reporter: Reporter, context: LaneContext, result: TrialResult):
+        self.reporter, self.context, self.result = reporter, context, result
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Raises Stopped on every worker where the reporter asks for it. Collective."""
+        event = {"time": time.time(), **event}
+        if event["kind"] != "phase":
+            self.result.history.append(event)
+        stop = bool(self.reporter.report(event)) if self.context.rank == 0 else False
+        if self.context.world_size > 1:
+            import torch.distributed as dist
+
+            flag = [stop]
+            dist.broadcast_object_list(flag, src=0)
+            stop = flag[0]
+        if stop:
+            raise Stopped("stopped on request")
+
+
+def _train(spec, experiment, model, tokenizer, found, teller, context, clock):
+    """Train and return (whole trained model, recipe)."""
+    import strategies.recipe
+
+    with clock.part("setup"):
+        guard = Guard(experiment, found.suites, context)
+        guard.baseline(model, tokenizer)
+        recipe = strategies.recipe.build(spec.strategies)
+        rows = recipe.prepare_data(training_data(experiment, tokenizer, found, context, spec.seed, teller))
+        seed_everything(spec.seed)
+        model = recipe.setup(model)
+        if experiment.training.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        last = max_steps(experiment, len(rows.task), rows.batch_size)
+        engine = make_engine(experiment, model, last, context)
+    teller.result.facts.update(_counts(model))
+    try:
+        with clock.part("train"):
+            _loop(spec, experiment, recipe, engine, rows, guard, tokenizer, teller, last, context)
+        with clock.part("save"):
+            trained = recipe.finish(engine.export())
+    finally:
+        engine.close()
+    return trained, recipe
+
+
+def _loop(spec, experiment, recipe, engine, rows, guard, tokenizer, teller, last, context) -> None:
+    settings, checkpoint = experiment.training, Path(spec.dir) / "checkpoint"
+    step = _resume(spec, engine, recipe, checkpoint, teller) if spec.attempt else 0
+    teller.tell({"kind": "phase", "phase": "train", "step": step, "steps": last})
+    started, first = time.perf_counter(), step
+    while step < last:
+        # seeded by step, so that dropout after a resume is what it would have been
+        seed_everything(spec.seed, step, context.rank)
+        metrics = recipe.step(engine, rows.batches(rows.task, step), step)
+        metrics |= engine.step()
+        step += 1
+        teller.result.steps = step
+        if not math.isfinite(metrics["loss"]):
+            raise NonFiniteLossError(f"the loss became {metrics['loss']} at step {step}; lower training.learning_rate or set training.max_grad_norm")
+        if step % settings.logging_steps == 0 or step == last:
+            seconds = (time.perf_counter() - started) / (step - first)
+            teller.tell({"kind": "train", "step": step, "steps": last, "seconds_per_step": seconds, **metrics})
+        if guard.due(step, last):
+            with engine.gathered() as whole:
+                probe = guard.probe(whole, tokenizer, step)
+            teller.tell(probe.event())
+            if probe.breach and experiment.monitor.on_breach == "stop":
+                raise Stopped(
+                    f"monitor: unsafe answers rose by {probe.rise:+.3f} at step {step} ({probe.unsafe} of {probe.n}), "
+                    f"more than monitor.max_unsafe_rise={experiment.monitor.max_unsafe_rise}"
+                )
+        if settings.save_steps and step % settings.save_steps == 0 and step < last:
+            _checkpoint(engine, recipe, checkpoint, step, teller, context)
+
+
+def _checkpoint(engine, recipe, folder: Path, step: int, teller, context) -> None:
+    """What an interrupted trial continues from: engine shards, strategies' state, history."""
+    engine.save(folder, {"step": step, "strategies": recipe.state_dict(), "history": teller.result.history})
+
+
+def _resume(spec, engine, recipe, folder: Path, teller) -> int:
+    """Step to continue from; 0 where the interrupted attempt left no checkpoint."""
+    extra = engine.load(folder)
+    if extra is None:
+        return 0
+    recipe.load_state_dict(extra["strategies"])
+    teller.result.history[:0] = extra["history"]
+    teller.result.facts["resumed_from_step"] = extra["step"]
+    return int(extra["step"])
+
+
+def _evaluate(experiment, model, tokenizer, found, recipe, teller, context, spec) -> None:
+    teller.tell({"kind": "phase", "phase": "evaluate", "step": teller.result.steps})
+    task, suites, answers = evaluation.evaluate(
+        model, tokenizer, experiment, suites=found.suites, task_rows=found.evaluation,
+        rank=context.rank, world_size=context.world_size, wrap=recipe.wrap if recipe is not None else None,
+    )  # fmt: skip
+    teller.result.task, teller.result.suites = task, suites
+    if answers is not None and context.rank == 0:
+        evaluation.write_generations(Path(spec.dir) / "generations.jsonl", answers)
+
+
+def _save(spec, model, tokenizer, result: TrialResult, context) -> None:
+    folder = Path(spec.dir) / "model"
+    if context.rank == 0:
+        models.save(model, tokenizer, folder)
+    result.model_dir = str(folder)
+
+
+def training_data(experiment: Experiment, tokenizer, found: materials.Materials, context: LaneContext, seed: int, teller=None):
+    """Tokenised rows of a trial as `strategies.base.TrainingData`; tokenised once per lane."""
+    from strategies.base import TrainingData
+
+    key = ("tokens", experiment.digest_of("model", "task", "safety"), found.fingerprint)
+    if key not in context.cache:
+        length, system = experiment.task.max_length, experiment.model.system_prompt
+        task, report = data.tokenise(found.train, tokenizer, max_length=length, system_prompt=system)
+        safety, safety_report = data.tokenise(found.safety, tokenizer, max_length=length, system_prompt=system) if found.safety else ((), None)
+        context.cache[key] = (task, safety, report, safety_report)
+    task, safety, report, safety_report = context.cache[key]
+    if teller is not None:
+        teller.result.facts["rows"] = {"task": len(task), "safety": len(safety), "cut": report.cut, "dropped": report.dropped}
+    settings = experiment.training
+    return TrainingData(
+        task=tuple(task), safety=tuple(safety), pad_token_id=tokenizer.pad_token_id,
+        per_device_batch_size=settings.per_device_train_batch_size, accumulation_steps=settings.gradient_accumulation_steps,
+        rank=context.rank, world_size=context.world_size, seed=seed, device=context.device,
+        cache=context.cache, fingerprint=f"{models.template_hash(tokenizer)}:{key[1]}:{found.fingerprint}",
+    )  # fmt: skip
+
+
+def max_steps(experiment: Experiment, rows: int, batch_size: int) -> int:
+    """`training.max_steps`, or the optimiser steps of `num_train_epochs` passes; at least 1."""
+    if experiment.training.max_steps is not None:
+        return experiment.training.max_steps
+    return max(1, math.ceil(rows * experiment.training.num_train_epochs / batch_size))
+
+
+def make_engine(experiment: Experiment, model, last: int, context: LaneContext):
+    """The engine `training.engine` names, around a model that is set up."""
+    common = {"rank": context.rank, "world_size": context.world_size, "device": context.device, "max_steps": last}
+    if experiment.training.engine == "plain":
+        from strategies.plain import PlainEngine
+
+        return PlainEngine(model, training=experiment.training, **common)
+    from orchestrator.engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(model, training=experiment.training, deepspeed=experiment.deepspeed, **common)
+
+
+def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
+    """Seed torch for (seed, step, worker)."""
+    import torch
+
+    torch.manual_seed((seed * 1_000_003 + step) * 1009 + rank)
+
+
+def _counts(model) -> dict[str, int]:
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if not trainable:
+        raise TrialError("every parameter is frozen, so nothing can be trained; narrow freeze_layers or add lora")
+    return {"trainable_parameters": trainable, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def _peak_memory_mb(context: LaneContext) -> float:
+    """Peak memory of this worker's device (GPU) or process (CPU), MiB; the process's peak includes earlier trials of the lane."""
+    if context.device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
