@@ -1,0 +1,178 @@
+"""Files of a run, written so that a reader never sees half of one: temporary file, fsync, `os.replace`.
+
+A disk that is full or a folder that may not be written becomes a StorageError that names the path and the remedy.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import errno
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import StorageError
+
+TRIAL_COLUMNS = (
+    "trial_id", "recipe", "state", "seed", "phase", "task_score", "asr", "over_refusal",
+    "degradation", "degradation_lower", "degradation_upper",
+    "over_refusal_rise", "over_refusal_rise_lower", "over_refusal_rise_upper", "verdict", "seconds",
+)  # fmt: skip
+"""Fixed columns of trials.csv, before the `params.*` ones."""
+
+_REMEDY = {
+    errno.ENOSPC: "the disk is full; free space there or set output.dir to another disk, then `safebasin resume`",
+    errno.EDQUOT: "your disk quota is used up; free space there or set output.dir to another disk, then `safebasin resume`",
+    errno.EACCES: "this user may not write there; change its permissions or set output.dir to a folder of yours",
+    errno.EPERM: "this user may not write there; change its permissions or set output.dir to a folder of yours",
+    errno.EROFS: "the file system is read-only; set output.dir to a writable one",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; set output.dir to another path",
+    errno.EISDIR: "there is a folder of this name; move it away or set output.dir to another path",
+    errno.EIO: "the disk reports an error; check it, or set output.dir to another disk",
+}
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """The StorageError of an OSError met at `path`: path, system's reason, remedy."""
+    remedy = _REMEDY.get(error.errno or 0, "check the folder, or set output.dir to another one")
+    return StorageError(f"cannot write {path}: {error.strerror or error}; {remedy}")
+
+
+def write_bytes(path: str | Path, data: bytes, *, mode: int | None = None) -> Path:
+    """Replace `path` by `data` in one step, making its folder; `mode` e.g. 0o600 (the umask's mode without it).
+
+    Raises StorageError; an earlier file at `path` is then left as it was.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode if mode is not None else 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise storage_error(path, error) from error
+    return path
+
+
+def _umask() -> int:
+    """The process's umask: mkstemp makes 0600 files, which a colleague on a shared disk could not read."""
+    status = Path("/proc/self/status")
+    if status.exists():  # reading it there does not change it, unlike os.umask in a process with threads
+        for line in status.read_text().splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def write_text(path: str | Path, text: str, *, mode: int | None = None) -> Path:
+    """Replace `path` by UTF-8 `text` in one step; raises StorageError."""
+    return write_bytes(path, text.encode(), mode=mode)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: dataclasses and tuples unfolded, NaN and infinities as None, paths as text.
+
+    Raises TypeError for anything else, naming its type.
+    """
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a numpy or torch scalar
+        return plain(value.item())
+    raise TypeError(f"{type(value).__name__} has no JSON form: {value!r:.80}")
+
+
+def write_json(path: str | Path, data: Any, *, mode: int | None = None) -> Path:
+    """Replace `path` by `data` as indented JSON, never with a NaN in it (null instead); raises StorageError."""
+    return write_text(path, json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode=mode)
+
+
+def read_json(path: str | Path) -> Any | None:
+    """What `write_json` wrote, or None where there is no such file; raises StorageError where it cannot be read."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read {path}: {error}; restore the file or start the run in a new output.dir") from error
+
+
+def trial_row(result: Any, judgement: Any | None) -> dict[str, Any]:
+    """One line of trials.csv from a TrialResult and its Judgement (None: the trial was never judged).
+
+    Figures that were not measured are None; nothing is filled in for them.
+    """
+    row = {
+        "trial_id": result.trial_id,
+        "recipe": result.recipe,
+        "state": result.state,
+        "seed": result.seed,
+        "phase": result.phase,
+        "task_score": result.task.score if result.task else None,
+        "seconds": result.seconds.get("total"),
+        "verdict": getattr(judgement, "verdict", None),
+        "asr": getattr(judgement, "asr", None),
+        "over_refusal": getattr(judgement, "over_refusal", None),
+    }
+    for name in ("degradation", "over_refusal_rise"):
+        estimate = getattr(judgement, name, None)
+        row[name] = getattr(estimate, "value", None)
+        row[f"{name}_lower"] = getattr(estimate, "lower", None)
+        row[f"{name}_upper"] = getattr(estimate, "upper", None)
+    row.update({f"params.{name}": value for name, value in result.params.items()})
+    return row
+
+
+def write_trials_csv(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Replace trials.csv: TRIAL_COLUMNS, then every `params.*` column that any row has, in alphabetical order.
+
+    Missing values and NaN are empty cells. No rows: the header alone. Raises StorageError, or ValueError for a column that is neither.
+    """
+    rows = list(rows)
+    extra = sorted({name for row in rows for name in row} - set(TRIAL_COLUMNS))
+    stray = [name for name in extra if not name.startswith("params.")]
+    if stray:
+        raise ValueError(f"trials.csv has no column {stray[0]!r}; columns are {', '.join(TRIAL_COLUMNS)} and params.*")
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [*TRIAL_COLUMNS, *extra], lineterminator="\n", restval="")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(value) for name, value in row.items()})
+    return write_text(path, buffer.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    value = plain(value)
+    if value is None:
+        return ""
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+
+def write_jsonl(path: str | Path, rows: Sequence[Any], *, mode: int | None = None) -> Path:
+    """Replace `path` by one JSON object per line; sensitive texts go with `mode=0o600`. Raises StorageError."""
+    return write_text(path, "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows), mode=mode)
