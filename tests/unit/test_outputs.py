@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -37,8 +36,8 @@ class FakeJudgement:
 
 
 def result(**changes) -> TrialResult:
-    fields = dict(trial_id="t0001", recipe="lora", params={"learning_rate": 1e-3, "lora.lora_r": 8}, seed=0, phase="search", state="complete",
-                  task=TaskResult("exact_match", 0.75, [1.0, 0.5], ["a", "b"]), seconds={"total": 12.5})  # fmt: skip
+    fields = {"trial_id": "t0001", "recipe": "lora", "params": {"learning_rate": 1e-3, "lora.lora_r": 8}, "seed": 0, "phase": "search"}
+    fields |= {"state": "complete", "task": TaskResult("exact_match", 0.75, [1.0, 0.5], ["a", "b"]), "seconds": {"total": 12.5}}
     return TrialResult(**(fields | changes))
 
 
@@ -133,7 +132,6 @@ try:
 except StorageError as error:
     print(error)
 """
-    assert resource.RLIMIT_FSIZE is not None
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert str(path) in done.stdout and "output.dir" in done.stdout
     assert path.read_text() == "old\n" and list(tmp_path.iterdir()) == [path]
@@ -150,14 +148,17 @@ def test_a_full_disk_is_named_with_its_remedy():
 
 def test_a_full_file_system_for_real(tmp_path):
     """A tmpfs of 64 KiB, mounted in a user namespace of its own; where the kernel forbids that, /dev/full above is the proof."""
-    code = "from orchestrator import outputs\ntry:\n    outputs.write_bytes('{0}/big.json', b'x' * 1_000_000)\nexcept Exception as e:\n    print(type(e).__name__, e)"
-    script = f'mount -t tmpfs -o size=64k tmpfs {tmp_path} && {sys.executable} -c "{code.format(tmp_path)}" && ls -A {tmp_path}'
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
+    (tmp_path.parent / "write.py").write_text(f"""
+from orchestrator import outputs
+try:
+    outputs.write_bytes('{tmp_path}/big.json', b'x' * 1_000_000)
+except Exception as error:
+    print(type(error).__name__, error)
+""")
+    script = f"mount -t tmpfs -o size=64k tmpfs {tmp_path} && {sys.executable} {tmp_path.parent / 'write.py'} && ls -A {tmp_path}"
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode != 0:
         assert "mount" in done.stderr or "unshare" in done.stderr, done.stderr
         return
