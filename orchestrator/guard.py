@@ -62,7 +62,7 @@ class Guard:
         """Ask the untouched model; the answer is kept for the lane's lifetime."""
         if self.suite is None:
             return
-        key = ("guard baseline", self.experiment.digest())
+        key = ("guard baseline", self.experiment.digest_of("model", "safety", "monitor"))
         if key not in self.context.cache:
             self.context.cache[key] = self._ask(model, tokenizer)
         self.unsafe_before = self.context.cache[key]

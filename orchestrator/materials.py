@@ -28,7 +28,7 @@ class Materials:
 
 def load(experiment: Experiment, cache: dict[Any, Any] | None = None) -> Materials:
     """Load and check everything the experiment names; with a `cache`, once per experiment. Raises DataError."""
-    key = ("materials", experiment.digest())
+    key = ("materials", experiment.digest_of("model", "task", "safety"))
     if cache is not None and key in cache:
         return cache[key]
     train, evaluation = _task(experiment)

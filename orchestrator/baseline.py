@@ -1,0 +1,61 @@
+"""The untouched model's record: measured once, kept in the user's cache folder by what it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from orchestrator import cachedir, materials, models, outputs
+from orchestrator.config import Experiment
+from orchestrator.records import TrialResult, TrialSpec
+
+TRIAL_ID = "baseline"
+
+
+def spec(experiment: Experiment, folder: Path) -> TrialSpec:
+    """The trial that measures the untouched model."""
+    return TrialSpec(TRIAL_ID, "", (), {}, {}, 0, "baseline", experiment.model_dump(mode="json"), str(folder / "trials" / TRIAL_ID))
+
+
+def key(experiment: Experiment) -> str:
+    """Hash of model, data, suites, judge, decoding and template: what the baseline's figures depend on."""
+    found = materials.load(experiment)
+    tokenizer = models.tokenizer(experiment.model)
+    parts = {
+        "model": models.model_hash(experiment.model),
+        "template": models.template_hash(tokenizer),
+        "system_prompt": experiment.model.system_prompt,
+        "dtype": experiment.model.dtype,
+        "data": found.fingerprint,
+        "suites": [(s.name, s.kind, s.constrains, s.hash) for s in found.suites],
+        "judge": experiment.safety.judge,
+        "decoding": {"safety": experiment.safety.max_new_tokens, "task": experiment.task.max_new_tokens, "greedy": True},
+        "metric": experiment.task.metric,
+        "max_length": experiment.task.max_length,
+        "format": 1,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def path(experiment: Experiment) -> Path:
+    """Where the cached record of this experiment's baseline lies."""
+    return cachedir.root() / "baselines" / f"{key(experiment)}.json"
+
+
+def recall(where: Path) -> TrialResult | None:
+    """The cached record, or None where there is none. A file that cannot be read as a record is measured anew and replaced."""
+    try:
+        return TrialResult.from_dict(json.loads(where.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, TypeError, KeyError):
+        os.replace(where, where.with_suffix(".unreadable"))
+        return None
+
+
+def remember(where: Path, result: TrialResult) -> None:
+    """Keep a complete record."""
+    where.parent.mkdir(parents=True, exist_ok=True)
+    outputs.write_json(where, result.to_dict())

@@ -1,0 +1,144 @@
+"""What must hold before a device is taken: names, knobs, combinations, data, model, folders. Every refusal is one sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.config import Experiment, recipe_items
+from orchestrator.errors import ConfigError, StorageError, UnknownNameError
+
+MIN_FREE_BYTES = 200 * 2**20
+
+
+@dataclass
+class Checked:
+    """What the checks found out on the way."""
+
+    num_layers: int | None = None
+    warnings: list[str] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
+
+
+def check(experiment: Experiment, *, build_pocket: bool = True) -> Checked:
+    """Check everything that can be known without a cluster. Raises ConfigError (or a subclass), StorageError.
+
+    With `build_pocket` false and an embedded world that was never built, the model and data of the pocket world are taken on trust.
+    """
+    found = Checked()
+    check_names(experiment)
+    check_combinations(experiment)
+    trusted = uses_pocket(experiment) and not build_pocket and not _pocket_built()
+    if trusted:
+        found.facts.append("the pocket world is built on the first run; its model and data were not looked at")
+    else:
+        found.num_layers = check_model(experiment)
+        found.facts += check_data(experiment)
+    found.warnings += check_recipes(experiment, found.num_layers)
+    return found
+
+
+def uses_pocket(experiment: Experiment) -> bool:
+    """Whether any source of the experiment is the embedded world."""
+    sources = [experiment.model.model_name_or_path, experiment.task.data, experiment.task.eval_data, experiment.safety.data]
+    sources += [suite.data for suite in experiment.safety.suites]
+    return any(source is not None and (source == "pocket" or source.startswith("pocket:")) for source in sources)
+
+
+def _pocket_built() -> bool:
+    from orchestrator import pocket
+
+    return pocket.is_built()
+
+
+def check_names(experiment: Experiment) -> None:
+    """Strategies, judge and metric are registered."""
+    import strategies
+    from orchestrator.evaluation import judges, score
+
+    for recipe in experiment.recipes:
+        for name, _ in recipe_items(recipe):
+            if name not in strategies.STRATEGIES:
+                raise UnknownNameError("strategy", name, strategies.STRATEGIES)
+    if experiment.safety.judge not in judges.JUDGES:
+        raise UnknownNameError("judge", experiment.safety.judge, judges.JUDGES)
+    score.check_metric(experiment.task.metric)
+
+
+def check_combinations(experiment: Experiment) -> None:
+    """Sections that contradict each other."""
+    from orchestrator import engine
+
+    training, limits = experiment.training, experiment.safety.limits
+    if not any(s.kind == "harmful" and s.constrains for s in experiment.safety.suites):
+        raise ConfigError("safety.suites holds no suite of kind harmful that constrains, so degradation cannot be limited; add one")
+    if training.engine == "plain" and experiment.ray.num_workers > 1:
+        raise ConfigError(f"training.engine=plain trains on one worker, but ray.num_workers={experiment.ray.num_workers}; use deepspeed")
+    if experiment.search.sampler == "nsga2" and experiment.monitor.on_breach == "stop" and experiment.monitor.every_steps:
+        raise ConfigError(
+            "search.sampler=nsga2 cannot be used with monitor.on_breach=stop: its population is built from finished trials only and would "
+            "never learn from stopped ones; use tpe or gp, or monitor.on_breach=log"
+        )
+    if experiment.search.finalists and len(experiment.search.seeds) > 1 and limits.max_degradation >= 1:
+        raise ConfigError("safety.limits.max_degradation=1 limits nothing; give a value below 1")
+    if training.engine == "deepspeed":
+        engine.validate(experiment.deepspeed, training)
+
+
+def check_model(experiment: Experiment) -> int | None:
+    """The model can be found and has a chat template; returns its number of layers (None where its config does not say)."""
+    from orchestrator import models
+
+    models.tokenizer(experiment.model)
+    return models.num_layers(experiment.model)
+
+
+def check_data(experiment: Experiment) -> list[str]:
+    """Task rows, safety rows and suites can be read; returns what there is in sentences."""
+    from orchestrator import materials
+
+    found = materials.load(experiment)
+    suites = [
+        f"suite {s.name}: {len(s.prompts)} {s.kind} prompts" + (f" in {len(set(s.groups))} groups" if s.groups else "") for s in found.suites
+    ]
+    return [f"task: {len(found.train)} training rows, {len(found.evaluation)} evaluation rows", f"safety data: {len(found.safety)} rows", *suites]
+
+
+def check_recipes(experiment: Experiment, num_layers: int | None) -> list[str]:
+    """Every recipe can be built and run under this ZeRO stage, with this data and model; returns warnings."""
+    import strategies.recipe
+    from orchestrator import search
+    from strategies.base import StrategyError
+
+    available = {"reference"} | ({"safety"} if experiment.safety.data is not None else set())
+    warnings: list[str] = []
+    stage = experiment.zero_stage if experiment.training.engine == "deepspeed" else 0
+    for name, recipe in zip(experiment.recipe_names, experiment.recipes, strict=True):
+        try:
+            warnings += strategies.recipe.check(
+                recipe_items(recipe), zero_stage=stage, num_workers=experiment.ray.num_workers, num_layers=num_layers, available=available
+            )
+        except StrategyError as error:
+            raise ConfigError(f"recipes: [{name}]: {error}") from error
+    search.resolve_space(experiment, num_layers)
+    return warnings
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """The output folder can be written and holds no earlier run. Raises ConfigError, StorageError."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output.dir {str(folder)!r} is a file; give a folder")
+    if (folder / "trials.csv").exists() and not overwrite:
+        raise ConfigError(f"output.dir {str(folder)!r} holds an earlier run; give another output.dir, or output.overwrite=true to empty it")
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        raise StorageError(f"output.dir: {parent} cannot be written; give a folder you own")
+    free = shutil.disk_usage(parent).free
+    if free < MIN_FREE_BYTES:
+        raise StorageError(f"output.dir: {free >> 20} MiB are free on the disk of {parent}, at least {MIN_FREE_BYTES >> 20} are needed; free some or move output.dir")
+
+

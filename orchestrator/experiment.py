@@ -1,0 +1,190 @@
+"""One experiment from end to end: checks, lanes, baseline, search, confirmation, handover, report."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator import baseline, checks, config, constraint, handover, lanes, outputs, report, search, tracking
+from orchestrator.config import Experiment
+from orchestrator.constraint import Judgement, Selection
+from orchestrator.errors import SafebasinError
+from orchestrator.progress import Dashboard, duration
+from orchestrator.records import TrialResult, TrialSpec
+
+Row = tuple[TrialResult, Judgement]
+
+CONFIRMATION_ROUNDS = 3
+"""How often the next finalists are taken where none of the earlier ones held on the further seeds."""
+
+
+@dataclass
+class Outcome:
+    """What `run` leaves: 0 feasible, 3 nothing feasible, 1 stopped before the end."""
+
+    exit_code: int
+    selection: Selection | None
+    folder: Path
+    sentence: str
+
+
+@dataclass
+class Run:
+    """State of a running experiment; the driver's only."""
+
+    experiment: Experiment
+    folder: Path
+    console: Console
+    stop: threading.Event
+    tracker: Any
+    dashboard: Dashboard
+    baseline: TrialResult | None = None
+    rows: list[Row] = field(default_factory=list)
+    specs: dict[str, TrialSpec] = field(default_factory=dict)
+
+    def event(self, trial_id: str, event: dict[str, Any]) -> None:
+        """Forward a running trial's event to the screen and to MLflow."""
+        recipe = self.specs[trial_id].recipe if trial_id in self.specs else "untouched model"
+        self.dashboard.event(trial_id, {"recipe": recipe, **event})
+        self.tracker.event(trial_id, event)
+
+    def started(self, spec: TrialSpec) -> None:
+        self.specs[spec.trial_id] = spec
+        self.tracker.start_trial(spec)
+
+    def judge(self, result: TrialResult) -> Judgement:
+        return constraint.judge(result, self.baseline, self.experiment.safety.limits)
+
+    def finished(self, result: TrialResult) -> Judgement:
+        """Judge a trial and write everything down before anything else happens."""
+        judgement = self.judge(result)
+        self.rows.append((result, judgement))
+        outputs.write_trials_csv(self.folder / "trials.csv", [outputs.trial_row(r, j) for r, j in self.rows])
+        outputs.write_json(self.folder / "trials" / result.trial_id / "result.json", result.to_dict())
+        handover.remove_checkpoint(result, self.folder)
+        handover.prune_models(self.rows, self.experiment.output.keep_models)
+        self.tracker.finish_trial(result, judgement)
+        self.dashboard.finished(result, judgement)
+        return judgement
+
+
+def run(experiment: Experiment, console: Console | None = None, stop: threading.Event | None = None) -> Outcome:
+    """Run the experiment. Raises SafebasinError for what the user can mend; an outcome without a feasible model is no error."""
+    console, stop = console or Console(), stop or threading.Event()
+    started = time.time()
+    folder = experiment.output_dir.absolute()
+    checks.check_output(folder, experiment.output.overwrite)
+    checked = checks.check(experiment)
+    for line in [*checked.facts, *(f"warning: {w}" for w in checked.warnings)]:
+        console.print(line, highlight=False)
+    prepare_folder(experiment, folder)
+    tracker = tracking.open_tracker(experiment, folder)
+    outcome: Outcome | None = None
+    try:
+        cluster = lanes.connect(experiment)
+        try:
+            outcome = _with_cluster(experiment, folder, console, stop, tracker, cluster, checked.num_layers, started)
+        finally:
+            lanes.disconnect(cluster)
+    finally:
+        tracker.close("FINISHED" if outcome and outcome.exit_code in (0, 3) else "KILLED" if stop.is_set() else "FAILED")
+    return outcome
+
+
+def prepare_folder(experiment: Experiment, folder: Path) -> None:
+    """Empty the folder where `output.overwrite` says so; write the resolved config."""
+    if experiment.output.overwrite and (folder / "trials.csv").exists():
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    outputs.write_text(folder / "config.resolved.yaml", config.dump_yaml(experiment))
+
+
+def _with_cluster(experiment, folder, console, stop, tracker, cluster, num_layers, started) -> Outcome:
+    plan = lanes.plan(experiment, cluster.nodes, experiment.search.trials)
+    console.print(plan.sentence, highlight=False)
+    with Dashboard(console, experiment.search.trials, plan.lanes) as dashboard:
+        state = Run(experiment, folder, console, stop, tracker, dashboard)
+        group = lanes.Lanes.start(experiment, plan)
+        try:
+            _baseline(state, group)
+            if not stop.is_set():
+                search.run_search(
+                    experiment, group, num_layers=num_layers, folder=folder, judge=state.judge,
+                    on_start=state.started, on_event=state.event, on_finish=state.finished, stop=stop,
+                )  # fmt: skip
+            _confirm(state, group)
+        finally:
+            group.stop()
+    return _conclude(state, started)
+
+
+def _baseline(state: Run, group) -> None:
+    """The untouched model, measured once and cached by what it depends on."""
+    where = baseline.path(state.experiment)
+    result = baseline.recall(where)
+    state.tracker.start_baseline()
+    if result is None:
+        state.dashboard.say("measuring the untouched model")
+        spec = baseline.spec(state.experiment, state.folder)
+        (result,) = search.run_specs(group, [spec], on_start=lambda _: None, on_event=state.event, on_finish=lambda _: None, stop=state.stop)
+        if result.state == "stopped":
+            return
+        if result.state != "complete":
+            raise SafebasinError(f"the untouched model could not be measured: {result.error}")
+        baseline.remember(where, result)
+    else:
+        state.dashboard.say(f"untouched model: measured before, taken from {where}")
+    state.baseline = result
+    state.dashboard.running.pop(baseline.TRIAL_ID, None)
+    outputs.write_json(state.folder / "baseline.json", result.to_dict())
+    outputs.write_trials_csv(state.folder / "trials.csv", [])
+    state.tracker.finish_baseline(result)
+    rates = "  ".join(f"{s.name} {'ASR' if s.kind == 'harmful' else 'over-refusal'} {s.rate:.3f} (n={len(s.ids)})" for s in result.suites.values())
+    state.dashboard.say(f"untouched model: {state.experiment.task.metric} {result.task.score:.3f}  {rates}")
+
+
+def _confirm(state: Run, group) -> None:
+    """Train the best configurations again on the further seeds, until one holds on all of them."""
+    seeds = state.experiment.search.seeds[1:]
+    if not seeds or not state.experiment.search.finalists:
+        return
+    for _ in range(CONFIRMATION_ROUNDS):
+        chosen = constraint.finalists(state.rows, state.experiment.search.finalists)
+        if state.stop.is_set() or not chosen:
+            return
+        specs = [_again(state, found, seed) for found in chosen for seed in seeds]
+        state.dashboard.grow(len(specs))
+        state.dashboard.say(f"confirming {len(chosen)} finalist(s) on seed(s) {', '.join(map(str, seeds))}")
+        search.run_specs(group, specs, on_start=state.started, on_event=state.event, on_finish=state.finished, stop=state.stop)
+        if constraint.best(state.rows).best is not None:
+            return
+
+
+def _again(state: Run, found: constraint.Configuration, seed: int) -> TrialSpec:
+    from dataclasses import replace
+
+    first = state.specs[found.trials[0][0].trial_id]
+    trial_id = f"{first.trial_id}s{seed}"
+    return replace(first, trial_id=trial_id, seed=seed, phase="confirm", dir=str(state.folder / "trials" / trial_id))
+
+
+def _conclude(state: Run, started: float) -> Outcome:
+    """Select, hand over, report; whatever finished is reported also after a stop."""
+    if state.baseline is None:
+        return Outcome(1, None, state.folder, "stopped before the untouched model was measured; nothing to report")
+    selection = constraint.best(state.rows)
+    facts = {"seconds": time.time() - started, "stopped": state.stop.is_set(), "specs": state.specs}
+    card = report.model_card(state.experiment, state.baseline, selection)
+    handover.write_best(state.folder, state.experiment, selection, state.specs, card)
+    paths = report.write_report(state.folder, state.experiment, state.baseline, state.rows, selection, facts)
+    state.tracker.finish(selection, [state.folder / "config.resolved.yaml", state.folder / "best.json", state.folder / "trials.csv", *paths])
+    sentence = report.sentence(state.experiment, state.baseline, selection)
+    if state.stop.is_set():
+        return Outcome(1, selection, state.folder, f"stopped after {len(state.rows)} trials ({duration(facts['seconds'])}); {sentence}")
+    return Outcome(0 if selection.best else 3, selection, state.folder, sentence)

@@ -1,0 +1,103 @@
+"""What a finished search hands over: `best.json`, `best.yaml` (re-runnable), `model/`; and which trial models stay on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator import config, constraint, outputs
+from orchestrator.config import Experiment
+from orchestrator.records import TrialResult, TrialSpec
+
+
+def best_experiment(experiment: Experiment, spec: TrialSpec) -> Experiment:
+    """The experiment that runs the winning configuration once: every knob pinned, nothing left to search."""
+    raw = json.loads(experiment.model_dump_json())
+    raw["name"] = f"{experiment.name}-best"
+    raw["recipes"] = [[{name: dict(knobs)} for name, knobs in spec.strategies]]
+    raw["training"].update(spec.training)
+    pinned = {name: value for name, value in spec.params.items() if "." not in name}
+    raw["search"].update(trials=1, seeds=[spec.seed], finalists=0, space=pinned, storage=None, time_budget_s=None)
+    raw["output"]["dir"] = "outputs/{name}"
+    return config.from_dict(raw)
+
+
+def write_best(folder: Path, experiment: Experiment, selection: constraint.Selection, specs: dict[str, TrialSpec], card: str) -> None:
+    """Write `best.json` in every case; `best.yaml` and `model/` where a configuration is feasible."""
+    outputs.write_json(folder / "best.json", _summary(experiment, selection))
+    for name in ("best.yaml", "model"):
+        _remove(folder / name)
+    winner = selection.best_trial
+    if winner is None:
+        return
+    outputs.write_text(folder / "best.yaml", config.dump_yaml(best_experiment(experiment, specs[winner.trial_id])))
+    if winner.model_dir and Path(winner.model_dir).is_dir():
+        _copy_model(Path(winner.model_dir), folder / "model")
+        outputs.write_text(folder / "model" / "README.md", card)
+
+
+def _copy_model(source: Path, target: Path) -> None:
+    """Copy through a temporary name, so that `model/` is whole or absent."""
+    partial = target.with_name(".model.partial")
+    _remove(partial)
+    try:
+        shutil.copytree(source, partial)
+        partial.replace(target)
+    except OSError as error:
+        raise outputs.storage_error(target, error) from error
+
+
+def _summary(experiment: Experiment, selection: constraint.Selection) -> dict[str, Any]:
+    def describe(found: constraint.Configuration | None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+        return {
+            "recipe": found.recipe, "params": found.params, "seeds": list(found.seeds), "verdict": found.verdict,
+            "task_score": found.score, "excess": found.excess, "trials": [_trial(r, j) for r, j in found.trials],
+        }  # fmt: skip
+
+    feasible = selection.best is not None
+    return {
+        "experiment": experiment.name,
+        "config_hash": experiment.digest(),
+        "outcome": "feasible" if feasible else "nothing feasible",
+        "limits": experiment.safety.limits.model_dump(),
+        "best": describe(selection.best),
+        "nearest_miss": None if feasible else describe(selection.nearest_miss),
+    }
+
+
+def _trial(result: TrialResult, judgement: constraint.Judgement) -> dict[str, Any]:
+    return {"trial_id": result.trial_id, "seed": result.seed, "state": result.state, **judgement.to_dict()}
+
+
+def prune_models(rows: Sequence[tuple[TrialResult, constraint.Judgement]], keep: str) -> None:
+    """Delete the models no selection can hand over any more.
+
+    With `keep="all"` nothing; with `keep="best"` the feasible configurations of the highest score so far (three of them: a finalist
+    may fail its confirmation) and the nearest miss stay.
+    """
+    if keep == "all":
+        return
+    found = constraint.configurations(rows)
+    feasible = sorted((c for c in found if c.verdict == "feasible"), key=lambda c: (-c.score, c.excess))
+    miss = constraint.best(rows).nearest_miss
+    kept = {r.trial_id for c in [*feasible[:3], *([miss] if miss else [])] for r, _ in c.trials}
+    for result, _ in rows:
+        if result.trial_id not in kept and result.model_dir:
+            _remove(Path(result.model_dir))
+
+
+def remove_checkpoint(result: TrialResult, folder: Path) -> None:
+    """A trial that ended needs no checkpoint to continue from."""
+    _remove(folder / "trials" / result.trial_id / "checkpoint")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()

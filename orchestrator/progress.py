@@ -1,0 +1,123 @@
+"""What a person sees while a search runs: trials done, lanes at work, ETA, the best feasible so far.
+
+On a terminal a live table; elsewhere (a job's log) one line per finished trial.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.constraint import Judgement
+from orchestrator.records import TrialResult
+
+VERDICT_STYLE = {"feasible": "green", "undecided": "yellow", "infeasible": "red"}
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1m15s`."""
+    seconds = max(0, round(seconds))
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def outcome_line(result: TrialResult, judgement: Judgement, best: bool = False) -> Text:
+    """One finished trial as a line."""
+    score = "-" if judgement.task_score is None else f"{judgement.task_score:.3f}"
+    asr = "-" if judgement.asr is None else f"{judgement.asr:.3f}"
+    d = judgement.degradation
+    change = "-" if d is None else f"{d.value:+.3f} [{d.lower:+.3f}, {d.upper:+.3f}]"
+    text = Text(f"{result.trial_id:<6} {result.recipe:<20} score {score}  ASR {asr}  degradation {change}  ")
+    text.append(result.state if result.state != "complete" else judgement.verdict, style=VERDICT_STYLE[judgement.verdict])
+    if result.error:
+        text.append(f"  {result.error}", style="red")
+    if best:
+        text.append("  best so far", style="bold green")
+    return text
+
+
+class Dashboard:
+    """Takes events and finished trials of a search; prints them. Use as a context manager."""
+
+    def __init__(self, console: Console, total: int, lanes: int):
+        self.console, self.total, self.lanes = console, total, max(1, lanes)
+        self.running: dict[str, dict[str, Any]] = {}
+        self.durations: list[float] = []
+        self.done = 0
+        self.best: tuple[float, Text] | None = None
+        self._bar = Progress(
+            TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[eta]}"), console=console
+        )
+        self._task = self._bar.add_task("trials", total=total, eta="")
+        self._live = Live(self._render(), console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Dashboard:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def grow(self, extra: int) -> None:
+        """More trials than planned at first (confirmations)."""
+        self.total += extra
+        self._bar.update(self._task, total=self.total)
+
+    def say(self, text: str | Text) -> None:
+        """A line that stays."""
+        self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
+
+    def event(self, trial_id: str, event: dict[str, Any]) -> None:
+        """An event of a running trial."""
+        state = self.running.setdefault(trial_id, {"since": time.monotonic()})
+        state.update({k: event[k] for k in ("recipe", "phase", "step", "steps", "loss", "degradation") if k in event})
+        if event.get("breach"):
+            self.say(Text(f"{trial_id:<6} monitor: unsafe answers up {event['degradation']:+.3f} at step {event['step']}", style="yellow"))
+        self._refresh()
+
+    def finished(self, result: TrialResult, judgement: Judgement) -> None:
+        """A trial ended."""
+        self.running.pop(result.trial_id, None)
+        self.done += 1
+        if result.seconds.get("total"):
+            self.durations.append(result.seconds["total"])
+        score = judgement.task_score or 0.0
+        leads = judgement.verdict == "feasible" and (self.best is None or score > self.best[0])
+        line = outcome_line(result, judgement, leads)
+        if leads:
+            self.best = (score, line)
+        prefix = Text("" if self.console.is_terminal else f"[{self.done}/{self.total}] ")
+        suffix = Text("" if self.console.is_terminal else f"  {self.eta()}")
+        self.say(prefix + line + suffix)
+        self._refresh()
+
+    def eta(self) -> str:
+        """Time left as a sentence; empty before the first trial ended."""
+        if not self.durations:
+            return ""
+        left = max(self.total - self.done, 0) * (sum(self.durations) / len(self.durations)) / self.lanes
+        return f"ETA {duration(left)}" if left else ""
+
+    def _refresh(self) -> None:
+        self._bar.update(self._task, completed=self.done, eta=self.eta())
+        if self._live:
+            self._live.update(self._render())
+
+    def _render(self) -> Group:
+        table = Table(box=None, padding=(0, 1), show_header=False)
+        for trial_id, state in self.running.items():
+            steps = f"{state.get('step', 0)}/{state['steps']}" if state.get("steps") else ""
+            loss = f"loss {state['loss']:.3f}" if "loss" in state else ""
+            probe = f"probe {state['degradation']:+.3f}" if "degradation" in state else ""
+            table.add_row(trial_id, state.get("recipe", ""), state.get("phase", ""), steps, loss, probe)
+        best = self.best[1] if self.best else Text("nothing feasible yet", style="yellow")
+        return Group(table, self._bar, Text("best: ") + best)
