@@ -1,0 +1,148 @@
+"""Verbs of `safebasin`: parse, call one function, print. Heavy imports only inside verbs.
+
+Exit codes: 0 a feasible model was found, 2 the request cannot work, 3 finished but nothing feasible, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import signal
+import sys
+import threading
+from typing import Annotated
+
+import typer
+
+from orchestrator import __version__
+from orchestrator.errors import SafebasinError
+
+app = typer.Typer(
+    name="safebasin",
+    help="Fine-tune a language model for its task without losing its safety: search strategies under a hard safety limit.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", "-c", metavar="FILE", help="YAML file or preset name; the pocket preset without it.")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, e.g. search.trials=3")]
+
+
+class Kind(enum.StrEnum):
+    """What `list` can list."""
+
+    recipes = "recipes"
+    strategies = "strategies"
+    suites = "suites"
+    judges = "judges"
+    presets = "presets"
+
+
+@app.command()
+def run(config: ConfigOption = None, overrides: Overrides = None) -> None:
+    """Run an experiment: baseline, search, confirmation, report."""
+    from rich.console import Console
+
+    from orchestrator import config as configuration
+    from orchestrator import experiment
+
+    stop = threading.Event()
+    console = Console()
+    settings = configuration.load(config, overrides or [])
+    _stop_on_signals(stop)
+    outcome = experiment.run(settings, console, stop)
+    style = {0: "bold green", 3: "bold yellow"}.get(outcome.exit_code, "bold red")
+    console.print(outcome.sentence, style=style, highlight=False)
+    console.print(f"report: {outcome.folder / 'report.html'}", highlight=False, soft_wrap=True)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    """First Ctrl-C or SIGTERM asks for a clean end; a second one interrupts."""
+
+    def handler(number: int, _frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print(f"{signal.Signals(number).name}: finishing what runs and writing the report; again to abort", file=sys.stderr, flush=True)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+@app.command()
+def validate(config: ConfigOption = None, overrides: Overrides = None) -> None:
+    """Check a config, its data and its model without taking a device."""
+    from rich.console import Console
+
+    from orchestrator import checks
+    from orchestrator import config as configuration
+
+    console = Console()
+    settings = configuration.load(config, overrides or [])
+    found = checks.check(settings, build_pocket=False)
+    checks.check_output(settings.output_dir.absolute(), settings.output.overwrite)
+    for line in found.facts:
+        console.print(line, highlight=False)
+    for line in found.warnings:
+        console.print(f"warning: {line}", style="yellow", highlight=False)
+    console.print(f"{settings.name}: valid; {len(settings.recipes)} recipes, {settings.search.trials} trials", style="green", highlight=False)
+
+
+@app.command("config-schema")
+def config_schema() -> None:
+    """Print the JSON schema of the config file."""
+    from orchestrator import config as configuration
+
+    print(json.dumps(configuration.json_schema(), indent=2))
+
+
+@app.command("list")
+def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+    """List recipes, strategies, suites, judges or presets."""
+    from orchestrator import listing
+
+    listing.show(kind.value)
+
+
+@app.command()
+def doctor(config: ConfigOption = None, overrides: Overrides = None) -> None:
+    """Say what this machine and cluster offer, and what of a config would not fit."""
+    from orchestrator import doctor as examination
+
+    raise typer.Exit(examination.show(config, overrides or []))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """Console script. Errors a user can mend are one sentence on stderr."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except SafebasinError as error:
+        print(f"safebasin: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("safebasin: interrupted", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        _usage_or_crash(error)
+
+
+def _usage_or_crash(error: Exception) -> None:
+    """Usage errors (unknown verb or option) exit with 2 and a hint; anything else keeps its traceback."""
+    show = getattr(error, "show", None)
+    if show is None:
+        raise error
+    show()
+    sys.exit(2)

@@ -1,0 +1,69 @@
+"""Tables of what there is to choose from: `safebasin list ...`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(kind: str) -> None:
+    """Print one of recipes, strategies, suites, judges, presets."""
+    console = Console()
+    table = {"recipes": _recipes, "strategies": _strategies, "suites": _suites, "judges": _judges, "presets": _presets}[kind]()
+    console.print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2), header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _strategies() -> Table:
+    import strategies
+    from strategies import cards
+
+    table = _table("strategy", "stage", "idea", "needs", "ZeRO")
+    for name in strategies.STRATEGIES:
+        card, cls = cards.card(name), strategies.get(name)
+        table.add_row(name, card["Stage"], card["Idea"], ", ".join(sorted(cls.needs)) or "-", f"0-{cls.max_zero_stage}")
+    return table
+
+
+def _recipes() -> Table:
+    from orchestrator import config, config_text
+
+    table = _table("preset", "recipe")
+    for name in config_text.presets():
+        for recipe in config.load(name).recipe_names:
+            table.add_row(name, recipe)
+    return table
+
+
+def _suites() -> Table:
+    from orchestrator.evaluation import suites
+
+    table = _table("suite", "kind", "prompts", "licence", "description")
+    for suite in suites.known_suites():
+        table.add_row(suite.name, suite.kind, str(suite.prompts), suite.licence, suite.description)
+    return table
+
+
+def _judges() -> Table:
+    from orchestrator.evaluation import judges
+
+    table = _table("judge", "what it does")
+    for name, cls in judges.JUDGES.items():
+        table.add_row(name, " ".join((cls.__doc__ or "").split("\n\n")[0].split()))
+    return table
+
+
+def _presets() -> Table:
+    from orchestrator import config, config_text
+
+    table = _table("preset", "recipes", "trials", "file")
+    for name, path in config_text.presets().items():
+        loaded = config.load(name)
+        table.add_row(name, str(len(loaded.recipes)), str(loaded.search.trials), str(path))
+    return table
