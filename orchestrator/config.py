@@ -272,8 +272,9 @@ def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
     from orchestrator import config_text
 
     raw, folder = config_text.read(path)
+    defaults = Experiment().model_dump(mode="json") if overrides else None
     for text in overrides:
-        config_text.apply_override(raw, text)
+        config_text.apply_override(raw, text, defaults)
     raw = config_text.resolve_paths(raw, folder)
     return config_text.build(Experiment, raw)
 

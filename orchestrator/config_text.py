@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import os
@@ -65,21 +66,25 @@ def read(path: str | Path | None) -> tuple[dict[str, Any], Path]:
     return raw, folder
 
 
-def apply_override(raw: dict[str, Any], text: str) -> None:
-    """Set one dotted key in place: `search.trials=3`, `safety.suites.0.limit=50`; the value is read as YAML."""
+def apply_override(raw: dict[str, Any], text: str, defaults: dict[str, Any] | None = None) -> None:
+    """Set one dotted key in place: `search.trials=3`, `safety.suites.0.limit=50`; the value is read as YAML.
+
+    An index into a list that the file does not give refers to the list in `defaults`.
+    """
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise ConfigError(f"override {text!r} is not of the form key=value, e.g. search.trials=3")
     parts = key.strip().split(".")
     node: Any = raw
-    for here, nxt in zip(parts, parts[1:], strict=False):
+    default: Any = defaults
+    for here, following in zip(parts, parts[1:], strict=False):
+        default = default.get(here) if isinstance(default, dict) else None
         if isinstance(node, list):
             node = node[_index(node, here, key)]
             continue
         if not isinstance(node.get(here), (dict, list)):
-            node[here] = {}
+            node[here] = copy.deepcopy(default) if following.isdigit() and isinstance(default, list) else {}
         node = node[here]
-        del nxt
     parsed = parse_yaml(value, f"the value of {key}")
     if isinstance(node, list):
         node[_index(node, parts[-1], key)] = parsed
