@@ -1,0 +1,142 @@
+"""`safebasin doctor`: versions, devices, Ray's authentication, disk, and what of a config would not fit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator import cachedir
+from orchestrator.errors import SafebasinError
+
+PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "datasets", "mlflow", "optuna", "pydantic")
+LOW_DISK_GIB = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination."""
+
+    what: str
+    state: Literal["ok", "warn", "fail"]
+    detail: str
+
+
+def show(path: str | None, overrides: list[str]) -> int:
+    """Print the findings; 0 when nothing fails, else 1 (2 where the config itself is wrong)."""
+    from orchestrator import config
+
+    experiment = config.load(path, overrides)
+    console, table = Console(), Table(box=None, padding=(0, 2), header_style="bold", pad_edge=False)
+    for column in ("what", "state", "detail"):
+        table.add_column(column, overflow="fold")
+    found = list(examine(experiment))
+    style = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for finding in found:
+        table.add_row(finding.what, f"[{style[finding.state]}]{finding.state}[/]", finding.detail)
+    console.print(table, highlight=False)
+    return 1 if any(finding.state == "fail" for finding in found) else 0
+
+
+def examine(experiment) -> Iterator[Finding]:
+    """All findings, in the order they are printed."""
+    yield from _versions()
+    yield from _devices(experiment)
+    yield from _disk(experiment)
+    yield from _compiler(experiment)
+    yield from _ray(experiment)
+    yield from _config(experiment)
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("python", "ok", platform.python_version())
+    for name in PACKAGES:
+        try:
+            yield Finding(name, "ok", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "fail", f"not installed; pip install {name} --constraint constraints.txt")
+
+
+def _devices(experiment) -> Iterator[Finding]:
+    import psutil
+    import torch
+
+    memory = psutil.virtual_memory()
+    yield Finding("cpu", "ok", f"{os.cpu_count()} cores, {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB memory free")
+    count = torch.cuda.device_count()
+    if count:
+        names = ", ".join(sorted({torch.cuda.get_device_name(i) for i in range(count)}))
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+        yield Finding("gpu", "ok", f"{count} x {names}, CUDA {torch.version.cuda}, {bf16}, NCCL")
+    elif experiment.ray.use_gpu:
+        yield Finding("gpu", "warn", "none on this machine, but ray.use_gpu=true; fine if the cluster's workers have them")
+    else:
+        yield Finding("gpu", "ok", "none; workers train on CPU with gloo")
+
+
+def _disk(experiment) -> Iterator[Finding]:
+    for what, folder in (("output.dir", experiment.output_dir.absolute()), ("cache", cachedir.root())):
+        existing = folder
+        while not existing.exists():
+            existing = existing.parent
+        free = shutil.disk_usage(existing).free / 2**30
+        writable = os.access(existing, os.W_OK)
+        state = "fail" if not writable else "warn" if free < LOW_DISK_GIB else "ok"
+        yield Finding(what, state, f"{folder}: {free:.1f} GiB free" + ("" if writable else ", not writable: give a folder you own"))
+    shm = Path("/dev/shm")
+    if shm.exists():
+        size = shutil.disk_usage(shm).free / 2**30
+        yield Finding("/dev/shm", "ok" if size >= 1 else "warn", f"{size:.1f} GiB free (Ray's object store lives there)")
+
+
+def _compiler(experiment) -> Iterator[Finding]:
+    if experiment.training.engine != "deepspeed":
+        return
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler:
+        yield Finding("compiler", "ok", compiler)
+    else:
+        yield Finding("compiler", "warn", "no C++ compiler; DeepSpeed's compiled ops (CPU offload, fused optimisers) cannot be built")
+
+
+def _ray(experiment) -> Iterator[Finding]:
+    address = experiment.ray.address or os.environ.get("RAY_ADDRESS")
+    mode, token = os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if not address:
+        yield Finding("ray cluster", "ok", "none named: a cluster of this machine is started for the run, with token authentication, on loopback")
+        return
+    yield Finding("ray cluster", "ok", f"joins {address}")
+    has_token = bool(token) or (Path.home() / ".ray" / "auth_token").exists()
+    if mode != "token":
+        yield Finding("ray auth", "warn", "RAY_AUTH_MODE is not token: whoever reaches the cluster runs code on it; start it with RAY_AUTH_MODE=token")
+    elif not has_token:
+        yield Finding("ray auth", "fail", "RAY_AUTH_MODE=token but no token: set RAY_AUTH_TOKEN_PATH or put it into ~/.ray/auth_token")
+    else:
+        yield Finding("ray auth", "ok", "token")
+
+
+def _config(experiment) -> Iterator[Finding]:
+    from orchestrator import checks, lanes
+
+    try:
+        found = checks.check(experiment, build_pocket=False)
+    except SafebasinError as error:
+        yield Finding("config", "fail", str(error))
+        return
+    yield Finding("config", "ok", f"{experiment.name}: {len(experiment.recipes)} recipes, {experiment.search.trials} trials")
+    for warning in found.warnings:
+        yield Finding("config", "warn", warning)
+    if experiment.ray.address or os.environ.get("RAY_ADDRESS"):
+        return
+    try:
+        yield Finding("lanes", "ok", lanes.plan(experiment, lanes.this_machine(), experiment.search.trials).sentence)
+    except SafebasinError as error:
+        yield Finding("lanes", "fail", str(error))
