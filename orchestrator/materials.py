@@ -35,7 +35,7 @@ def load(experiment: Experiment, cache: dict[Any, Any] | None = None) -> Materia
     safety: list[Conversation] = []
     if experiment.safety.data is not None:
         rows = data.load_rows(experiment.safety.data, split=experiment.task.split, field="safety.data")
-        safety = data.normalise(rows, "auto", experiment.safety.columns, experiment.safety.data, field="safety.data", kind="refusal")
+        safety = data.normalise(rows, "auto", experiment.safety.columns, experiment.safety.data, field="safety.data", kind="safety")
     suites = tuple(load_suite(suite) for suite in experiment.safety.suites)
     fingerprint = data.fingerprint(train, evaluation, safety, [suite.hash for suite in suites])
     found = Materials(tuple(train), tuple(evaluation), tuple(safety), suites, fingerprint)
