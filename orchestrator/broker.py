@@ -1,0 +1,409 @@
+"""What runs inside the cluster: the broker that hands trials to lanes, and the loop a lane's workers run.
+
+The broker is a plain asyncio class (lanes.py makes it a Ray actor), so its rules are tested without a cluster. It holds the
+queue of specs, knows which lane runs what, and collects events and results. Life of a trial:
+
+    submitted -> queued -> running on a lane -> finished (complete, stopped or failed)
+                    ^            | worker died: handed out again with attempt + 1, up to `max_trial_failures`
+
+Every rank takes its assignment from the broker itself, by number; nothing is broadcast. So an idle lane waits in no collective:
+no process-group timeout can end it, and no NCCL kernel spins on a GPU that waits for work.
+
+A group that Ray Train restarts registers again and gets a new token; whatever still arrives under an old token is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import gc
+import importlib
+import os
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+from typing import Any
+
+from orchestrator.records import LaneContext, TrialResult, TrialSpec
+
+POLL_S = 20.0
+"""Longest time a call waits for news before it answers "nothing yet" and is asked again."""
+
+
+@dataclasses.dataclass
+class LaneState:
+    token: int = 0
+    world_size: int = 1
+    index: int = -1
+    """Number of the assignment handed out last."""
+    spec: TrialSpec | None = None
+    """What the lane runs now."""
+    done: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    resetting: bool = False
+    resets: int = 0
+    """Group exits that we asked for, since `take_resets`; Train counts them as failures, we do not."""
+    gone: str | None = None
+
+
+class Broker:
+    """Queue of trials and post office of their events; one per `Lanes`."""
+
+    def __init__(self, lanes: int, max_trial_failures: int):
+        self._lanes = {number: LaneState() for number in range(lanes)}
+        self._max_trial_failures = max_trial_failures
+        self._queue: deque[TrialSpec] = deque()
+        self._specs: dict[str, TrialSpec] = {}
+        self._results: dict[str, dict[str, Any]] = {}
+        self._events: list[dict[str, Any]] = []
+        self._cancelled: set[str] = set()
+        self._closing = False
+        self._tokens = 0
+        self._members: dict[int, list[Any]] = {}
+        self._changed = asyncio.Condition()
+
+    # -- the driver's side -------------------------------------------------------------------------------------------
+
+    async def submit(self, spec: TrialSpec) -> None:
+        """Queue a trial. With every lane gone, or while closing, it is told failed or stopped at once; nothing waits for ever."""
+        if spec.trial_id in self._specs:
+            raise ValueError(f"trial {spec.trial_id!r} was submitted before; trial ids are used once")
+        self._specs[spec.trial_id] = spec
+        if self._closing:
+            self._finish(spec, "stopped", error="stopped before it started", facts={"started": False, "cancelled": True})
+        elif self._all_gone():
+            self._finish(spec, "failed", error=f"no lane is left to run it: {self._gone_sentence()}")
+        else:
+            self._queue.append(spec)
+        await self._wake()
+
+    async def wait(self, trial_id: str, timeout: float = POLL_S) -> dict[str, Any] | None:
+        """Result of a trial as `TrialResult.to_dict()`, or None where it is not there after `timeout` seconds."""
+        await self._until(lambda: trial_id in self._results, timeout)
+        return self._results.get(trial_id)
+
+    async def events(self, cursor: int, timeout: float = POLL_S) -> tuple[int, list[dict[str, Any]]]:
+        """Events from number `cursor` on and the next cursor; empty after `timeout` seconds without any."""
+        await self._until(lambda: len(self._events) > cursor, timeout)
+        return len(self._events), self._events[cursor:]
+
+    async def cancel(self, trial_ids: list[str] | None = None, *, running: bool = True) -> None:
+        """Ask trials (all of them with None) to stop: queued ones end at once, running ones at their next report.
+
+        `running=False` leaves those that already run alone (the time budget is over).
+        """
+        wanted = [t for t in (self._specs if trial_ids is None else trial_ids) if t in self._specs and t not in self._results]
+        for spec in [s for s in self._queue if s.trial_id in wanted]:
+            self._queue.remove(spec)
+            started = spec.attempt > 0
+            why = "stopped after its worker died" if started else "stopped before it started"
+            self._finish(spec, "stopped", error=why, facts={"started": started, "cancelled": True})
+        if running:
+            self._cancelled.update(wanted)
+        await self._wake()
+
+    async def close(self) -> None:
+        """No further trial starts; queued ones end, running ones are asked to stop, idle groups go home."""
+        self._closing = True
+        await self.cancel()
+
+    async def idle(self, timeout: float) -> bool:
+        """Wait until no trial runs and none is queued; False where that takes longer than `timeout` seconds."""
+        return await self._until(lambda: not self._queue and all(s.spec is None for s in self._lanes.values()), timeout)
+
+    async def work(self, timeout: float = POLL_S) -> str:
+        """For `isolate`: "trial" when one is queued, "stop" when closing, "idle" after `timeout` seconds."""
+        await self._until(lambda: self._queue or self._closing, timeout)
+        return "stop" if self._closing else "trial" if self._queue else "idle"
+
+    async def ready(self, timeout: float) -> int:
+        """Number of lanes that are up; waits until one is, or all are gone, or `timeout` seconds are over."""
+        await self._until(lambda: any(s.token for s in self._lanes.values()) or self._all_gone(), timeout)
+        return sum(1 for s in self._lanes.values() if s.token and not s.gone)
+
+    async def take_resets(self, lane: int) -> int:
+        """Group exits we asked for on this lane since the last call."""
+        state = self._lanes[lane]
+        resets, state.resets = state.resets, 0
+        return resets
+
+    async def lane_gone(self, lane: int, sentence: str) -> bool:
+        """The lane is given up; its trial goes to another one. True where this was the last lane: then every trial is told failed."""
+        state = self._lanes[lane]
+        state.gone, state.token = sentence, 0
+        self._log({"kind": "lane_gone", "lane": lane, "error": sentence})
+        self._interrupted(state)
+        last = self._all_gone()
+        if last:
+            for spec in list(self._queue):
+                self._finish(spec, "failed", error=f"no lane is left to run it: {self._gone_sentence()}")
+            self._queue.clear()
+        await self._wake()
+        return last
+
+    async def members(self) -> list[Any]:
+        """Handles of the actors (controllers and workers) that registered, for a forced end."""
+        return [handle for handles in self._members.values() for handle in handles]
+
+    # -- the lane's side ---------------------------------------------------------------------------------------------
+
+    async def register(self, lane: int, world_size: int, pid: int, host: str, handles: list[Any]) -> int:
+        """A fresh worker group reports for work; what its predecessor ran was interrupted. Returns the group's token."""
+        state = self._lanes[lane]
+        self._tokens += 1
+        self._members[lane] = list(handles)
+        self._interrupted(state)
+        self._lanes[lane] = LaneState(token=self._tokens, world_size=world_size, resets=state.resets)
+        self._log({"kind": "lane_up", "lane": lane, "pid": pid, "host": host, "workers": world_size})
+        await self._wake()
+        return self._tokens
+
+    async def take(self, lane: int, token: int, rank: int, index: int, timeout: float = POLL_S) -> tuple[str, TrialSpec | None]:
+        """Assignment number `index` of this group: ("trial", spec), ("idle", None), ("stop", None) or ("reset", None)."""
+
+        answers: list[tuple[str, TrialSpec | None]] = []
+
+        def answered() -> bool:
+            answer = self._answer(lane, token, rank, index)
+            if answer is not None:
+                answers.append(answer)
+            return bool(answers)
+
+        await self._until(answered, timeout)
+        if answers and answers[0][0] == "trial" and rank == 0:
+            await self._wake()
+        return answers[0] if answers else ("idle", None)
+
+    async def report(self, lane: int, token: int, trial_id: str, event: dict[str, Any]) -> bool:
+        """An event of a running trial. True asks it to stop."""
+        state = self._lanes[lane]
+        if state.token != token or state.spec is None or state.spec.trial_id != trial_id:
+            return True
+        self._log({**event, "trial_id": trial_id, "lane": lane})
+        await self._wake()
+        return self._closing or trial_id in self._cancelled
+
+    async def done(self, lane: int, token: int, rank: int, outcome: dict[str, Any]) -> str:
+        """A rank is through with the trial: {"result": dict} or {"error": text, "traceback": text, "poisoned": bool}.
+
+        Answers "next", "reset" (leave the group, so that Train starts a new one) or "stop". The trial is finished when every
+        rank is through, or at the first error.
+        """
+        state = self._lanes[lane]
+        if state.token != token:
+            return "stop"
+        if state.spec is None:
+            return "reset" if state.resetting else "next"
+        if "error" in outcome:
+            # Other ranks may sit in a collective that this rank will never join: only a new group is surely sound.
+            state.resetting = state.world_size > 1 or bool(outcome.get("poisoned"))
+            state.resets += int(state.resetting)
+            facts = {"traceback": outcome.get("traceback", ""), "lane": lane}
+            self._finish(state.spec, "failed", error=outcome["error"], facts=facts)
+            state.spec = None
+        else:
+            state.done[rank] = outcome
+            if len(state.done) == state.world_size:
+                self._finish_with(state.spec, state.done[0]["result"], lane)
+                state.spec = None
+        await self._wake()
+        return "reset" if state.resetting else "next"
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _answer(self, lane: int, token: int, rank: int, index: int) -> tuple[str, TrialSpec | None] | None:
+        state = self._lanes[lane]
+        if state.token != token:
+            return "stop", None
+        if state.resetting:
+            return "reset", None
+        if state.spec is not None and state.index == index and rank not in state.done:
+            return "trial", state.spec
+        if self._closing:
+            return "stop", None
+        if rank == 0 and state.spec is None and self._queue:
+            self._assign(lane, state, index)
+            return "trial", state.spec
+        return None
+
+    def _assign(self, lane: int, state: LaneState, index: int) -> None:
+        state.spec, state.index, state.done = self._queue.popleft(), index, {}
+        spec = state.spec
+        self._log({"kind": "started", "trial_id": spec.trial_id, "recipe": spec.recipe, "phase": spec.phase, "params": spec.params,
+                   "seed": spec.seed, "attempt": spec.attempt, "lane": lane})
+
+    def _interrupted(self, state: LaneState) -> None:
+        spec, state.spec = state.spec, None
+        if spec is None:
+            return
+        self._log({"kind": "interrupted", "trial_id": spec.trial_id, "attempt": spec.attempt})
+        if self._closing or spec.trial_id in self._cancelled:
+            self._finish(spec, "stopped", error="stopped after its worker died", facts={"cancelled": True})
+        elif spec.attempt >= self._max_trial_failures:
+            self._finish(spec, "failed", error=f"its worker died {spec.attempt + 1} times (killed, out of memory, or its machine went away); "
+                         f"ray.max_trial_failures={self._max_trial_failures} takes a trial up again that often")
+        else:
+            self._queue.appendleft(dataclasses.replace(spec, attempt=spec.attempt + 1))
+
+    def _finish(self, spec: TrialSpec, state: str, *, error: str, facts: dict[str, Any] | None = None) -> None:
+        result = TrialResult(spec.trial_id, spec.recipe, dict(spec.params), spec.seed, spec.phase, state, error=error, facts=facts or {})
+        self._store(spec, result.to_dict())
+
+    def _finish_with(self, spec: TrialSpec, result: dict[str, Any], lane: int) -> None:
+        facts = {**(result.get("facts") or {}), "lane": lane, "attempt": spec.attempt}
+        if spec.trial_id in self._cancelled and result["state"] == "stopped":
+            facts["cancelled"] = True
+        self._store(spec, {**result, "facts": facts})
+
+    def _store(self, spec: TrialSpec, result: dict[str, Any]) -> None:
+        self._results[spec.trial_id] = result
+        self._log({"kind": "finished", "trial_id": spec.trial_id, "result": result})
+
+    def _log(self, event: dict[str, Any]) -> None:
+        self._events.append({"time": time.time(), **event})
+
+    def _all_gone(self) -> bool:
+        return all(state.gone for state in self._lanes.values())
+
+    def _gone_sentence(self) -> str:
+        return "; ".join(f"lane {number}: {state.gone}" for number, state in self._lanes.items())
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _until(self, predicate, timeout: float) -> bool:
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(predicate), timeout)
+            except TimeoutError:
+                return False
+        return True
+
+
+class LaneReset(Exception):
+    """A group leaves so that Ray Train starts a fresh one; the trial it ran has been reported already."""
+
+
+class BrokerReporter:
+    """`records.Reporter` of rank 0: every event is one call to the broker, answered within milliseconds."""
+
+    def __init__(self, call, lane: int, token: int, trial_id: str):
+        self._call, self._key = call, (lane, token, trial_id)
+
+    def report(self, event: dict[str, Any]) -> bool:
+        return self._call("report", *self._key, event)
+
+
+class NoReporter:
+    """Reporter of the other ranks: only rank 0 speaks for a trial."""
+
+    def report(self, event: dict[str, Any]) -> bool:
+        return False
+
+
+def lane_loop(config: dict[str, Any]) -> None:
+    """`train_loop_per_worker` of a lane: take a trial, run it, report, again, until the broker says stop.
+
+    `config`: broker (actor handle), lane, runner ("package.module:function"), torch_threads, use_gpu, once (leave after one
+    trial: `isolate`). An exception of the runner is a failed trial and the lane goes on; with several ranks, or where the CUDA
+    context is lost, the group leaves and Ray Train starts a fresh one.
+    """
+    import ray
+    from ray import train
+
+    context = prepare_worker(config, train)
+    broker, lane = config["broker"], config["lane"]
+
+    def call(method: str, *args: Any) -> Any:
+        return ray.get(getattr(broker, method).remote(*args))
+
+    token = _register(call, lane, context)
+    runner = resolve(config["runner"])
+    index = 0
+    while True:
+        kind, spec = call("take", lane, token, context.rank, index)
+        if kind == "idle":
+            continue
+        if kind == "trial":
+            reporter = BrokerReporter(call, lane, token, spec.trial_id) if context.rank == 0 else NoReporter()
+            outcome = run_trial(runner, spec, reporter, context)
+            if index == 0:
+                # Imported modules and the cached base stay for good: taken out of the collector's sight, a collection after
+                # each trial costs a few ms instead of 0.3 s.
+                gc.freeze()
+            kind = call("done", lane, token, context.rank, outcome)
+            index += 1
+        if kind == "reset":
+            raise LaneReset(f"lane {lane} starts a fresh worker group")
+        if kind == "stop" or (config["once"] and index):
+            return
+
+
+def prepare_worker(config: dict[str, Any], train) -> LaneContext:
+    """Environment and threads of a worker process; the trial's own libraries are imported after this."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threads = config["torch_threads"]
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    if not config["use_gpu"]:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import torch
+    from ray.train.torch import get_device
+
+    if threads:
+        torch.set_num_threads(threads)
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    info = train.get_context()
+    return LaneContext(rank=info.get_world_rank(), world_size=info.get_world_size(), device=str(device))
+
+
+def _register(call, lane: int, context: LaneContext) -> int:
+    """Rank 0 registers the group; the others learn its token through the one collective a lane uses itself."""
+    import ray
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    token = [0]
+    if context.rank == 0:
+        handles = [get_train_context().controller_actor, ray.get_runtime_context().current_actor]
+        token = [call("register", lane, context.world_size, os.getpid(), socket.gethostname(), handles)]
+    if context.world_size > 1:
+        import torch.distributed as dist
+
+        dist.broadcast_object_list(token, src=0)
+    return token[0]
+
+
+def run_trial(runner, spec: TrialSpec, reporter, context: LaneContext) -> dict[str, Any]:
+    """Run one trial and say how it went (see `Broker.done`); frees what it left, whatever happened."""
+    try:
+        result = runner(spec, reporter, context)
+        return {"result": result.to_dict() if context.rank == 0 else None}
+    except Exception as error:  # the boundary between a user's trial and the lane: anything it raises is that trial's failure
+        text = traceback.format_exc()
+        print(f"trial {spec.trial_id} failed\n{text}", file=sys.stderr, flush=True)
+        return {"error": f"{type(error).__name__}: {error}", "traceback": text, "poisoned": is_poisoned(error)}
+    finally:
+        gc.collect()
+        if context.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+def is_poisoned(error: BaseException) -> bool:
+    """Whether the process cannot go on: after a CUDA error other than out-of-memory every further CUDA call fails too."""
+    import torch
+
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return False
+    return "CUDA error" in str(error) or "NCCL" in str(error)
+
+
+def resolve(path: str):
+    """The function named `package.module:function`. Raises ImportError or AttributeError with Python's own sentence."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,91 @@
+"""How many lanes a cluster holds. Pure arithmetic on what its machines have; asked before anything starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.config import Experiment
+from orchestrator.errors import CapacityError
+
+
+@dataclass(frozen=True)
+class LanePlan:
+    """What will be started."""
+
+    lanes: int
+    workers: int
+    """Workers of one lane."""
+    cpus: float
+    """CPUs of one worker."""
+    gpus: float
+    """GPUs of one worker, 0 without `ray.use_gpu`."""
+    sentence: str
+    """The plan in words, for the user."""
+
+    @property
+    def per_worker(self) -> dict[str, float]:
+        """Resources of one worker as Ray names them."""
+        return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
+
+
+def plan(experiment: Experiment, nodes: Sequence[dict[str, float]], trials: int) -> LanePlan:
+    """Lanes for `trials` trials on machines with these resources (`{"CPU": 8, "GPU": 1}` each, as Ray reports them).
+
+    A worker must fit on one machine; a lane's workers may sit on several. Never more lanes than trials. Raises CapacityError
+    with what is asked, what there is, and the remedy.
+    """
+    settings = experiment.ray
+    gpus = settings.gpus_per_worker if settings.use_gpu else 0.0
+    cpus, workers = settings.cpus_per_worker, settings.num_workers
+    places = sum(_workers_on(node, cpus, gpus) for node in nodes)
+    asked = f"a worker asks for {_amount(cpus, gpus)}"
+    there = _inventory(nodes)
+    if places == 0:
+        raise CapacityError(f"{asked}, and no machine of the cluster has that ({there}); {_remedy(nodes, cpus, gpus)}")
+    if places < workers:
+        raise CapacityError(
+            f"ray.num_workers={workers}: {asked}, and the cluster ({there}) has room for {_count(places, 'such worker')}; "
+            f"set ray.num_workers={places}, ask for less per worker, or join a larger cluster with ray.address"
+        )
+    fitting = places // workers
+    if settings.lanes is not None and settings.lanes > fitting:
+        raise CapacityError(
+            f"ray.lanes={settings.lanes} of {_count(workers, 'worker')}: {asked}, and the cluster ({there}) has room for "
+            f"{_count(fitting, 'lane')}; set ray.lanes={fitting} or leave it out"
+        )
+    lanes = max(1, min(settings.lanes or fitting, trials))
+    how = ", a fresh worker group per trial" if settings.isolate else ""
+    sentence = f"{_count(lanes, 'lane')} of {_count(workers, 'worker')} ({_amount(cpus, gpus)} each) on {there}{how}"
+    return LanePlan(lanes, workers, cpus, gpus, sentence)
+
+
+def _workers_on(node: dict[str, float], cpus: float, gpus: float) -> int:
+    room = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
+    return min(room, math.floor(node.get("GPU", 0.0) / gpus + 1e-9)) if gpus else room
+
+
+def _remedy(nodes: Sequence[dict[str, float]], cpus: float, gpus: float) -> str:
+    if gpus and not any(node.get("GPU") for node in nodes):
+        return "set ray.use_gpu=false to train on CPU, or join a cluster with GPUs with ray.address"
+    if gpus and all(node.get("GPU", 0.0) < gpus for node in nodes):
+        return "set ray.gpus_per_worker to what one machine has"
+    most = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    if most < cpus:
+        return f"set ray.cpus_per_worker={most:g} or less" if most else "give its machines CPUs (a head node may be started with none)"
+    return "set ray.cpus_per_worker and ray.gpus_per_worker to what one machine has at the same time"
+
+
+def _inventory(nodes: Sequence[dict[str, float]]) -> str:
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    where = f" on {len(nodes)} machines" if len(nodes) > 1 else ""
+    return _amount(cpus, gpus) + where
+
+
+def _amount(cpus: float, gpus: float) -> str:
+    return _count(cpus, "CPU") + (f" and {_count(gpus, 'GPU')}" if gpus else "")
+
+
+def _count(number: float, word: str) -> str:
+    return f"{number:g} {word}{'' if number == 1 else 's'}"
