@@ -56,6 +56,7 @@ def load_tokenizer(model: config.Model) -> Any:
     """The tokenizer alone, with pad token and chat template set as for `load`."""
     from transformers import AutoTokenizer
 
+    _config(model)  # one request that fails as a sentence, before the tokenizer's several
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve(model), revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:

@@ -1,0 +1,251 @@
+"""Greedy answers in batches: sorted by length, padded on the left, with a key-value cache, stopping when every row has ended.
+
+A decode loop of its own, because `model.generate` spends most of a small model's time on bookkeeping. It changes nothing outside:
+training mode comes back module by module, the random state is not touched, `model.config` is not written to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.data import encode, render, turn_end, with_system
+from orchestrator.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Prompt = str | Sequence[dict[str, str]]
+"""The user's text, or the messages before the answer."""
+
+SHARED_PREFIX = 12
+"""Tokens common to all prompts from which computing them once pays."""
+CPU_BYTES = 512 << 20
+GPU_SHARE = 0.4
+MAX_BATCH = {"cpu": 128, "cuda": 512}
+LOOK_EVERY = 8
+"""Decoded tokens between two looks at what has ended."""
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    system: str | None | Sequence[str | None] = None,
+    max_new_tokens: int = 64,
+    batch_size: int | str = "auto",
+    stop_early: Callable[[str], bool] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """One greedy answer per prompt, in the prompts' order, without special tokens; the same for every batch size up to rounding.
+
+    prompts: user texts, or lists of messages; the chat template is applied here. system: one system prompt for all, or one per
+    prompt; a prompt with a system message of its own keeps it. batch_size: rows at a time, or `auto` for what memory allows.
+    stop_early: told an unfinished answer every few tokens; True ends that row there (for judges that have seen enough).
+    progress: told how many more prompts are done. No prompts give []. Raises DataError for a prompt longer than the model's context.
+    """
+    if not prompts:
+        return []
+    ids = encode_prompts(tokenizer, prompts, system)
+    limit = context_length(model)
+    for i, row in enumerate(ids):
+        if limit is not None and len(row) >= limit:
+            raise DataError(f"prompt {i + 1} has {len(row)} tokens, the model's context holds {limit}; shorten it or leave the row out")
+    order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
+    answers = [""] * len(ids)
+    with inference(model):
+        decoder = _Decoder(model, tokenizer, ids, max_new_tokens, limit, stop_early)
+        start = 0
+        size = decoder.batch_size(len(ids[order[0]])) if batch_size == "auto" else int(batch_size)
+        while start < len(order):
+            chunk = order[start : start + size]
+            try:
+                found = decoder.run([ids[i] for i in chunk])
+            except RuntimeError as error:
+                if not _out_of_memory(error) or size == 1:
+                    raise
+                size = max(1, size // 2)
+                _release(model)
+                continue
+            for i, text in zip(chunk, found, strict=True):
+                answers[i] = text
+            start += len(chunk)
+            if progress is not None:
+                progress(len(chunk))
+    return answers
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt], system: str | None | Sequence[str | None] = None) -> list[list[int]]:
+    """Token ids of each prompt up to where the answer begins."""
+    systems = [system] * len(prompts) if system is None or isinstance(system, str) else list(system)
+    if len(systems) != len(prompts):
+        raise ValueError(f"{len(systems)} system prompts for {len(prompts)} prompts; give one, or one each")
+    texts = []
+    for prompt, own in zip(prompts, systems, strict=True):
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        texts.append(render(tokenizer, with_system(messages, own), generation=True))
+    return encode(tokenizer, texts)
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Positions the model was made for, None where its config names none."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+@contextlib.contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every submodule gets its own mode back."""
+    import torch
+
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def stop_tokens(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, the template's end of turn and those of the model's generation config."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    more = {own} if isinstance(own, int) else set(own or ())
+    return turn_end(tokenizer)[1] | more
+
+
+class _Decoder:
+    """The decode loop over one model; holds what does not change from batch to batch."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, ids: list[list[int]], max_new_tokens: int, limit: int | None, stop_early):
+        import torch
+
+        self.model, self.tokenizer, self.stop_early = model, tokenizer, stop_early
+        self.new, self.limit = max_new_tokens, limit
+        self.device = next(model.parameters()).device
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.stops = sorted(stop_tokens(model, tokenizer))
+        self.stop_tensor = torch.tensor(self.stops, device=self.device)
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
+        self.text_config = model.config.get_text_config()
+        self.prefix = self._shared(ids)
+
+    def batch_size(self, longest: int) -> int:
+        """Rows whose cache, activations and logits fit the memory set aside; depends on the model and the longest prompt only."""
+        import torch
+
+        c, length = self.text_config, longest + self.new
+        heads = getattr(c, "num_attention_heads", 1) or 1
+        kv_heads = getattr(c, "num_key_value_heads", None) or heads
+        head_dim = getattr(c, "head_dim", None) or c.hidden_size // heads
+        inner = getattr(c, "intermediate_size", None) or 4 * c.hidden_size
+        width = next(self.model.parameters()).element_size()
+        cache = 2 * c.num_hidden_layers * kv_heads * head_dim * width * length * 2  # twice: old and grown cache live together for a moment
+        work = longest * (6 * c.hidden_size + 3 * inner + heads * longest) * max(width, 4)
+        logits = c.vocab_size * 4 * (2 if self.last_only else 2 * longest)
+        kind = self.device.type
+        room = int(torch.cuda.mem_get_info(self.device)[0] * GPU_SHARE) if kind == "cuda" else CPU_BYTES
+        return max(1, min(MAX_BATCH.get(kind, MAX_BATCH["cpu"]), room // (cache + work + logits)))
+
+    def _shared(self, ids: list[list[int]]) -> list[int]:
+        """Tokens all prompts begin with, empty where sharing them does not pay.
+
+        At least one token stays outside for every prompt. Not with sliding windows: they count the padding between prefix and rest.
+        """
+        first, last = min(ids), max(ids)
+        common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+        common = min(common, min(map(len, ids)) - 1)
+        kinds = set(getattr(self.text_config, "layer_types", None) or ["full_attention"])
+        windowed = getattr(self.text_config, "sliding_window", None) or kinds != {"full_attention"}
+        return first[:common] if len(ids) > 1 and common >= SHARED_PREFIX and not windowed else []
+
+    def run(self, rows: list[list[int]]) -> list[str]:
+        """Answers to one batch of prompts."""
+        import torch
+
+        rows = [row[len(self.prefix) :] for row in rows]
+        longest = max(map(len, rows))
+        ids = torch.tensor([[self.pad] * (longest - len(row)) + row for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0) + len(self.prefix)
+        cache = self._prefix_cache(len(rows))
+        if self.prefix:
+            mask = torch.cat([mask.new_ones(len(rows), len(self.prefix)), mask], dim=1)
+        steps = self.new if self.limit is None else min(self.new, self.limit - min(map(len, rows)) - len(self.prefix))
+        return self._loop(ids, mask, positions, cache, steps)
+
+    def _prefix_cache(self, rows: int) -> Any:
+        import torch
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.text_config)
+        if self.prefix:
+            ids = torch.tensor([self.prefix], device=self.device)
+            self.model(input_ids=ids, past_key_values=cache, use_cache=True, **self.last_only)
+            cache.batch_repeat_interleave(rows)
+        return cache
+
+    def _loop(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any, steps: int) -> list[str]:
+        """Token after token; every few tokens rows that have ended leave the batch once they are half of it."""
+        import torch
+
+        count = ids.shape[0]
+        out = torch.full((count, steps), self.pad, device=self.device)
+        alive = torch.arange(count, device=self.device)  # batch row -> answer
+        done = torch.zeros(count, dtype=torch.bool, device=self.device)
+        padded = not bool(mask.all())
+        for step in range(steps):
+            logits = self.model(
+                input_ids=ids, attention_mask=mask if padded else None, position_ids=positions, past_key_values=cache, use_cache=True, **self.last_only
+            ).logits[:, -1]
+            token = logits.argmax(-1).masked_fill(done, self.pad)
+            out[alive, step] = token
+            positions = positions[:, -1:] + 1
+            done = done | torch.isin(token, self.stop_tensor)
+            if self.limit is not None:
+                done = done | (positions[:, 0] >= self.limit)
+            if (step + 1) % LOOK_EVERY == 0 or self.device.type == "cpu":
+                if self.stop_early is not None and (step + 1) % LOOK_EVERY == 0:
+                    done = done | self._settled(out, alive, step + 1, done)
+                ended = int(done.sum())
+                if ended == len(alive):
+                    break
+                if ended * 2 >= len(alive) and len(alive) > 8:
+                    keep = (~done).nonzero()[:, 0]
+                    cache.batch_select_indices(keep)
+                    alive, mask, positions, token, done = alive[keep], mask[keep], positions[keep], token[keep], done[keep]
+            ids = token[:, None]
+            if padded:
+                mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+        return self._texts(out)
+
+    def _settled(self, out: torch.Tensor, alive: torch.Tensor, length: int, done: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        texts = self._texts(out[alive, :length])
+        return torch.tensor([bool(d) or self.stop_early(t) for d, t in zip(done.tolist(), texts, strict=True)], device=self.device)
+
+    def _texts(self, out: torch.Tensor) -> list[str]:
+        rows = []
+        for row in out.tolist():
+            end = next((i for i, token in enumerate(row) if token in self.stops), len(row))
+            rows.append(row[:end])
+        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _release(model: nn.Module) -> None:
+    import torch
+
+    if next(model.parameters()).device.type == "cuda":
+        torch.cuda.empty_cache()
