@@ -1,0 +1,136 @@
+"""What a user may write under `deepspeed:` and what is made of it. Reads text only: DeepSpeed is not imported.
+
+Everything that decides the mathematics comes from `training`; a key of ours in the user's file is accepted where it says the same
+(or "auto", as Hugging Face's templates do) and refused where it contradicts.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from typing import Any
+
+from orchestrator.errors import ConfigError
+
+PASSED = {
+    "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "steps_per_print", "wall_clock_breakdown",
+    "memory_breakdown", "dump_state", "flops_profiler", "comms_logger", "tensorboard", "csv_monitor", "communication_data_type",
+    "activation_checkpointing", "disable_allgather", "gradient_allreduce_op",
+}  # fmt: skip
+OWNED = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16", "bfloat16",
+}  # fmt: skip
+REFUSED = {
+    "optimizer": "AdamW comes from training.learning_rate, weight_decay and max_grad_norm; remove deepspeed.optimizer",
+    "scheduler": "the rate's shape is training.lr_scheduler_type and training.warmup_ratio; remove deepspeed.scheduler",
+    "fp16": "float16 needs loss scaling, which gradient surgery would have to undo; use training.bf16=true",
+    "amp": "mixed precision is training.bf16",
+    "torch_autocast": "mixed precision is training.bf16",
+    "data_types": "gradients are accumulated in float32; remove deepspeed.data_types",
+    "managed_gradient_accumulation": "accumulation is training.gradient_accumulation_steps; remove the key",
+    "tensor_parallel": "a strategy reads gradients per data-parallel worker only; remove deepspeed.tensor_parallel",
+    "pipeline": "pipeline stages hide gradients from strategies; remove deepspeed.pipeline",
+    "sequence_parallel_size": "sequence parallelism is not supported; remove the key",
+    "data_parallel_size": "the number of workers is ray.num_workers; remove the key",
+    "hybrid_engine": "evaluation uses a plain copy of the model; remove deepspeed.hybrid_engine",
+    "compression_training": "compressed weights cannot be compared with the untouched model; remove the key",
+    "elasticity": "the number of workers is fixed during a trial; remove deepspeed.elasticity",
+    "data_efficiency": "the rows of a step come from the trial's seed; remove the key",
+    "curriculum_learning": "the rows of a step come from the trial's seed; remove the key",
+    "prescale_gradients": "gradients are scaled by the number of loss units; remove the key",
+    "gradient_predivide_factor": "gradients are scaled by the number of loss units; remove the key",
+    "sparse_gradients": "sparse gradients have no shards to project; remove the key",
+    "compile": "DeepCompile moves gradients out of reach; remove deepspeed.compile",
+    "zenflow": "ZenFlow updates weights outside the step; remove the key",
+}
+REFUSED_ZERO = {
+    "offload_optimizer": "gradient shards are then copied to the host before a strategy can combine them",
+    "cpu_offload": "gradient shards are then copied to the host before a strategy can combine them",
+    "offload_param": "weights off the device cannot be shifted and restored bit for bit",
+    "cpu_offload_param": "weights off the device cannot be shifted and restored bit for bit",
+    "zero_quantized_weights": "quantised weights differ from those that are evaluated",
+    "zero_quantized_nontrainable_weights": "quantised weights differ from those that are evaluated",
+    "zero_quantized_gradients": "quantised gradients differ between workers and PlainEngine",
+    "zenflow": "ZenFlow updates weights outside the step",
+    "super_offload": "gradient shards are then out of a strategy's reach",
+    "elastic_checkpoint": "checkpoints are per worker",
+    "legacy_stage1": "DeepSpeed removed it",
+}
+
+
+def stage_of(deepspeed: dict[str, Any]) -> int:
+    """The ZeRO stage a config asks for; 0 without one. Raises ConfigError where it is not 0..3."""
+    stage = (deepspeed.get("zero_optimization") or {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise ConfigError(f"deepspeed.zero_optimization.stage={stage!r} is not 0, 1, 2 or 3")
+    return int(stage)
+
+
+def validate(deepspeed: dict[str, Any], training: Any, num_workers: int | None = None) -> None:
+    """Refuse what the engine cannot do right, before any device is taken. Raises ConfigError: the key, the value, the remedy."""
+    stage_of(deepspeed)
+    for key, value in deepspeed.items():
+        if key in REFUSED:
+            if not _off(value):
+                raise ConfigError(f"deepspeed.{key} cannot be used: {REFUSED[key]}")
+        elif key not in PASSED | OWNED:
+            close = difflib.get_close_matches(key, PASSED | OWNED, n=2)
+            raise ConfigError(f"unknown key deepspeed.{key}; " + (f"did you mean {' or '.join(close)}?" if close else "remove it"))
+    if deepspeed.get("gradient_allreduce_op", "mean") != "mean":
+        raise ConfigError("deepspeed.gradient_allreduce_op must be mean: the engine undoes the mean itself; remove the key")
+    _check_owned(deepspeed, training, num_workers)
+    for key, value in (deepspeed.get("zero_optimization") or {}).items():
+        device = value.get("device") if isinstance(value, dict) else value
+        if key in REFUSED_ZERO and not _off(value) and device not in (None, "none"):
+            raise ConfigError(f"deepspeed.zero_optimization.{key} cannot be used: {REFUSED_ZERO[key]}; remove it")
+        if key == "zero_hpz_partition_size" and value not in (0, 1):
+            raise ConfigError("deepspeed.zero_optimization.zero_hpz_partition_size above 1 keeps second copies of weights; remove it")
+
+
+def _check_owned(deepspeed: dict[str, Any], training: Any, num_workers: int | None) -> None:
+    rows, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    ours = {
+        "train_micro_batch_size_per_gpu": (rows, "training.per_device_train_batch_size"),
+        "gradient_accumulation_steps": (steps, "training.gradient_accumulation_steps"),
+        "gradient_clipping": (training.max_grad_norm, "training.max_grad_norm"),
+    }
+    if num_workers is not None:
+        ours["train_batch_size"] = (rows * steps * num_workers, "training's batch size x accumulation x ray.num_workers")
+    for key, (value, name) in ours.items():
+        if deepspeed.get(key, "auto") not in ("auto", value):
+            raise ConfigError(f"deepspeed.{key}={deepspeed[key]!r} contradicts {name}={value}; remove the one under deepspeed")
+    for key in ("bf16", "bfloat16"):
+        enabled = (deepspeed.get(key) or {}).get("enabled", "auto")
+        if enabled not in ("auto", training.bf16):
+            raise ConfigError(f"deepspeed.{key}.enabled={enabled} contradicts training.bf16={training.bf16}; remove the one under deepspeed")
+
+
+def _off(value: Any) -> bool:
+    if isinstance(value, dict):
+        return value.get("enabled", True) is False
+    return value in (None, False, 0, "auto")
+
+
+def complete(deepspeed: dict[str, Any], training: Any, world_size: int) -> dict[str, Any]:
+    """The config handed to `deepspeed.initialize`: the user's, with our keys set.
+
+    Accumulation is 1 and clipping 0 there because the engine accumulates and clips itself, after surgery; DeepSpeed's default is 1.0.
+    bfloat16 is autocast around the forward, so DeepSpeed sees float32 weights, gradients and moments.
+    """
+    config = {k: copy.deepcopy(v) for k, v in deepspeed.items() if k in PASSED}
+    rows = training.per_device_train_batch_size
+    config |= {
+        "train_micro_batch_size_per_gpu": rows,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": rows * world_size,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+    }
+    config.setdefault("steps_per_print", 2**31)
+    zero = dict(config.get("zero_optimization") or {})
+    for key in REFUSED_ZERO:
+        zero.pop(key, None)  # only switched-off ones are left
+    if zero.get("stage", 0) in (1, 2):
+        zero["compute_grad_norm"] = False  # the engine has computed it
+    config["zero_optimization"] = zero | {"stage": zero.get("stage", 0)}
+    return config

@@ -1,0 +1,91 @@
+"""Checkpoints an interrupted training continues from: one file per worker, readable with `torch.load(weights_only=True)`.
+
+    folder/latest                      {"step", "world_size", "signature"}, written last and replaced in one go
+    folder/step-00000050/rank-0.pt     this worker's shards
+
+A save that is killed half-way leaves `latest` at the one before it. One finished checkpoint is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+LATEST = "latest"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that does not fit this training; the message says what differs and what to do."""
+
+
+def digest(value: Any) -> str:
+    """Short content hash of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def latest(folder: str | Path) -> dict[str, Any] | None:
+    """What the newest finished checkpoint is (`step`, `world_size`, `signature`), None where there is none."""
+    path = Path(folder) / LATEST
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write(folder: str | Path, state: dict[str, Any], *, step: int, rank: int, world_size: int, signature: dict[str, Any]) -> None:
+    """Write this worker's `state`; once all workers have, rank 0 points `latest` at it and drops older ones. Collective."""
+    folder = Path(folder)
+    home = _home(folder, step)
+    home.mkdir(parents=True, exist_ok=True)
+    _replace(home / f"rank-{rank}.pt", lambda path: torch.save(state, path))
+    _barrier(world_size)
+    if rank == 0:
+        marker = {"step": step, "world_size": world_size, "signature": signature}
+        _replace(folder / LATEST, lambda path: path.write_text(json.dumps(marker)))
+        for old in folder.glob("step-*"):
+            if old != home:
+                shutil.rmtree(old)
+    _barrier(world_size)
+
+
+def read(folder: str | Path, *, rank: int, world_size: int, signature: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    """(step, this worker's state), or None where no save was finished. Raises CheckpointError where it is of another training."""
+    found = latest(folder)
+    if found is None:
+        return None
+    if found["world_size"] != world_size:
+        raise CheckpointError(
+            f"the checkpoint in {folder} was written by {found['world_size']} worker(s), this training has {world_size};"
+            f" resume with ray.num_workers={found['world_size']}, or remove the folder to start over"
+        )
+    if found["signature"] != signature:
+        what = ", ".join(f"{k} {found['signature'].get(k)} there, {v} here" for k, v in signature.items() if found["signature"].get(k) != v)
+        raise CheckpointError(f"the checkpoint in {folder} is of another training ({what}); remove the folder to start over")
+    path = _home(Path(folder), found["step"]) / f"rank-{rank}.pt"
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing, though {LATEST} names it; every worker must see the same folder")
+    return found["step"], torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _home(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def _replace(path: Path, write_to) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_to(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _barrier(world_size: int) -> None:
+    if world_size > 1:
+        dist.barrier()

@@ -1,0 +1,382 @@
+"""PlainEngine: the specification of an engine. Torch alone, every parameter whole on every worker, gradients summed by `all_reduce`.
+
+The order of one optimiser step is fixed here for every engine: gradients are accumulated over micro-batches and summed over workers,
+divided by the number of loss units of the step, then (strategy) surgery, then the finiteness check, clipping, AdamW at the scheduled
+rate. `orchestrator.engine.DeepSpeedEngine` replaces only where shards live (`_backward`, `_collect`, `_apply`, `_weights`, `_publish`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from strategies import checkpoint, gradients
+from strategies.base import Batch, Loss, lm_loss
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The fields of `training` that an engine reads; any object with these attributes will do."""
+
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    lr_scheduler_type: str = "linear"
+    warmup_ratio: float = 0.05
+    bf16: bool = False
+
+
+def lr_at(step: int, *, max_steps: int, learning_rate: float, kind: str = "linear", warmup_ratio: float = 0.0) -> float:
+    """Learning rate of optimiser step `step` (0-based) of `max_steps`.
+
+    The first w = ceil(warmup_ratio * max_steps) steps rise as (step + 1) / w, so that no step is lost at rate 0. From step w on:
+    `constant` the peak; `linear` (max_steps - step) / (max_steps - w); `cosine` half a cosine over the same steps. Steps past the end
+    have the last step's rate under `constant` and 0 under the others. Raises ValueError for another `kind`.
+    """
+    warmup = math.ceil(warmup_ratio * max_steps)
+    if step < warmup:
+        return learning_rate * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, max_steps - warmup))
+    if kind == "constant":
+        return learning_rate
+    if kind == "linear":
+        return learning_rate * (1.0 - done)
+    if kind == "cosine":
+        return learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+    raise ValueError(f"lr_scheduler_type {kind!r} is not one of constant, linear, cosine")
+
+
+class ShardedGradient:
+    """A gradient as this worker holds it: a list of tensors, and how a worker's sum becomes the sum over all workers."""
+
+    def __init__(self, parts: Sequence[Tensor], total):
+        self.parts = tuple(parts)
+        self._total = total
+
+    def dot(self, other: ShardedGradient) -> float:
+        """Inner product over all trainable parameters of all workers, summed in float64; the same number on every worker."""
+        return self._total(gradients.tensors_dot(self.parts, other.parts))
+
+    def norm(self) -> float:
+        """Euclidean norm over all trainable parameters of all workers."""
+        return math.sqrt(self.dot(self))
+
+
+class PlainEngine:
+    """Trains `model` (whole, on `device`) with AdamW. With `world_size` > 1 the default process group must be initialised.
+
+    Settings are those of `training` (see `Settings`). `bf16` computes under autocast; weights, gradients and moments of what is
+    trained stay in float32. Raises ValueError where nothing is trainable.
+    """
+
+    sharded = False
+    """Whether `_weights` of the workers are disjoint parts (True) or copies of each other (False)."""
+    _share = 1
+    """`_collect` gives the sum over workers divided by this."""
+
+    def __init__(self, model: nn.Module, *, training: Any = None, max_steps: int, rank: int = 0, world_size: int = 1, device: Any = "cpu"):
+        self.training = training if training is not None else Settings()
+        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
+        self.max_steps, self.steps = max_steps, 0
+        self.module: nn.Module = model
+        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not self.trainable:
+            raise ValueError("every parameter is frozen, so nothing can be trained; narrow freeze_layers or add lora")
+        self._dtypes = master_weights(self.trainable, bf16=self.training.bf16)
+        self._held: list[Tensor] | None = None
+        self._exported: nn.Module | None = None
+        self._options = _forward_options(model)
+        self._build()
+
+    # ---- what an engine with shards replaces ---------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        if self.world_size > 1:
+            for parameter in self.module.parameters():
+                dist.broadcast(parameter.data, src=0)
+        self._optimizer = torch.optim.AdamW(parameter_groups(self.trainable, self.training.weight_decay))
+
+    def _forward(self, **inputs: Any) -> Any:
+        return self.module(**inputs)
+
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        loss.backward()
+
+    def _collect(self) -> list[Tensor]:
+        """Take out what `_backward` accumulated, summed over workers; this worker's part of it."""
+        parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.trainable.values()]
+        for parameter in self.trainable.values():
+            parameter.grad = None
+        if self.world_size > 1:
+            for part in parts:
+                dist.all_reduce(part)
+        return parts
+
+    def _apply(self, parts: list[Tensor]) -> None:
+        """One optimiser step along `parts`; nothing of them is left in the model."""
+        for parameter, part in zip(self.trainable.values(), parts, strict=True):
+            parameter.grad = part
+        self._optimizer.step()
+        for parameter in self.trainable.values():
+            parameter.grad = None
+
+    def _weights(self) -> list[Tensor]:
+        """This worker's part of the float32 weights, in the order of the gradient's parts."""
+        return [p.data for p in self.trainable.values()]
+
+    def _publish(self) -> None:
+        """Make a change of `_weights` visible to the model."""
+
+    def _moments(self) -> list[Tensor]:
+        """The tensors under which the optimiser keeps its state, in the order of `_weights`."""
+        return list(self.trainable.values())
+
+    def _release(self) -> nn.Module:
+        """The whole trained module, free of the engine."""
+        return self.module
+
+    # ---- the verbs ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """The module: as trained here, or as exported. Under ZeRO-3 its parameters are whole only inside `gathered()`."""
+        return self._exported if self._exported is not None else self.module
+
+    def gradient(self, batches: Sequence[Batch], loss: Loss = lm_loss) -> float:
+        """Add the gradient of the mean loss over `batches` of all workers; returns that mean.
+
+        The mean is taken over loss units, so 1 and 2 workers, or 1 and 4 micro-batches of the same rows, agree. Raises
+        FloatingPointError where the loss is NaN or infinite, ValueError without batches or without a single unit (say, no label).
+        """
+        self._alive()
+        if not batches:
+            raise ValueError("gradient of no micro-batches; every worker needs at least one (TrainingData.batches gives it)")
+        if not self.module.training:
+            self.module.train()
+        total = units = 0.0
+        for i, batch in enumerate(batches):
+            with self.autocast():
+                value, count = loss(self._call, batch)
+            self._backward(value, i == len(batches) - 1)
+            total, units = total + float(value.detach()), units + float(count)
+        parts = self._collect()
+        total, units = self._sums(total, units)
+        if not math.isfinite(total):
+            raise FloatingPointError(self._blame("the loss", total))
+        if units == 0:
+            raise ValueError("no loss unit in this step (no labelled token); check task.data and task.max_length")
+        for part in parts:
+            part.mul_(self._share / units)
+        self._held = parts if self._held is None else [held.add_(part) for held, part in zip(self._held, parts, strict=True)]
+        return total / units
+
+    def gradients(self) -> ShardedGradient:
+        """Take the accumulated gradient out: the engine's own is zero afterwards."""
+        held, self._held = self._held, None
+        return ShardedGradient(held if held is not None else self._zeros(), self._total)
+
+    def combine(self, terms: Sequence[tuple[float, ShardedGradient]]) -> None:
+        """Set the accumulated gradient to the sum of coefficient * gradient; a coefficient of 0 leaves its term out."""
+        if not terms:
+            self._held = None
+            return
+        columns = zip(*(gradient.parts for _, gradient in terms), strict=True)
+        self._held = [gradients.linear_tensor([(c, t) for (c, _), t in zip(terms, column, strict=True)]) for column in columns]
+
+    def shifted(self, direction: ShardedGradient, scale: float) -> AbstractContextManager[None]:
+        """Weights plus scale * direction inside the block; restored bit for bit afterwards, also after an exception."""
+        return self._shifted(direction, scale)
+
+    @contextmanager
+    def _shifted(self, direction: ShardedGradient, scale: float) -> Iterator[None]:
+        self._alive()
+        saved = [w.clone() for w in self._weights()]
+        try:
+            for weight, part in zip(self._weights(), direction.parts, strict=True):
+                weight.add_(part, alpha=scale)
+            self._publish()
+            yield
+        finally:
+            for weight, copy in zip(self._weights(), saved, strict=True):
+                weight.copy_(copy)
+            self._publish()
+
+    def zero(self) -> None:
+        """Forget the accumulated gradient."""
+        self._held = None
+
+    def step(self) -> dict[str, float]:
+        """Clip and apply the accumulated gradient at the scheduled rate; returns `learning_rate` and `grad_norm` (before clipping).
+
+        Raises FloatingPointError, with the weights untouched, where the gradient holds NaN or infinity.
+        """
+        self._alive()
+        settings, parts = self.training, self._held if self._held is not None else self._zeros()
+        norm = ShardedGradient(parts, self._total).norm()
+        if not math.isfinite(norm):
+            raise FloatingPointError(self._blame("the gradient's norm", norm))
+        if settings.max_grad_norm > 0 and norm > settings.max_grad_norm:
+            for part in parts:
+                part.mul_(settings.max_grad_norm / (norm + 1e-6))
+        rate = lr_at(
+            self.steps, max_steps=self.max_steps, learning_rate=settings.learning_rate,
+            kind=settings.lr_scheduler_type, warmup_ratio=settings.warmup_ratio,
+        )  # fmt: skip
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._held = None
+        self._apply(parts)
+        self.steps += 1
+        return {"learning_rate": rate, "grad_norm": norm}
+
+    def save(self, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
+        """Write all this worker needs to continue bit for bit, with `extra` (plain values and tensors). Collective.
+
+        Files load with `torch.load(weights_only=True)`; `folder/latest` is written last, so a killed save leaves the one before it.
+        Only between steps: raises ValueError while a gradient is held.
+        """
+        self._alive()
+        if self._held is not None:
+            raise ValueError("save in the middle of a step; call it between step() and the next gradient()")
+        state = {
+            "weights": [w.clone() for w in self._weights()],
+            "moments": [dict(self._optimizer.state.get(key, {})) for key in self._moments()],
+            "random": _random_state(self.device),
+            "extra": extra or {},
+        }
+        checkpoint.write(folder, state, step=self.steps, rank=self.rank, world_size=self.world_size, signature=self._signature())
+
+    def load(self, folder: str | Path) -> dict[str, Any] | None:
+        """Continue from `folder`; returns what `save` was given as `extra`, or None where there is no finished checkpoint. Collective.
+
+        Raises checkpoint.CheckpointError for another number of workers, another engine or other trainable parameters.
+        """
+        self._alive()
+        found = checkpoint.read(folder, rank=self.rank, world_size=self.world_size, signature=self._signature())
+        if found is None:
+            return None
+        self.steps, state = found
+        for weight, saved in zip(self._weights(), state["weights"], strict=True):
+            weight.copy_(saved.to(weight.device))
+        self._publish()
+        for key, saved in zip(self._moments(), state["moments"], strict=True):
+            # Adam keeps its step counter on the CPU, everything else beside the weight
+            self._optimizer.state[key] = {k: v if k == "step" else v.to(key.device) for k, v in saved.items()}
+        _set_random_state(state["random"])
+        self._held = None
+        return state["extra"]
+
+    def gathered(self) -> AbstractContextManager[nn.Module]:
+        """The whole module for reading (evaluation) in the middle of training; its training mode is put back. Collective."""
+        return self._gathered()
+
+    @contextmanager
+    def _gathered(self) -> Iterator[nn.Module]:
+        self._alive()
+        mode = self.module.training
+        with self.autocast():
+            yield self.module
+        self.module.train(mode)
+
+    def export(self) -> nn.Module:
+        """End training: the whole trained module on every worker, free of the engine. Afterwards only `model` and `close` are left."""
+        if self._exported is None:
+            module = self._release()
+            for name, parameter in module.named_parameters():
+                parameter.grad = None
+                if name in self._dtypes:
+                    parameter.data = parameter.data.to(self._dtypes[name])
+            self.close()
+            self._exported = module
+        return self._exported
+
+    def close(self) -> None:
+        """Drop optimiser state and gradients. May be called twice."""
+        self._held = self._optimizer = None
+
+    # ---- inside ---------------------------------------------------------------------------------------------------------------
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 compute where `training.bf16` asks for it."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.training.bf16 else contextlib.nullcontext()
+
+    def _call(self, **inputs: Any) -> Any:
+        return self._forward(**self._options, **inputs)
+
+    def _alive(self) -> None:
+        if self._optimizer is None:
+            raise RuntimeError("the engine is closed or its model exported; build a new one to train on")
+
+    def _zeros(self) -> list[Tensor]:
+        return [torch.zeros_like(w) for w in self._weights()]
+
+    def _total(self, value: float) -> float:
+        """Sum over workers' shards; where workers hold copies, their mean, so that all go on with the very same number."""
+        return self._sums(value)[0] / (1 if self.sharded else self.world_size)
+
+    def _sums(self, *values: float) -> list[float]:
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def _blame(self, what: str, value: float) -> str:
+        rate = self.training.learning_rate
+        return (
+            f"{what} became {value} at optimiser step {self.steps + 1}; lower training.learning_rate (now {rate:g})"
+            " or set training.max_grad_norm"
+        )
+
+    def _signature(self) -> dict[str, Any]:
+        shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in self.trainable.items()}
+        return {"engine": type(self).__name__, "parameters": checkpoint.digest(shapes)}
+
+
+def parameter_groups(trainable: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: matrices decay, vectors (norms, biases) do not. One group where there is no decay."""
+    if not weight_decay:
+        return [{"params": list(trainable.values()), "weight_decay": 0.0}]
+    split = [(weight_decay, [p for p in trainable.values() if p.ndim > 1]), (0.0, [p for p in trainable.values() if p.ndim <= 1])]
+    return [{"params": params, "weight_decay": decay} for decay, params in split if params]
+
+
+def master_weights(trainable: dict[str, nn.Parameter], *, bf16: bool) -> dict[str, torch.dtype]:
+    """Bring what is trained to float32; returns the type each changed parameter had. Raises ValueError without `bf16`.
+
+    A float32 weight cannot meet a bfloat16 one outside autocast, so a model loaded in half precision needs `training.bf16`.
+    """
+    changed = {name: p.dtype for name, p in trainable.items() if p.dtype != torch.float32}
+    if changed and not bf16:
+        kind = str(next(iter(changed.values()))).removeprefix("torch.")
+        raise ValueError(f"the model is loaded in {kind}, but training.bf16 is off; set training.bf16=true or model.dtype=float32")
+    for name in changed:
+        trainable[name].data = trainable[name].data.float()
+    return changed
+
+
+def _forward_options(model: nn.Module) -> dict[str, Any]:
+    """Keywords every training forward gets: no key-value cache where the model would build one."""
+    return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu())
