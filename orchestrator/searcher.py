@@ -1,0 +1,286 @@
+"""One Optuna study per recipe in one journal file, under one budget; every study is told score and constraints.
+
+Knows Optuna and nothing of Ray. What it guards against (Optuna 5): a trial without constraints counts as feasible; a constraint
+is written once and NaN is refused; GPSampler wants the same constraints on every trial; a sampler's random state is not in the
+storage. So every trial that is told anything carries every named constraint, set before `tell`, and what is missing is infeasible.
+
+States told: complete with a finite score -> COMPLETE; stopped by the monitor -> PRUNED (its constraints still steer TPE);
+failed, cancelled or without a score -> FAIL, which samplers ignore.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from orchestrator.config import Experiment
+from orchestrator.errors import ConfigError, StorageError, UnknownNameError
+from orchestrator.ranges import RecipeSpace
+
+INFEASIBLE = 1.0
+"""Told for a constraint that was not measured. Rates differ by at most 1, so nothing measured looks worse."""
+
+RE_ASKS = 5
+"""How often a study is asked again when it proposes what was tried."""
+
+SAMPLERS = ("tpe", "gp", "random", "nsga2")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One trial to run."""
+
+    trial_id: str
+    recipe: str
+    params: dict[str, Any]
+    """Sampled and pinned parameters together."""
+
+
+@dataclass
+class _Recipe:
+    space: RecipeSpace
+    study: optuna.Study
+    seen: dict[str, int] = field(default_factory=dict)
+    """Point (canonical JSON of the sampled parameters) -> number of the trial that ran it."""
+    count: int = 0
+    exhausted: bool = False
+
+
+def make_sampler(name: str, seed: int, budget: int, *, early_stopping: bool = False) -> optuna.samplers.BaseSampler:
+    """Sampler by name for a study that will see about `budget` trials.
+
+    Random start-up trials are at most a third of the budget (Optuna's 10 would leave small searches random). Raises
+    UnknownNameError, and ConfigError for `nsga2` with early stopping: it cannot learn from a trial that has no score.
+    """
+    if name not in SAMPLERS:
+        raise UnknownNameError("search.sampler", name, SAMPLERS)
+    startup = min(10, max(2, budget // 3))
+    if name == "nsga2" and early_stopping:
+        raise ConfigError("search.sampler=nsga2 cannot use trials that monitor.on_breach=stop ends; use tpe, or monitor.on_breach=log")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=startup)
+        if name == "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+        if name == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, budget // 4)))
+
+
+class Studies:
+    """The search of one experiment. Build with `create` or `restore`; then `ask` and `tell` until `ask` returns None."""
+
+    def __init__(self, recipes: dict[str, _Recipe], trials: int, constraint_names: Sequence[str], state_path: Path):
+        self._recipes = recipes
+        self._trials = trials
+        self._names = tuple(constraint_names)
+        self._state_path = state_path
+        self._running: dict[str, tuple[str, optuna.Trial]] = {}
+        self._next = 1 + max((_number(t) for r in recipes.values() for t in r.study.get_trials(deepcopy=False)), default=0)
+
+    @classmethod
+    def create(cls, experiment: Experiment, spaces: dict[str, RecipeSpace], constraint_names: Sequence[str]) -> Studies:
+        """New studies in `search.storage` (else `<output.dir>/study.journal`). Raises StorageError where they exist already."""
+        return cls._open(experiment, spaces, constraint_names, {})
+
+    @classmethod
+    def restore(cls, experiment: Experiment, spaces: dict[str, RecipeSpace], constraint_names: Sequence[str]) -> Studies:
+        """Go on with an interrupted search: trials that were running are closed as FAIL and their budget is free again.
+
+        Samplers go on from their saved random state. Raises StorageError where there is nothing to go on with.
+        """
+        path = _state_path(experiment)
+        if not path.exists():
+            raise StorageError(f"{path} does not exist, so there is no search to go on with; start a new one")
+        samplers = pickle.loads(path.read_bytes())["samplers"]  # our own file, written by `save`
+        return cls._open(experiment, spaces, constraint_names, samplers)
+
+    @classmethod
+    def _open(cls, experiment, spaces, constraint_names, samplers) -> Studies:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        search = experiment.search
+        storage = open_storage(experiment)
+        budget = max(1, search.trials // len(spaces))
+        early = experiment.monitor.every_steps > 0 and experiment.monitor.on_breach == "stop"
+        recipes = {}
+        for position, (name, space) in enumerate(spaces.items()):
+            fresh = make_sampler(search.sampler, search.sampler_seed + position, budget, early_stopping=early)
+            study_name = f"{experiment.name}/{name}"
+            try:
+                if samplers:
+                    study = optuna.load_study(study_name=study_name, storage=storage, sampler=samplers.get(name, fresh))
+                else:
+                    study = optuna.create_study(study_name=study_name, storage=storage, sampler=fresh, direction="maximize")
+            except optuna.exceptions.DuplicatedStudyError as error:
+                raise StorageError(f"{storage_path(experiment)} holds a study {study_name!r} already; resume that run, or set "
+                                   "search.storage or output.dir to another place") from error
+            except KeyError as error:
+                raise StorageError(f"{storage_path(experiment)} holds no study {study_name!r}, so there is nothing to resume") from error
+            recipes[name] = _Recipe(space, study)
+        studies = cls(recipes, search.trials, constraint_names, _state_path(experiment))
+        for recipe in recipes.values():
+            studies._rebuild(recipe) if samplers else studies._enqueue(recipe)
+        studies.save()
+        return studies
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def ask(self) -> Asked | None:
+        """The next trial: of the recipe with the fewest so far. None when the budget or every recipe's space is used up."""
+        while sum(recipe.count for recipe in self._recipes.values()) < self._trials:
+            open_recipes = [name for name, recipe in self._recipes.items() if not recipe.exhausted]
+            if not open_recipes:
+                return None
+            name = min(open_recipes, key=lambda key: self._recipes[key].count)
+            trial = self._ask_new(self._recipes[name])
+            if trial is not None:
+                return self._accept(name, trial)
+            self._recipes[name].exhausted = True
+        return None
+
+    def _accept(self, name: str, trial: optuna.Trial) -> Asked:
+        recipe = self._recipes[name]
+        trial_id = f"t{self._next:04d}"
+        self._next += 1
+        trial.set_user_attr("trial_id", trial_id)
+        recipe.seen[_point(trial.params)] = trial.number
+        recipe.count += 1
+        self._running[trial_id] = (name, trial)
+        self.save()
+        return Asked(trial_id, name, {**recipe.space.fixed, **trial.params})
+
+    def _ask_new(self, recipe: _Recipe) -> optuna.Trial | None:
+        if len(recipe.seen) >= recipe.space.size:
+            return None
+        for _ in range(RE_ASKS):
+            trial = recipe.study.ask(recipe.space.distributions)
+            if _point(trial.params) not in recipe.seen:
+                return trial
+            self._tell_duplicate(recipe, trial)
+        # The sampler insists on what it knows: take a random point that is new.
+        random = optuna.samplers.RandomSampler(seed=len(recipe.study.get_trials(deepcopy=False)))
+        frozen = recipe.study.get_trials(deepcopy=False)[-1]
+        for _ in range(1000):
+            point = {k: random.sample_independent(recipe.study, frozen, k, d) for k, d in recipe.space.distributions.items()}
+            if _point(point) not in recipe.seen:
+                recipe.study.enqueue_trial(point)
+                return recipe.study.ask(recipe.space.distributions)
+        return None
+
+    def _tell_duplicate(self, recipe: _Recipe, trial: optuna.Trial) -> None:
+        """A point that was tried is not run again: the study is told what is known of it, or FAIL while that still runs."""
+        number = recipe.seen[_point(trial.params)]
+        twin = recipe.study.get_trials(deepcopy=False)[number]
+        trial.set_user_attr("duplicate_of", number)
+        self._constrain(trial, dict(twin.constraints))
+        if twin.state == TrialState.COMPLETE:
+            recipe.study.tell(trial, twin.value)
+        else:
+            recipe.study.tell(trial, state=TrialState.FAIL)
+
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def tell(self, trial_id: str, state: str, score: float | None = None, constraints: dict[str, float | None] | None = None) -> TrialState:
+        """Tell a trial's study how it went; returns the state it was told.
+
+        `state`: "complete", "stopped" (by the monitor), "failed" or "cancelled". A constraint that is missing, None, NaN or
+        infinite is told as infeasible. Raises ValueError for a constraint that was not announced, and whatever Optuna raises.
+        """
+        constraints = constraints or {}
+        unknown = set(constraints) - set(self._names)
+        if unknown:
+            raise ValueError(f"constraints {sorted(unknown)} were not announced; announced: {list(self._names)}")
+        name, trial = self._running[trial_id]
+        study = self._recipes[name].study
+        self._constrain(trial, constraints)
+        finite = score is not None and math.isfinite(score)
+        if state == "complete" and finite:
+            told = TrialState.COMPLETE
+            study.tell(trial, float(score))
+        else:
+            told = TrialState.PRUNED if state == "stopped" else TrialState.FAIL
+            study.tell(trial, state=told)
+        del self._running[trial_id]
+        self.save()
+        return told
+
+    def _constrain(self, trial: optuna.Trial, values: dict[str, float | None]) -> None:
+        for name in self._names:
+            value = values.get(name)
+            trial.set_constraint(name, float(value) if value is not None and math.isfinite(value) else INFEASIBLE)
+
+    # -- keeping -----------------------------------------------------------------------------------------------------
+
+    @property
+    def trials(self) -> dict[str, list[FrozenTrial]]:
+        """Optuna's record of every recipe's trials, duplicates included."""
+        return {name: recipe.study.get_trials(deepcopy=False) for name, recipe in self._recipes.items()}
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Ids of trials asked and not yet told."""
+        return tuple(self._running)
+
+    def save(self) -> None:
+        """Write the samplers (their random state is not in Optuna's storage) beside the journal, atomically."""
+        self._state_path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._state_path.with_suffix(".partial")
+        partial.write_bytes(pickle.dumps({"samplers": {name: recipe.study.sampler for name, recipe in self._recipes.items()}}))
+        os.replace(partial, self._state_path)
+
+    def _enqueue(self, recipe: _Recipe) -> None:
+        if recipe.space.defaults:
+            recipe.study.enqueue_trial(recipe.space.defaults)
+
+    def _rebuild(self, recipe: _Recipe) -> None:
+        for frozen in recipe.study.get_trials(deepcopy=False):
+            if frozen.state == TrialState.RUNNING:
+                trial = optuna.Trial(recipe.study, frozen._trial_id)
+                trial.set_user_attr("interrupted", True)
+                missing = {key: value for key, value in frozen.constraints.items()}
+                for name in self._names:
+                    if name not in missing:
+                        trial.set_constraint(name, INFEASIBLE)
+                recipe.study.tell(frozen.number, state=TrialState.FAIL)
+            elif frozen.state.is_finished() and "trial_id" in frozen.user_attrs and "interrupted" not in frozen.user_attrs:
+                recipe.seen[_point(frozen.params)] = frozen.number
+                recipe.count += 1
+
+
+def open_storage(experiment: Experiment) -> optuna.storages.BaseStorage:
+    """The experiment's Optuna journal. Raises StorageError where its folder cannot be written."""
+    path = storage_path(experiment)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+    except OSError as error:
+        raise StorageError(f"cannot write the search's journal {path}: {error}; set search.storage or output.dir") from error
+
+
+def storage_path(experiment: Experiment) -> Path:
+    """Where the Optuna journal is."""
+    return Path(experiment.search.storage) if experiment.search.storage else experiment.output_dir / "study.journal"
+
+
+def _state_path(experiment: Experiment) -> Path:
+    path = storage_path(experiment)
+    return path.with_name(path.name + ".samplers")
+
+
+def _point(params: dict[str, Any]) -> str:
+    return json.dumps(params, sort_keys=True, default=str)
+
+
+def _number(trial: FrozenTrial) -> int:
+    return int(trial.user_attrs.get("trial_id", "t0")[1:])
