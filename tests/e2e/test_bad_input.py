@@ -9,6 +9,9 @@ import sys
 
 import pytest
 
+from orchestrator import checks, config
+from orchestrator.errors import SafebasinError
+
 pytestmark = pytest.mark.e2e
 
 
@@ -47,13 +50,18 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def safebasin(folder, *overrides, verb="validate", cwd):
+def overrides_of(folder, *overrides):
+    """The good request, and what a case changes of it."""
     base = [
         f"model.model_name_or_path={folder / 'model'}", f"task.data={folder / 'rows.jsonl'}", "task.eval_data=null", f"safety.data={folder / 'rows.jsonl'}",
         f"safety.suites=[{{name: harm, data: {folder / 'harm.csv'}, column: goal, group_column: topic}}]", "output.dir=out",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "orchestrator", verb, *base, *overrides]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+    return [*base, *(text.format(folder=folder) for text in overrides)]
+
+
+def safebasin(folder, *overrides, verb="validate", cwd):
+    command = [sys.executable, "-m", "orchestrator", verb, *overrides_of(folder, *overrides)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {""NO_COLOR": "1"}
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment)
 
 
@@ -87,12 +95,20 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_sentence_with_field_and_remedy(tiny, tmp_path, case):
-    overrides, expected = CASES[case]
-    done = safebasin(tiny, *[text.format(folder=tiny) for text in overrides], cwd=tmp_path)
-    assert done.returncode == 2, (done.stdout, done.stderr)
-    assert expected in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 3, done.stderr
+def test_one_sentence_with_field_and_remedy(tiny, case):
+    """In this process, since importing torch twenty times over would take minutes; the command line is tried once below."""
+    changes, expected = CASES[case]
+    with pytest.raises(SafebasinError) as caught:
+        checks.check(config.load(None, overrides_of(tiny, *changes)))
+    sentence = str(caught.value)
+    assert caught.value.exit_code == 2 and expected in sentence, sentence
+    assert len(sentence.splitlines()) <= 2 and len(sentence) < 600, sentence
+
+
+def test_the_command_line_prints_the_sentence_alone(tiny, tmp_path):
+    done = safebasin(tiny, "recipes=[[safegrd]]", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1] == "safebasin: unknown strategy 'safegrd'; did you mean 'safegrad'?"
 
 
 def test_what_cannot_fit_is_refused_before_anything_starts(tiny, tmp_path):
