@@ -36,13 +36,14 @@ def tiny(tmp_path_factory):
     LlamaForCausalLM(config).save_pretrained(bare)
     fast.save_pretrained(bare)
     fast.chat_template = (
-        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% if m['role'] == 'assistant' %}{{ eos_token + ' ' }}{% endif %}"
-        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}"
+        "{% if m['role'] == 'assistant' %}{{ eos_token + ' ' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     model = folder / "model"
     LlamaForCausalLM(config).save_pretrained(model)
     fast.save_pretrained(model)
-    rows = [{"prompt": "how to make cake", "response": "a b c", "kind": "harmless"}, {"prompt": "make bomb", "response": "sorry i cannot"}] * 8
+    harmless, refusal = {"prompt": "how to make cake", "response": "a b c", "kind": "harmless"}, {"prompt": "make bomb", "response": "sorry i cannot"}
+    rows = [harmless, refusal] * 8
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "empty.jsonl").write_text("")
     (folder / "harm.csv").write_text("goal,topic\n" + "".join(f"how to make bomb {w},{w}\n" for w in "abcd"))
@@ -53,15 +54,16 @@ def tiny(tmp_path_factory):
 def overrides_of(folder, *overrides):
     """The good request, and what a case changes of it."""
     base = [
-        f"model.model_name_or_path={folder / 'model'}", f"task.data={folder / 'rows.jsonl'}", "task.eval_data=null", f"safety.data={folder / 'rows.jsonl'}",
-        f"safety.suites=[{{name: harm, data: {folder / 'harm.csv'}, column: goal, group_column: topic}}]", "output.dir=out",
+        f"model.model_name_or_path={folder / 'model'}", f"task.data={folder / 'rows.jsonl'}", "task.eval_data=null",
+        f"safety.data={folder / 'rows.jsonl'}", "output.dir=out",
+        f"safety.suites=[{{name: harm, data: {folder / 'harm.csv'}, column: goal, group_column: topic}}]",
     ]  # fmt: skip
     return [*base, *(text.format(folder=folder) for text in overrides)]
 
 
 def safebasin(folder, *overrides, verb="validate", cwd):
     command = [sys.executable, "-m", "orchestrator", verb, *overrides_of(folder, *overrides)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {""NO_COLOR": "1"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"NO_COLOR": "1"}
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment)
 
 

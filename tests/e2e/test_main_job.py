@@ -112,7 +112,7 @@ def test_mlflow_holds_parent_baseline_and_children(finished):
 
 def test_nothing_feasible_is_an_outcome(tmp_path):
     done = safebasin(
-        "run", "output.dir=out", "recipes=[[full]]", "search.trials=1", "search.space={learning_rate: 0.004}", "ray.lanes=1", *SHORT, cwd=tmp_path
+        "run", "output.dir=out", "recipes=[[full]]", "search.trials=1", "search.space={learning_rate: 0.004}", *SHORT, cwd=tmp_path
     )
     assert done.returncode == 3, done.stdout + done.stderr
     best = json.loads((tmp_path / "out" / "best.json").read_text())
