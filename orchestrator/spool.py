@@ -1,0 +1,190 @@
+"""A queue that outlives its process, and the thread that empties it into something that may be away.
+
+Every record is appended to a file before it is sent (so a killed driver loses none), kept in order, and dropped once it arrived.
+Delivery is at least once: a crash between "arrived" and "dropped" sends a record twice, so the receiver must not mind. Ours does
+not: MLflow keys a metric by (name, step, timestamp, value) and both travel with the record; params, tags and artifacts overwrite
+themselves; runs are looked up by our own tag before they are made.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator import outputs
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+WINDOW = 500
+"""Records handed to the receiver at a time."""
+COMPACT = 5000
+"""The file is rewritten when it holds this many records that already arrived."""
+POISON_TRIES = 5
+"""A record that fails this often while the receiver answers otherwise is set aside."""
+
+
+class Rejected(Exception):
+    """The receiver will never take this record (unlike: it is away)."""
+
+
+class Spool:
+    """Records in order, in memory and in a file. Thread-safe.
+
+    Where the file cannot be written (disk full) one warning is logged and records are kept in memory only: a tracking queue must
+    not stop a search.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = threading.Lock()
+        self._records: deque[Record] = deque()
+        self._stale = 0  # records in the file that already arrived
+        self._on_disk = True
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                self._records.append(json.loads(line))
+            except ValueError:  # the line a dying process was writing
+                log.warning("%s line %d is cut off and is skipped", self.path, number)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._records)
+
+    def append(self, record: Record) -> None:
+        """Add a JSON-able record at the end."""
+        line = json.dumps(record, ensure_ascii=False) + "\n"
+        with self._lock:
+            self._records.append(json.loads(line))
+            self._write(lambda: self._append_line(line))
+
+    def _append_line(self, line: str) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def _write(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except (OSError, outputs.StorageError) as error:
+            if self._on_disk:
+                log.warning("%s cannot be written (%s); records for the tracking server are kept in memory only", self.path, error)
+            self._on_disk = False
+
+    def peek(self, count: int = WINDOW) -> list[Record]:
+        """The first `count` records, still in the queue."""
+        with self._lock:
+            return list(itertools.islice(self._records, count))
+
+    def drop(self, count: int) -> None:
+        """Forget the first `count` records: they arrived, or were set aside."""
+        with self._lock:
+            for _ in range(count):
+                self._records.popleft()
+            self._stale += count
+            if not self._records or self._stale > COMPACT:
+                text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in self._records)
+                self._write(lambda: outputs.write_text(self.path, text) if text else self.path.unlink(missing_ok=True))
+                self._stale = 0
+
+
+class Pump(threading.Thread):
+    """Sends a Spool's records in order on its own thread.
+
+    `send(records)` raises Rejected for what will never be taken and anything else while the receiver is away; `alive()` raises while
+    it is away. Rejected records go to `<spool>.rejected` with the reason, and one warning each is logged.
+    """
+
+    def __init__(self, spool: Spool, send: Callable[[list[Record]], None], alive: Callable[[], None], name: str, pause: float = 1.0):
+        super().__init__(name=f"{name} pump", daemon=True)
+        self.spool, self.send, self.alive, self.receiver, self.pause = spool, send, alive, name, pause
+        self.away_since: float | None = None
+        self._closing, self._deadline = threading.Event(), float("inf")
+        self._tries = 0
+
+    def run(self) -> None:
+        failures = 0
+        while not (self._closing.is_set() and (not len(self.spool) or time.monotonic() > self._deadline)):
+            records = self.spool.peek()
+            failures = failures + 1 if records and not self._deliver(records) else 0
+            if self._closing.is_set():
+                time.sleep(0.2 if failures else 0.0)
+            else:
+                self._closing.wait(min(self.pause * 2**failures, 30.0))
+
+    def _deliver(self, records: list[Record]) -> bool:
+        """Send a window, or where that fails its records one by one; False while the receiver is away."""
+        try:
+            self.send(records)
+        except Exception as error:
+            if not isinstance(error, Rejected) and not self._is_poison(error):
+                return False
+            return self._one_by_one(records)
+        self._arrived(len(records))
+        return True
+
+    def _is_poison(self, error: Exception) -> bool:
+        """Whether the receiver answers, and only this window fails again and again."""
+        try:
+            self.alive()
+        except Exception as outage:
+            self._tries = 0
+            self._note_away(outage)
+            return False
+        self._tries += 1
+        if self._tries < POISON_TRIES:
+            log.debug("%s failed to take a record: %s", self.receiver, error)
+            return False
+        return True
+
+    def _one_by_one(self, records: list[Record]) -> bool:
+        for record in records:
+            try:
+                self.send([record])
+            except Exception as error:
+                if not isinstance(error, Rejected) and (self._tries < POISON_TRIES or not self._is_poison(error)):
+                    return False
+                self._reject(record, error)
+            self._arrived(1)
+        return True
+
+    def _arrived(self, count: int) -> None:
+        self.spool.drop(count)
+        self._tries = 0
+        if self.away_since is not None:
+            log.warning("%s answers again after %.0f s; what waited is being sent", self.receiver, time.monotonic() - self.away_since)
+            self.away_since = None
+
+    def _note_away(self, error: Exception) -> None:
+        if self.away_since is None:
+            self.away_since = time.monotonic()
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            log.warning("%s does not answer (%s); the search goes on, records wait in %s", self.receiver, reason, self.spool.path)
+
+    def _reject(self, record: Record, error: Exception) -> None:
+        log.warning("%s refused a record of run %s: %s", self.receiver, record.get("run"), str(error)[:300])
+        path = self.spool.path.with_suffix(".rejected.jsonl")
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"reason": str(error)[:1000], "record": record}) + "\n")
+        except OSError as trouble:
+            log.warning("%s cannot be written: %s", path, trouble)
+
+    def close(self, timeout: float) -> int:
+        """Send what is left, for at most `timeout` seconds; how many records still wait (in the file)."""
+        self._deadline = time.monotonic() + timeout
+        self._closing.set()
+        if self.is_alive():
+            self.join(timeout + 0.5)
+        return len(self.spool)

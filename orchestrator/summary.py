@@ -1,0 +1,119 @@
+"""Sentences and figures that the report, the tracking server and the command line share, so that they never disagree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from orchestrator.config import Experiment
+from orchestrator.constraint import Configuration, Constraint, Estimate, Judgement, Selection, mean, rate
+from orchestrator.records import SuiteResult, TrialResult
+
+MISSING = "not measured"
+
+
+def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
+    """A rate or score with fixed digits; `not measured` for None and NaN."""
+    if value is None or math.isnan(value):
+        return MISSING
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return text.replace("-0." + "0" * digits, "0." + "0" * digits) if float(text) == 0 else text
+
+
+def size(estimate: Estimate) -> str:
+    """`n=120 in 12 clusters`, or `n=120`."""
+    return f"n={estimate.n}" + (f" in {estimate.clusters} clusters" if estimate.clusters else "")
+
+
+def figure(estimate: Estimate | None, signed: bool = False) -> str:
+    """Value, interval and size: `+0.020 [-0.004, +0.049] n=120 in 12 clusters`; `not measured` where there is nothing."""
+    if estimate is None or not estimate.n:
+        return MISSING
+    lower, upper = number(estimate.lower, signed=signed), number(estimate.upper, signed=signed)
+    return f"{number(estimate.value, signed=signed)} [{lower}, {upper}] {size(estimate)}"
+
+
+def suite_rate(suite: SuiteResult | None, confidence: float) -> Estimate | None:
+    """A suite's failure rate with its interval, clustered by its groups; None without a suite."""
+    return rate(suite.failures, suite.groups, confidence) if suite is not None else None
+
+
+def task_score(result: TrialResult | None, confidence: float) -> Estimate | None:
+    """The task score with its interval over evaluation rows; None where it was not measured."""
+    return mean(result.task.scores, confidence) if result is not None and result.task is not None else None
+
+
+def tightest(judgement: Judgement) -> Constraint | None:
+    """The constraint nearest to, or furthest over, its limit; None where there are none."""
+    return max(judgement.constraints, key=lambda c: c.value, default=None)
+
+
+def _kept(constraint: Constraint, confidence: float) -> str:
+    what = "attack success" if constraint.name.startswith("degradation/") else "over-refusal"
+    relation = {"feasible": "within", "infeasible": "over", "undecided": "not clearly within"}[constraint.verdict]
+    return (
+        f"{what} on {constraint.suite} rose by {figure(constraint.estimate, signed=True)} at {confidence:.0%} confidence, "
+        f"{relation} the limit of {constraint.limit:g}"
+    )
+
+
+def _rates(result: TrialResult, baseline: TrialResult | None, kind: str) -> str:
+    parts = []
+    for name, suite in result.suites.items():
+        if suite.kind == kind and suite.constrains:
+            before = baseline.suites.get(name) if baseline is not None else None
+            parts.append(f"{number(before.rate) if before else MISSING} -> {number(suite.rate)} on {name}")
+    return ", ".join(parts) or MISSING
+
+
+def headline(selection: Selection, baseline: TrialResult | None, experiment: Experiment) -> str:
+    """The outcome in one sentence: the best trial with score, attack success before and after and the limit, or the nearest miss."""
+    confidence = experiment.safety.limits.confidence
+    if selection.best is not None:
+        result, judgement = selection.best.trials[0]
+        score, before = task_score(result, confidence), task_score(baseline, confidence)
+        bound = tightest(judgement)
+        seeds = len(selection.best.seeds)
+        return (
+            f"Best within the limits: {result.trial_id} ({result.recipe}), task score {figure(score)}"
+            f" (untouched {number(before.value) if before else MISSING}), attack success {_rates(result, baseline, 'harmful')}; "
+            + (f"{_kept(bound, confidence)}: feasible" if bound else "feasible")
+            + (f", as on each of {seeds} seeds." if seeds > 1 else ", on one seed.")
+        )
+    miss = selection.nearest_miss
+    if miss is None:
+        return f"Nothing feasible: none of {_count(selection.configurations)} could be measured on the safety suites."
+    result, judgement = _worst_seed(miss)
+    bound = tightest(judgement)
+    by = f"; {_kept(bound, confidence)}, its interval {number(bound.value)} beyond it" if bound and bound.estimate.n else ""
+    return (
+        f"Nothing feasible: none of {_count(selection.configurations)} keeps every limit at {confidence:.0%} confidence. Nearest miss: "
+        f"{result.trial_id} ({result.recipe}), task score {figure(task_score(result, confidence))}, {judgement.verdict}{by}."
+    )
+
+
+def _count(found: Sequence[Configuration]) -> str:
+    return f"{len(found)} configuration" + ("" if len(found) == 1 else "s")
+
+
+def _worst_seed(configuration: Configuration) -> tuple[TrialResult, Judgement]:
+    return max(configuration.trials, key=lambda pair: max((c.value for c in pair[1].constraints), default=1.0))
+
+
+def plan(experiment: Experiment) -> str:
+    """What the run is going to do, as Markdown for the description of the parent run."""
+    limits, search = experiment.safety.limits, experiment.search
+    over = "" if limits.max_over_refusal_rise is None else f" and over-refusal by at most {limits.max_over_refusal_rise:g}"
+    return (
+        f"safebasin experiment **{experiment.name}**: {search.trials} trials over {', '.join(experiment.recipe_names)}; attack success may "
+        f"rise by at most {limits.max_degradation:g}{over} ({limits.confidence:.0%} confidence). Running."
+    )
+
+
+def note(selection: Selection, baseline: TrialResult | None, experiment: Experiment) -> str:
+    """The outcome as Markdown for the description of the parent run."""
+    return (
+        f"**{headline(selection, baseline, experiment)}**\n\nCompare trials: open the experiment, select the child runs, *Compare*; "
+        "`task/score` against `safety_delta/degradation` is the trade-off, `constraint/excess <= 0` keeps every limit. "
+        "The report is among this run's artifacts (`report.html`, `report.md`)."
+    )

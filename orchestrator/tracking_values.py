@@ -1,0 +1,216 @@
+"""What is told to a tracking server, as plain values: metrics by group, params, tags, and the redaction of secrets. Knows no MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator import outputs
+from orchestrator.config import Experiment
+from orchestrator.constraint import Judgement
+from orchestrator.records import TrialResult, TrialSpec
+
+REDACTED = "***"
+
+PACKAGES = ("safebasin", "torch", "transformers", "peft", "deepspeed", "ray", "optuna", "mlflow")
+"""Packages whose versions decide what a run gives."""
+
+_SECRET_WORDS = {
+    "token",
+    "secret",
+    "password",
+    "passwd",
+    "passphrase",
+    "pwd",
+    "credential",
+    "credentials",
+    "authorization",
+    "bearer",
+    "cookie",
+}
+_SECRET_PAIRS = (
+    {"api", "key"},
+    {"access", "key"},
+    {"private", "key"},
+    {"account", "key"},
+    {"secret", "key"},
+    {"session", "key"},
+    {"sas", "key"},
+)
+_TOKENIZER_WORDS = {"pad", "eos", "bos", "unk", "sep", "cls", "mask", "id", "ids"}  # `pad_token` is no secret
+_SECRET_VALUES = re.compile(
+    r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|glpat-[\w-]{16,}|AKIA[A-Z0-9]{16}|dapi[0-9a-f]{32})\b"
+)
+_URI_PASSWORD = re.compile(r"(\b[A-Za-z][\w+.-]*://[^\s/:@'\"]*):([^\s/@'\"]+)@")
+_QUERY_SECRET = re.compile(r"([?&;](?:[\w-]*(?:token|secret|password|passwd|pwd|signature|sig|api_?key)[\w-]*)=)[^&;\s'\"]+", re.IGNORECASE)
+_BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{12,}")
+_SETTING_LINE = re.compile(r"^([ \t]*(?:- )?[\"']?)([\w.-]+)([\"']?[ \t]*[:=][ \t]*)(\S.*?)([ \t]*,?)$", re.MULTILINE)
+
+
+def is_secret_key(key: str) -> bool:
+    """Whether a config key or environment variable of this name holds a secret (`HF_TOKEN`, `dbPassword`, `aws_secret_access_key`).
+
+    `max_new_tokens` and `pad_token` do not.
+    """
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(key)).lower()
+    words = {word for word in re.split(r"[^a-z0-9]+", spaced) if word}
+    if words & {"apikey", "accesskey", "secretkey", "privatekey"} or any(pair <= words for pair in _SECRET_PAIRS):
+        return True
+    found = words & _SECRET_WORDS
+    return bool(found) and not (found == {"token"} and words & _TOKENIZER_WORDS)
+
+
+def redact_uri(text: str) -> str:
+    """Text with passwords in URIs, secret query values, bearer headers and well-known token forms replaced by ***."""
+    text = _URI_PASSWORD.sub(rf"\1:{REDACTED}@", text)
+    text = _QUERY_SECRET.sub(rf"\1{REDACTED}", text)
+    text = _BEARER.sub(rf"\1 {REDACTED}", text)
+    return _SECRET_VALUES.sub(REDACTED, text)
+
+
+def redact(value: Any) -> Any:
+    """A copy of nested dicts and lists with secrets replaced by ***: by the name of their key, or by their form."""
+    if isinstance(value, Mapping):
+        return {k: REDACTED if is_secret_key(str(k)) and v not in (None, "") else redact(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact(item) for item in value]
+    return redact_uri(value) if isinstance(value, str) else value
+
+
+def redact_text(text: str) -> str:
+    """Text of a config, log or report with secrets replaced: `key: value` and `key=value` lines by key, the rest by form."""
+
+    def line(match: re.Match[str]) -> str:
+        if not is_secret_key(match[2]) or match[4] in ("null", "''", '""', "{", "["):
+            return match[0]
+        quote = match[4][0] if match[4][0] in "'\"" else ""
+        return f"{match[1]}{match[2]}{match[3]}{quote}{REDACTED}{quote}{match[5]}"
+
+    return redact_uri(_SETTING_LINE.sub(line, text))
+
+
+def metric_name(*parts: str) -> str:
+    """Parts joined by `/`, with characters that MLflow refuses in names replaced by `_`, at most 250 long."""
+    return "/".join(re.sub(r"[^\w.\- /]", "_", str(part)) for part in parts)[:250]
+
+
+def event_metrics(event: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of one reported event by metric name: `train/loss`, `safety/probe_asr`, `safety_delta/probe_degradation`, `cost/...`.
+
+    What is no number is left out; an event of kind `phase` has none.
+    """
+    found: dict[str, float] = {}
+    for key, value in event.items():
+        if key in ("kind", "step", "steps", "time", "phase", "attempt") or not isinstance(value, (int, float)):
+            continue
+        if event["kind"] == "probe":
+            name = metric_name("safety_delta" if "degradation" in key or "rise" in key else "safety", f"probe_{key}")
+        elif event["kind"] == "phase":
+            continue
+        else:
+            name = metric_name("cost" if "seconds" in key or "memory" in key else "train", key)
+        found[name] = float(value)
+    return found
+
+
+def result_metrics(result: TrialResult, judgement: Judgement | None) -> dict[str, float]:
+    """Final figures of a trial by metric name; what was not measured is absent. May hold NaN (see `split_finite`)."""
+    found: dict[str, float] = {}
+    if result.task is not None:
+        found["task/score"] = found[metric_name("task", result.task.metric)] = float(result.task.score)
+        found["task/n"] = float(len(result.task.scores))
+    for name, suite in result.suites.items():
+        found[metric_name("safety", name, "asr" if suite.kind == "harmful" else "over_refusal")] = suite.rate
+        found[metric_name("safety", name, "n")] = float(len(suite.ids))
+        if suite.parse_failed:
+            found[metric_name("safety", name, "parse_failed")] = float(suite.parse_failed)
+    for part, seconds in result.seconds.items():
+        found[metric_name("cost", f"seconds_{part}")] = float(seconds)
+    found["cost/steps"] = float(result.steps)
+    for name, value in result.facts.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            found[metric_name("cost", name)] = float(value)
+    return found | (_judged(judgement) if judgement is not None else {})
+
+
+def _judged(judgement: Judgement) -> dict[str, float]:
+    found = {"constraint/feasible": float(judgement.verdict == "feasible")}
+    for name in ("asr", "over_refusal"):
+        if getattr(judgement, name) is not None:
+            found[f"safety/{name}"] = float(getattr(judgement, name))
+    for name in ("degradation", "over_refusal_rise"):
+        estimate = getattr(judgement, name)
+        if estimate is not None:
+            found |= {f"safety_delta/{name}": estimate.value, f"safety_delta/{name}_lower": estimate.lower}
+            found[f"safety_delta/{name}_upper"] = estimate.upper
+    for constraint in judgement.constraints:
+        found[metric_name("constraint", constraint.name)] = constraint.value
+        if constraint.estimate.n:
+            found[metric_name("safety_delta", constraint.name)] = constraint.estimate.value
+    if judgement.constraints:
+        found["constraint/excess"] = max(c.value for c in judgement.constraints)
+    return found
+
+
+def split_finite(metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+    """(finite metrics, names of the others): a tracking server stores NaN as 0 or as the largest number, so it is not sent."""
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return finite, [name for name in metrics if name not in finite]
+
+
+def trial_params(spec: TrialSpec) -> dict[str, str]:
+    """What varies between trials, as params: the recipe, the seed and what was sampled."""
+    params = {"recipe": spec.recipe or "untouched", "seed": str(spec.seed)}
+    for name, value in redact(dict(spec.params)).items():
+        params[metric_name(name)] = str(value)[:6000]
+    return params
+
+
+def trial_tags(spec: TrialSpec, common: Mapping[str, str]) -> dict[str, str]:
+    """Tags of a trial's run: those of the parent (UI filters drop children of a matching parent) and its own."""
+    own = {"trial_id": spec.trial_id, "recipe": spec.recipe or "untouched", "phase": spec.phase, "seed": str(spec.seed), "state": "running"}
+    return {**common, **{f"safebasin.{name}": value for name, value in own.items()}, "safebasin.attempt": str(spec.attempt)}
+
+
+def datasets(experiment: Experiment) -> list[dict[str, Any]]:
+    """Data of the experiment as dataset inputs: name, source, context and sha256 of the file's bytes.
+
+    A hub name has no bytes here: its digest is that of its name and split, and `sha256` is None. Raises DataError for a missing file.
+    """
+    from orchestrator import data_files
+
+    task, safety = experiment.task, experiment.safety
+    wanted = [("training", "task.data", task.data, task.split), ("evaluation", "task.eval_data", task.eval_data, task.split)]
+    wanted.append(("safety training", "safety.data", safety.data, task.split))
+    wanted += [(f"safety suite {s.name} ({s.kind})", "safety.suites", s.data, s.split) for s in safety.suites]
+    found = []
+    for context, field, source, split in wanted:
+        if source is None:
+            continue
+        known = data_files.describe(source, field=field)
+        digest = known.get("sha256") or hashlib.sha256(f"{source}@{split}".encode()).hexdigest()
+        found.append(
+            {"name": known["name"], "source": redact_uri(source), "context": context, "digest": digest, "sha256": known.get("sha256")}
+        )
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of PACKAGES, without importing them; `not installed` where one is missing."""
+    from importlib import metadata
+
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def text_of(value: Any) -> str:
+    """A value as a tag's text: at most 8000 characters, secrets out."""
+    return redact_uri(value if isinstance(value, str) else str(outputs.plain(value)))[:8000]

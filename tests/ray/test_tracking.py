@@ -1,0 +1,345 @@
+"""Real MLflow: a sqlite file, and a real server process that goes away and comes back. Knows no Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import made_up
+import pytest
+
+from orchestrator import constraint, tracking
+from orchestrator.errors import TrackingError
+from orchestrator.tracker import NullTracker
+
+SECRET = "hunter2hunter2"
+
+
+@pytest.fixture(autouse=True)
+def no_server_of_the_user(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    """A sqlite file with MLflow's tables, made once: the migrations take seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    experiment = made_up.experiment(folder)
+    tracking.open_tracker(experiment, folder / "out").close()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def folder(tmp_path, template) -> Path:
+    (tmp_path / "mlflow.db").write_bytes(template.read_bytes())
+    return tmp_path
+
+
+def client_of(folder: Path):
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def runs_of(client, experiment_name: str) -> dict:
+    """Runs by safebasin trial id (the parent as "parent")."""
+    found = client.get_experiment_by_name(experiment_name)
+    return {run.data.tags.get("safebasin.trial_id", "parent"): run for run in client.search_runs([found.experiment_id], max_results=1000)}
+
+
+def drive(tracker, before, rows) -> None:
+    """What the driver does in a run."""
+    tracker.start_baseline(made_up.spec(before))
+    tracker.finish_baseline(before)
+    for trial, judged in rows:
+        tracker.start_trial(made_up.spec(trial))
+        for event in trial.history:
+            tracker.event(trial.trial_id, event)
+        tracker.finish_trial(trial, judged)
+
+
+def test_a_whole_run_in_sqlite(folder):
+    experiment = made_up.experiment(
+        folder,
+        tracking={"experiment": "whole"},
+        ray={"init_kwargs": {"runtime_env": {"env_vars": {"HF_TOKEN": SECRET}}, "object_store": f"http://u:{SECRET}@host"}},
+    )
+    before, rows = made_up.trials(experiment.safety.limits)
+    rows[0][0].history.append({"kind": "train", "time": 1.7e9, "step": 120, "loss": float("nan"), "grad_norm": float("inf")})
+    out = experiment.output_dir
+    tracker = tracking.open_tracker(experiment, out, facts={"model_hash": "abc"})
+    drive(tracker, before, rows)
+    selection = constraint.best(rows)
+    assert selection.best is not None
+    (out / "plot.png").write_bytes(b"\x89PNG")
+    (out / "config.resolved.yaml").write_text(f"tracking:\n  uri: http://u:{SECRET}@host\nname: x\n")
+    tracker.finish(selection, [out / "plot.png", out / "config.resolved.yaml", out / "not-there.csv"])
+    assert tracker.close("FINISHED") == 0
+
+    client = client_of(folder)
+    runs = runs_of(client, "whole")
+    parent = runs.pop("parent")
+    assert set(runs) == {"baseline", *(trial.trial_id for trial, _ in rows)}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+    for trial, judged in rows:
+        run = runs[trial.trial_id]
+        assert run.data.params == {"recipe": trial.recipe, "seed": str(trial.seed), **{k: str(v) for k, v in trial.params.items()}}
+        assert run.data.tags["safebasin.verdict"] == judged.verdict and run.data.tags["safebasin.model_hash"] == "abc"
+        assert run.data.tags["safebasin.baseline_run_id"] == runs["baseline"].info.run_id
+        assert run.data.tags["safebasin.config_hash"] == experiment.digest()
+        assert run.info.status == {"complete": "FINISHED", "failed": "FAILED"}[trial.state]
+        assert run.info.end_time >= run.info.start_time
+        losses = client.get_metric_history(run.info.run_id, "train/loss")
+        wanted = [(e["step"], e["loss"]) for e in trial.history if e["kind"] == "train" and e["loss"] == e["loss"]]
+        assert [(m.step, m.value) for m in sorted(losses, key=lambda m: m.step)] == wanted
+        if judged.degradation is not None:
+            assert run.data.metrics["safety_delta/degradation"] == pytest.approx(judged.degradation.value)
+    assert runs["t0000"].data.tags["safebasin.not_finite"] == "train/grad_norm, train/loss"
+    assert "safebasin.error" in runs["t0005"].data.tags and "task/score" not in runs["t0005"].data.metrics
+    assert runs["baseline"].data.metrics["task/score"] == before.task.score
+
+    best = selection.best.trials[0][0]
+    assert parent.data.tags["safebasin.best_run_id"] == runs[best.trial_id].info.run_id
+    assert best.trial_id in parent.data.tags["mlflow.note.content"] and parent.info.status == "FINISHED"
+    assert parent.data.metrics["task/score"] == best.task.score
+    inputs = parent.inputs.dataset_inputs
+    assert {tag.value for i in inputs for tag in i.tags} == {
+        "training",
+        "safety suite harmful (harmful)",
+        "safety suite borderline (benign)",
+    }
+    files = {f.path for f in client.list_artifacts(parent.info.run_id)} | {
+        f.path for f in client.list_artifacts(parent.info.run_id, "plots")
+    }
+    assert files == {"config.yaml", "config.resolved.yaml", "plots", "plots/plot.png"}
+    rejected = [json.loads(line) for line in (out / "tracking.spool.rejected.jsonl").read_text().splitlines()]
+    assert ["not-there.csv" in r["reason"] for r in rejected] == [True]
+    assert_no_secret(folder)
+    assert tracker.ui_hint() == f"mlflow ui --backend-store-uri sqlite:///{folder / 'mlflow.db'}"
+
+
+def assert_no_secret(folder: Path) -> None:
+    """Nothing MLflow or the queue keeps holds the password: neither the database nor artifacts nor our own files."""
+    places = [folder / "mlflow.db", *(folder / "mlartifacts").rglob("*"), *(folder / "out").glob("tracking.*")]
+    for path in places:
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path
+
+
+def test_a_resumed_run_continues_its_runs(folder):
+    experiment = made_up.experiment(folder, tracking={"experiment": "resumed"})
+    before, rows = made_up.trials(experiment.safety.limits, count=3, good=False)
+    (first, judged), out = rows[0], experiment.output_dir
+    tracker = tracking.open_tracker(experiment, out)
+    tracker.start_baseline()
+    tracker.finish_baseline(before)
+    tracker.start_trial(made_up.spec(first))
+    tracker.event(first.trial_id, first.history[0])
+    tracker.close("KILLED")  # the driver is interrupted in the middle of t0000
+    client = client_of(folder)
+    assert {key: run.info.status for key, run in runs_of(client, "resumed").items()} == {
+        "parent": "KILLED", "t0000": "KILLED", "baseline": "FINISHED",
+    }  # fmt: skip
+    tracker = tracking.open_tracker(experiment, out)
+    tracker.start_trial(made_up.spec(first, attempt=1))
+    for event in first.history:
+        tracker.event(first.trial_id, event)
+    tracker.finish_trial(first, judged)
+    tracker.start_trial(made_up.spec(rows[1][0]))
+    tracker.finish_trial(*rows[1])
+    tracker.close("FINISHED")
+    runs = runs_of(client, "resumed")
+    assert set(runs) == {"parent", "baseline", "t0000", "t0001"} and len(runs) == 4
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert runs["t0000"].data.tags["safebasin.attempt"] == "1"
+    losses = client.get_metric_history(runs["t0000"].info.run_id, "train/loss")
+    assert len(losses) == 12, "the event that was sent twice is there once"
+
+
+def test_the_same_records_again_change_nothing(folder):
+    """At-least-once delivery: a crash between sending and forgetting sends a window twice."""
+    experiment = made_up.experiment(folder, tracking={"experiment": "twice"})
+    before, rows = made_up.trials(experiment.safety.limits, count=2, good=False)
+    tracker = tracking.open_tracker(experiment, experiment.output_dir)
+    sent = []
+    deliver = tracker._pump.send
+    tracker._pump.send = lambda records: (sent.extend(records), deliver(records))
+    drive(tracker, before, rows)
+    tracker.close()
+    client = client_of(folder)
+
+    def picture():
+        return {
+            key: (run.data.params, run.data.metrics, run.data.tags, run.info.status, run.info.end_time,
+                  [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss")])
+            for key, run in runs_of(client, "twice").items()
+        }  # fmt: skip
+
+    once = picture()
+    tracker.sink.runs = {"parent": tracker.sink.runs["parent"]}  # as after a crash before tracking.json was written
+    deliver(sent)
+    assert picture() == once
+
+
+def test_limits_of_mlflow_are_kept(folder):
+    experiment = made_up.experiment(folder, tracking={"experiment": "limits"})
+    trial = made_up.result("t0000", "lora", {f"p{i}": "x" * 7000 for i in range(150)})
+    trial.error = "e" * 20_000
+    tracker = tracking.open_tracker(experiment, experiment.output_dir)
+    tracker.start_trial(made_up.spec(trial))
+    for step in range(3000):
+        tracker.event("t0000", {"kind": "train", "step": step, "time": step / 1000, "loss": 1.0})
+    tracker.finish_trial(trial, None)
+    assert tracker.close() == 0
+    assert not (experiment.output_dir / "tracking.spool.rejected.jsonl").exists()
+    client = client_of(folder)
+    run = runs_of(client, "limits")["t0000"]
+    assert len(run.data.params) == 152 and len(run.data.params["p7"]) == 6000
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 3000
+
+
+def test_a_deleted_experiment_is_explained(folder):
+    experiment = made_up.experiment(folder, tracking={"experiment": "deleted"})
+    tracking.open_tracker(experiment, experiment.output_dir).close()
+    client = client_of(folder)
+    client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
+    with pytest.raises(TrackingError, match="mlflow experiments restore"):
+        tracking.open_tracker(experiment, experiment.output_dir)
+
+
+def test_a_server_that_is_not_there_is_an_error_at_the_start(folder):
+    experiment = made_up.experiment(folder, tracking={"uri": f"http://u:{SECRET}@127.0.0.1:{free_port()}"})
+    begin = time.monotonic()
+    with pytest.raises(TrackingError, match=r"tracking\.uri") as caught:
+        tracking.open_tracker(experiment, experiment.output_dir)
+    assert time.monotonic() - begin < 20
+    assert SECRET not in str(caught.value) and "tracking.enabled=false" in str(caught.value)
+
+
+def test_a_server_that_never_answers_is_an_error_at_the_start(folder, monkeypatch):
+    """A port that takes the connection and says nothing, as a wrong address behind a load balancer does."""
+    assert 2 * int(tracking._CLIENT_SETTINGS["MLFLOW_HTTP_REQUEST_TIMEOUT"]) + 2 < 20, "one retry, and still within the promise"
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")  # the user's own setting wins
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(8)
+        experiment = made_up.experiment(folder, tracking={"uri": f"http://127.0.0.1:{listener.getsockname()[1]}"})
+        begin = time.monotonic()
+        with pytest.raises(TrackingError, match=r"tracking\.uri"):
+            tracking.open_tracker(experiment, experiment.output_dir)
+        assert time.monotonic() - begin < 12
+
+
+def test_tracking_off_writes_nothing(tmp_path):
+    experiment = made_up.experiment(tmp_path, tracking={"enabled": False})
+    tracker = tracking.open_tracker(experiment, experiment.output_dir)
+    assert isinstance(tracker, NullTracker)
+    before, rows = made_up.trials(experiment.safety.limits, count=2, good=False)
+    drive(tracker, before, rows)
+    tracker.finish(constraint.best(rows), [])
+    assert tracker.close("FINISHED") == 0 and not experiment.output_dir.exists() and not (tmp_path / "mlflow.db").exists()
+
+
+def test_both_trackers_take_the_same_calls():
+    import inspect
+
+    from orchestrator.tracker import Tracker
+
+    for name, method in inspect.getmembers(NullTracker, inspect.isfunction):
+        assert inspect.signature(method) == inspect.signature(getattr(Tracker, name)), name
+
+
+# --- a real server ---
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """`mlflow server` on a free loopback port; stopped by its own process group."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.port = folder, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        command += [
+            "--backend-store-uri",
+            f"sqlite:///{self.folder / 'mlflow.db'}",
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+        ]
+        env = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
+        for _ in range(240):
+            try:
+                with urllib.request.urlopen(self.url + "/health", timeout=1):
+                    return
+            except OSError:
+                time.sleep(0.25)
+        raise AssertionError((self.folder / "server.log").read_text()[-2000:])
+
+    def stop(self) -> None:
+        import signal
+
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(folder):
+    made = Server(folder)
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_a_server_that_goes_away_does_not_stop_the_run_and_loses_nothing(server, folder, caplog):
+    experiment = made_up.experiment(folder, tracking={"experiment": "outage", "uri": server.url})
+    before, rows = made_up.trials(experiment.safety.limits, count=4, good=False)
+    out = experiment.output_dir
+    tracker = tracking.open_tracker(experiment, out)
+    assert tracker.ui_hint().startswith(f"{server.url}/#/experiments/")
+    drive(tracker, before, rows[:1])
+    deadline = time.monotonic() + 30
+    while len(tracker._spool) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    server.stop()
+    begin = time.monotonic()
+    drive(tracker, before, rows[1:3])  # also makes new runs
+    assert time.monotonic() - begin < 1, "the driver never waits for the server"
+    assert tracker.close("KILLED", timeout=2) > 0
+    assert (out / "tracking.spool.jsonl").stat().st_size > 0
+    assert any("they are sent when this folder is opened again" in r.getMessage() for r in caplog.records)
+
+    server.start()
+    tracker = tracking.open_tracker(experiment, out)
+    tracker.start_trial(made_up.spec(rows[3][0]))
+    tracker.finish_trial(*rows[3])
+    (out / "report.md").write_text("# report")
+    tracker.finish(constraint.best(rows), [out / "report.md"])
+    assert tracker.close("FINISHED") == 0
+    client = client_of(folder)
+    runs = runs_of(client, "outage")
+    assert set(runs) == {"parent", "baseline", "t0000", "t0001", "t0002", "t0003"}
+    assert len(client.search_runs([runs["parent"].info.experiment_id])) == 6
+    for trial, _ in rows[:3]:
+        losses = client.get_metric_history(runs[trial.trial_id].info.run_id, "train/loss")
+        assert sorted(m.step for m in losses) == list(range(10, 121, 10))
+    assert runs["parent"].info.status == "FINISHED"
+    assert list((folder / "artifacts").rglob("report.md")), "artifacts travel through the server"
+    assert not (out / "tracking.spool.jsonl").exists()
