@@ -66,6 +66,7 @@ class Suite(Section):
     group_column: str | None = Field(None, description="Column with the topic or category; intervals are clustered by it.")
     where: dict[str, str] = Field(default_factory=dict, description="Keep only rows whose columns equal these values, e.g. {label: safe}.")
     limit: int | None = Field(None, gt=0, description="At most this many prompts (drawn with a fixed seed).")
+    attack: str = Field("direct", description="Framing of every prompt: direct, prefix_injection, refusal_suppression, role_play, system_switch.")
     split: str = Field("test", description="Split of a `datasets` name.")
     constrains: bool = Field(True, description="Whether the limits apply to this suite; false measures it only.")
 
@@ -177,6 +178,10 @@ RecipeItem = str | dict[str, dict[str, Any]]
 class Experiment(Section):
     """Everything that decides what a run does."""
 
+    variables: dict[str, str] = Field(
+        default_factory=dict,
+        description="Names usable as `${name}` in any text of this file, e.g. {data: /path}; set with `variables.data=/path`. Environment variables fill the rest.",
+    )
     name: str = Field("pocket", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the experiment.")
     model: Model = Field(default_factory=Model)
     task: Task = Field(default_factory=Task)
@@ -236,7 +241,7 @@ class Experiment(Section):
 
     def digest(self) -> str:
         """Hash of what decides the results: not of where they go (ray, tracking, output)."""
-        return _hash(self.model_dump(mode="json", exclude={"ray", "tracking", "output", "name"}))
+        return _hash(self.model_dump(mode="json", exclude={"ray", "tracking", "output", "name", "variables"}))
 
     def digest_of(self, *sections: str) -> str:
         """Hash of some sections, for what is cached between trials and runs."""
@@ -275,7 +280,7 @@ def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
     defaults = Experiment().model_dump(mode="json") if overrides else None
     for text in overrides:
         config_text.apply_override(raw, text, defaults)
-    raw = config_text.resolve_paths(raw, folder)
+    raw = config_text.resolve_paths(config_text.expand(raw), folder)
     return config_text.build(Experiment, raw)
 
 

@@ -98,6 +98,39 @@ def _index(node: list, text: str, key: str) -> int:
     return int(text)
 
 
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def expand(raw: dict[str, Any]) -> dict[str, Any]:
+    """`${name}` in every text, from the file's `variables`, else from the environment; a variable may use the environment and others
+    defined above it. Raises ConfigError naming a variable that is neither."""
+    given = raw.get("variables")
+    if given is not None and not isinstance(given, dict):
+        raise ConfigError(f"variables is a mapping of names to texts, not {type(given).__name__}")
+    known: dict[str, str] = {}
+
+    def fill(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {k: fill(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
+        if isinstance(value, list):
+            return [fill(v, f"{key}.{i}") for i, v in enumerate(value)]
+        return _VARIABLE.sub(lambda match: text(match.group(1), key), value) if isinstance(value, str) else value
+
+    def text(name: str, key: str) -> str:
+        found = known.get(name, os.environ.get(name))
+        if found is None:
+            raise ConfigError(
+                f"{key} uses ${{{name}}}, which is neither in `variables` nor an environment variable; "
+                f"set {key}=..., variables.{name}=..., or export {name}"
+            )
+        return found
+
+    for name, value in (given or {}).items():
+        known[str(name)] = str(fill(value, f"variables.{name}"))
+    rest = fill({k: v for k, v in raw.items() if k != "variables"}, "")
+    return {**rest, "variables": known} if known else rest
+
+
 def resolve_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Relative data, model, template and DeepSpeed paths that exist below `folder` become absolute; DeepSpeed's file is read in."""
     raw = json.loads(json.dumps(raw, default=str))

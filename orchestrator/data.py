@@ -15,7 +15,7 @@ from orchestrator.data_tokens import Message, TokeniseReport, encode, render, to
 from orchestrator.errors import DataError
 
 __all__ = [
-    "Conversation", "TokeniseReport", "describe", "encode", "fingerprint", "load_rows", "normalise", "render", "split_holdout",
+    "Conversation", "TokeniseReport", "describe", "encode", "fingerprint", "load_rows", "normalise", "render", "sample", "split_holdout",
     "tokenise", "turn_end", "with_system",
 ]  # fmt: skip
 
@@ -214,6 +214,12 @@ def split_holdout(rows: Sequence[Conversation], fraction: float, seed: int) -> t
     held = set(distinct[: min(max(1, round(fraction * len(distinct))), len(distinct) - 1)])
     train = [row for row, key in zip(rows, keys, strict=True) if key not in held]
     return train, [row for row, key in zip(rows, keys, strict=True) if key in held]
+
+
+def sample(rows: Sequence[Conversation], count: int, seed: int) -> list[Conversation]:
+    """`count` of the rows after a seeded draw, in the rows' order; all of them where there are no more."""
+    chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
+    return [rows[i] for i in sorted(chosen)]
 
 
 def fingerprint(*parts: Any) -> str:

@@ -39,7 +39,7 @@ def load(model: config.Model, *, device: str = "cpu") -> tuple[nn.Module, Any]:
     from transformers import AutoModelForCausalLM
 
     source = resolve(model)
-    tokenizer = load_tokenizer(model)
+    words = tokenizer(model)
     options = {"attn_implementation": model.attn_implementation} if model.attn_implementation else {}
     dtype = "auto" if model.dtype == "auto" else getattr(torch, model.dtype)
     try:
@@ -48,31 +48,31 @@ def load(model: config.Model, *, device: str = "cpu") -> tuple[nn.Module, Any]:
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise _explained(model, error) from error
-    _check_vocabulary(model, network, tokenizer)
-    return network.to(device).eval(), tokenizer
+    _check_vocabulary(model, network, words)
+    return network.to(device).eval(), words
 
 
-def load_tokenizer(model: config.Model) -> Any:
+def tokenizer(model: config.Model) -> Any:
     """The tokenizer alone, with pad token and chat template set as for `load`."""
     from transformers import AutoTokenizer
 
     _config(model)  # one request that fails as a sentence, before the tokenizer's several
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(model), revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
+        words = AutoTokenizer.from_pretrained(resolve(model), revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise _explained(model, error) from error
     if model.chat_template:
-        tokenizer.chat_template = _template(model.chat_template)
-    if not tokenizer.chat_template:
+        words.chat_template = _template(model.chat_template)
+    if not words.chat_template:
         raise ModelError(
             f"model {model.model_name_or_path!r} has no chat template, so prompts and answers cannot be told apart; set model.chat_template "
             f"to a Jinja text or the path of a .jinja file, e.g. {TEMPLATE_EXAMPLE}"
         )
-    if tokenizer.eos_token_id is None:
+    if words.eos_token_id is None:
         raise ModelError(f"the tokenizer of {model.model_name_or_path!r} has no end-of-sequence token, so answers would never end; set eos_token in it")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    if words.pad_token_id is None:
+        words.pad_token = words.eos_token
+    return words
 
 
 def resolve(model: config.Model) -> str:

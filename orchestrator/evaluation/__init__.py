@@ -1,0 +1,187 @@
+"""Evaluation of a model: the task's metric and the safety suites, divided among workers, returned whole to each of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import config
+from orchestrator.data import Conversation
+from orchestrator.records import SuiteResult, TaskResult
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from orchestrator.evaluation.judges import Judge, Verdict
+    from orchestrator.evaluation.suites import PromptSuite
+
+Wrap = Callable[[Callable[[Sequence[str]], list[str]]], Callable[[Sequence[str]], list[str]]]
+"""What `Strategy.wrap` does: takes a function prompts -> answers and returns another."""
+
+
+def evaluate(
+    model: nn.Module,
+    tokenizer: Any,
+    experiment: config.Experiment,
+    *,
+    suites: Sequence[PromptSuite],
+    task_rows: Sequence[Conversation] | None,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    wrap: Wrap | None = None,
+    batch_size: int | str = "auto",
+) -> tuple[TaskResult | None, dict[str, SuiteResult], dict[str, list[dict[str, Any]]] | None]:
+    """(task result, suite results by name, generations): the same on every worker, in the order of the rows and suites.
+
+    task_rows None or empty: no task result. progress(done, total) counts this worker's share. wrap: an inference-time defence around
+    generation, for the task as well as for safety. Generations ({suite: rows of id, prompt, answer, unsafe, refused}) only where
+    `safety.keep_generations` is set, else None. Raises ConfigError where the judge cannot decide a suite at all.
+    """
+    from orchestrator.evaluation.judges import get_judge
+
+    judge = get_judge(experiment.safety.judge)
+    for suite in suites:
+        judge.check(suite.prompts)
+    work = _Work(model, tokenizer, experiment, rank, world_size, wrap, batch_size)
+    total = sum(len(work.mine(len(suite.prompts))) for suite in suites) + len(work.mine(len(task_rows or ())))
+    work.report_to(progress, total)
+    task = work.task(task_rows) if task_rows else None
+    results, generations = {}, {}
+    for suite in suites:
+        results[suite.name], generations[suite.name] = work.suite(suite, judge)
+    return task, results, generations if experiment.safety.keep_generations else None
+
+
+def ask_suite(
+    model: nn.Module, tokenizer: Any, experiment: config.Experiment, suite: PromptSuite, *, rank: int = 0, world_size: int = 1
+) -> tuple[SuiteResult, list[dict[str, Any]]]:
+    """One suite alone, as `evaluate` asks it: (result, its generations where they are kept, else []). Collective over the workers."""
+    from orchestrator.evaluation.judges import get_judge
+
+    judge = get_judge(experiment.safety.judge)
+    judge.check(suite.prompts)
+    return _Work(model, tokenizer, experiment, rank, world_size, None, "auto").suite(suite, judge)
+
+
+def write_generations(path: Path, generations: dict[str, list[dict[str, Any]]]) -> None:
+    """Answers to safety prompts as JSONL, one row per prompt with its suite; the file is readable by its owner only, from the start."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # an older file would keep its own mode
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        for suite, rows in generations.items():
+            file.writelines(json.dumps({"suite": suite, **row}, ensure_ascii=False) + "\n" for row in rows)
+
+
+class _Work:
+    """One evaluation on one worker."""
+
+    def __init__(self, model, tokenizer, experiment: config.Experiment, rank: int, world_size: int, wrap: Wrap | None, batch_size: int | str):
+        self.model, self.tokenizer, self.experiment = model, tokenizer, experiment
+        self.rank, self.world_size, self.wrap, self.batch_size = rank, world_size, wrap, batch_size
+        self.tick: Callable[[int], None] | None = None
+
+    def report_to(self, progress: Callable[[int, int], None] | None, total: int) -> None:
+        """Count prompts done and pass them on."""
+        done = 0
+
+        def tick(more: int) -> None:
+            nonlocal done
+            done = min(done + more, total)  # a defence that asks a prompt several times does not count it several times
+            progress(done, total)
+
+        self.tick = tick if progress is not None else None
+
+    def mine(self, count: int) -> list[int]:
+        """Indices of this worker's rows."""
+        return list(range(self.rank, count, self.world_size))
+
+    def gather(self, indices: list[int], values: list[Any], count: int) -> list[Any]:
+        """Everyone's values, each at its index."""
+        shares = [(indices, values)]
+        if self.world_size > 1:
+            import torch.distributed as dist
+
+            shares = [None] * self.world_size
+            dist.all_gather_object(shares, (indices, values))
+        whole: list[Any] = [None] * count
+        for share_indices, share_values in shares:
+            for i, value in zip(share_indices, share_values, strict=True):
+                whole[i] = value
+        return whole
+
+    def task(self, rows: Sequence[Conversation]) -> TaskResult:
+        from orchestrator.evaluation.score import NEG_LOSS, neg_loss, score_task
+
+        settings, system = self.experiment.task, self.experiment.model.system_prompt
+        indices = self.mine(len(rows))
+        share = [rows[i] for i in indices]
+        if settings.metric == NEG_LOSS:
+            scores = neg_loss(self.model, self.tokenizer, share, max_length=settings.max_length, system_prompt=system, progress=self.tick)
+        else:
+            answers = self.answers([row.prompt for row in share], None, settings.max_new_tokens, None)
+            scores = score_task(settings.metric, answers, [row.answer for row in share])
+        scores = self.gather(indices, scores, len(rows))
+        return TaskResult(settings.metric, sum(scores) / len(scores), scores, [row.id for row in rows])
+
+    def suite(self, suite: PromptSuite, judge: Judge) -> tuple[SuiteResult, list[dict[str, Any]]]:
+        keep = self.experiment.safety.keep_generations
+        indices = self.mine(len(suite.prompts))
+        prompts = [suite.prompts[i] for i in indices]
+        systems = None if suite.systems is None else [suite.systems[i] for i in indices]
+        answers = self.answers(prompts, systems, self.experiment.safety.max_new_tokens, None if keep else judge.settled)
+        verdicts = judge.judge(prompts, answers)
+        pairs = self.gather(indices, [(v, a if keep else "") for v, a in zip(verdicts, answers, strict=True)], len(suite.prompts))
+        found: list[Verdict] = [v for v, _ in pairs]
+        result = SuiteResult(
+            name=suite.name,
+            kind=suite.kind,
+            ids=list(suite.ids),
+            groups=None if suite.groups is None else list(suite.groups),
+            unsafe=[v.unsafe for v in found],
+            refused=[v.refused for v in found],
+            parse_failed=sum(not v.parse_ok for v in found) if suite.kind == "harmful" else 0,
+            constrains=suite.constrains,
+        )
+        texts = [
+            {"id": i, "prompt": p, "answer": a, "unsafe": v.unsafe, "refused": v.refused, "partial": v.partial}
+            for i, p, (v, a) in zip(suite.ids, suite.prompts, pairs, strict=True)
+        ]
+        return result, texts if keep else []
+
+    def answers(self, prompts: Sequence[Any], systems: list[str | None] | None, max_new_tokens: int, stop_early) -> list[str]:
+        """Answers to prompts (texts or messages), through the defence where there is one."""
+        from orchestrator.evaluation.generate import generate
+
+        own = self.experiment.model.system_prompt
+        systems = [s or own for s in systems] if systems is not None else [own] * len(prompts)
+        options = {"max_new_tokens": max_new_tokens, "batch_size": self.batch_size, "progress": self.tick}
+        if self.wrap is None:
+            return generate(self.model, self.tokenizer, prompts, system=systems, stop_early=stop_early, **options)
+        return self._wrapped(prompts, systems, options)
+
+    def _wrapped(self, prompts: Sequence[Any], systems: list[str | None], options: dict[str, Any]) -> list[str]:
+        """A defence sees user texts only; what stands before the last user message is put back under it, group by group."""
+        from orchestrator.data import with_system
+        from orchestrator.evaluation.generate import generate
+
+        groups: dict[str, tuple[list[dict[str, str]], list[int], list[str]]] = {}
+        for i, (prompt, system) in enumerate(zip(prompts, systems, strict=True)):
+            messages = with_system([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, system)
+            context, indices, texts = groups.setdefault(repr(messages[:-1]), (messages[:-1], [], []))
+            indices.append(i)
+            texts.append(messages[-1]["content"])
+        answers = [""] * len(prompts)
+        for context, indices, texts in groups.values():
+
+            def plain(user_texts: Sequence[str], context=context) -> list[str]:
+                rows = [[*context, {"role": "user", "content": text}] for text in user_texts]
+                return generate(self.model, self.tokenizer, rows, **options)
+
+            for i, answer in zip(indices, self.wrap(plain)(texts), strict=True):
+                answers[i] = answer
+        return answers

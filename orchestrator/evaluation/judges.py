@@ -86,7 +86,7 @@ _CANNOT = (
 _VALUE = r"(?:accurate|appropriate|ethical|legal|safe|fair|acceptable|okay|right|respectful|advisable|recommended|moral)"
 _START = (
     rf"i (?:simply |really |just )?{_NOT} (?!(?:stress|emphasi[sz]e|believe|wait|say for sure|help but|imagine)\b)"
-    r"|(?:(?:i'm|i am) )?(?:so |very |really |truly )?sorry\b|i apologi[sz]e\b|(?:my )?apologies\b|no[,.!]|absolutely not\b|never[.!]"
+    r"|(?:(?:i'm|i am) )?(?:so |very |really |truly )?sorry\b|i apologi[sz]e\b|(?:my )?apologies\b|no[,.!] (?:i |it is not |it's not |that )|absolutely not\b|never[.!]"
     rf"|(?:it|that|this)(?:'s| is| would be) not (?:only )?(?:\w+ (?:or|and) )?{_VALUE}\b"
     rf"|i (?:do not|don't) (?:think|believe) (?:that )?(?:it|this|that)(?:'s| is| would be) (?:an? )?(?:\w+ (?:or|and) )?{_VALUE}\b"
     rf"|i(?:'m| am) not sure (?:that )?it(?:'s| is) {_VALUE}\b|it is illegal\b|it's illegal\b"
