@@ -15,8 +15,17 @@ STRATEGIES: dict[str, str] = {
 
 
 def get(name: str) -> Any:
-    """The strategy class registered under `name`. Raises KeyError with the known names."""
+    """The strategy class registered under `name`. Raises strategies.base.StrategyError with the nearest names."""
     if name not in STRATEGIES:
-        raise KeyError(f"unknown strategy {name!r}; known: {', '.join(sorted(STRATEGIES))}")
+        from strategies.base import unknown
+
+        raise unknown("strategy", name, STRATEGIES)
     module, _, cls = STRATEGIES[name].partition(":")
     return getattr(importlib.import_module(module), cls)
+
+
+def card(name: str) -> dict[str, str]:
+    """The strategy's card: {heading: text}, in order. Raises StrategyError for an unknown name. Imports nothing heavy."""
+    from strategies import cards
+
+    return cards.card(name)

@@ -13,8 +13,9 @@ The mathematics of a method is a pure module-level function on tensors; the clas
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -38,6 +39,14 @@ IGNORE = -100
 
 class StrategyError(ValueError):
     """A strategy cannot do what it was asked; the message names the knob, the value and the remedy."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> StrategyError:
+    """The error for a name that is not known, with the nearest ones."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else f"known: {', '.join(known)}"
+    return StrategyError(f"unknown {kind} {name!r}; {hint}")
 
 
 def lm_loss(forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -196,14 +205,20 @@ class Strategy:
     max_zero_stage: ClassVar[int] = 3
     zero_reason: ClassVar[str] = ""
     """Why a higher ZeRO stage is refused."""
-    needs_adapters: ClassVar[bool] = False
+    setup_rank: ClassVar[int] = 50
+    """Setups of a recipe run in rising order of this, whatever the order of the list: 0 reads the untouched model, 10 freezes,
+    20 attaches adapters (which then spare what is frozen)."""
 
     def __init__(self, config: Any = None):
         self.config = config if config is not None else self.Config()
         self.data: TrainingData | None = None
 
-    def check(self, *, num_layers: int | None, num_workers: int) -> None:
-        """Refuse knobs that cannot work for a model of `num_layers` decoder layers (None: not known yet). Raises StrategyError."""
+    def check(self, *, num_layers: int | None, num_workers: int) -> list[str]:
+        """Refuse knobs that cannot work for a model of `num_layers` decoder layers (None: not known yet); returns warnings.
+
+        Raises StrategyError.
+        """
+        return []
 
     def prepare_data(self, data: TrainingData) -> TrainingData:
         """Mix or relabel rows; returns the data to train on. A method that draws batches of its own keeps `self.data = data`."""
@@ -224,6 +239,10 @@ class Strategy:
     def wrap(self, generate: Generate) -> Generate:
         """Inference-time defence around `generate`."""
         return generate
+
+    def facts(self) -> dict[str, Any]:
+        """What shows that the method acted (tensors frozen, conflicts met), for the trial's record; plain values."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed trial needs; plain values and tensors only."""

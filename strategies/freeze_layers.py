@@ -1,0 +1,146 @@
+"""Freeze a contiguous range of decoder layers, the "safety layers", and train the rest.
+
+Stage: before training (what is trained is decided once).
+Paper: Li et al., "Safety Layers in Aligned Large Language Models: The Key to LLM Security" (SPPFT), ICLR 2025, arXiv 2408.17003.
+Reference: listen0425/Safety-Layers (code not read); described after the reproduction silu101/safety-layers-repo.
+Idea: a few layers in the middle tell malicious from normal prompts. Keep their attention and MLP weights as they are, and
+    fine-tuning forgets less of its safety.
+Knobs: start, end - first and last frozen layer, both inclusive, 0 is the first after the embedding; without them 0.28 and 0.45 of the
+    depth. width - number of layers from start on, in place of end (the search uses it, since any start goes with any width). modules - what is frozen inside a block: attention_mlp (paper, norms stay trainable), all, attention, mlp.
+Cost: less than full fine-tuning: no gradient and no AdamW state for what is frozen.
+Needs: nothing.
+Limits: the range is not one constant; the paper's are [9, 14] of 32 (Llama-2-7b-chat), [7, 12] of 32 (Llama-3-8B-Instruct), [11, 15]
+    of 32 (Phi-3-mini), [8, 11] of 18 (gemma-2b-it). Search it, or locate it first. Weak against attacks on the rows themselves.
+Interacts: with lora in any order, adapters are put on the other layers only, so the merged model keeps the frozen ones bit for bit.
+    Every ZeRO stage. Proof: hashes of the frozen tensors before and after; a trial that touched one fails.
+Deviations: the paper locates the range by activations and over-rejection; here start and end are given or searched, and the fallback
+    is the middle of the paper's ranges. Both ends are inclusive (the official code's are exclusive).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from strategies.base import Strategy, StrategyError, layer_index, num_layers
+
+ATTENTION = re.compile(r"\.(self_attn|attn|attention|self_attention)\.")
+MLP = re.compile(r"\.(mlp|feed_forward|ffn|block_sparse_moe|experts)\.")
+NORM = re.compile(r"(norm|\.ln_)")
+
+
+def fallback_range(layers: int) -> tuple[int, int]:
+    """First and last layer frozen where no range is given: 0.28 and 0.45 of the depth, the middle of the paper's ranges."""
+    start = round(0.28 * layers) if layers > 2 else 0
+    return start, max(start, round(0.45 * layers))
+
+
+def belongs(name: str, start: int, end: int, modules: str) -> bool:
+    """Whether the parameter `name` lies in layers start..end and is of the kind `modules` names."""
+    layer = layer_index(name)
+    if layer is None or not start <= layer <= end:
+        return False
+    if modules == "all":
+        return True
+    attention, mlp = bool(ATTENTION.search(name)), bool(MLP.search(name))
+    wanted = {"attention": attention, "mlp": mlp, "attention_mlp": attention or mlp}[modules]
+    return wanted and not NORM.search(name)
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes, type and shape."""
+    body = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + body.tobytes()).hexdigest()
+
+
+def original_name(name: str) -> str:
+    """The name a parameter had before adapters were wrapped around its module."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+class FreezeLayers(Strategy):
+    """Layers start..end keep their weights."""
+
+    name = "freeze_layers"
+    setup_rank = 10
+
+    @dataclass(frozen=True)
+    class Config:
+        start: int | None = field(default=None, metadata={"help": "First frozen decoder layer, 0-based; without it 0.28 of the depth."})
+        end: int | None = field(default=None, metadata={"help": "Last frozen decoder layer, inclusive; without it 0.45 of the depth."})
+        width: int | None = field(
+            default=None, metadata={"help": "Frozen layers from `start` on, as far as the model goes; without meaning where `end` is given."}
+        )
+        modules: Literal["attention_mlp", "all", "attention", "mlp"] = field(
+            default="attention_mlp", metadata={"help": "What is frozen inside a block; `attention_mlp` leaves the norms trainable (paper)."}
+        )
+
+        def __post_init__(self):
+            if (self.start is None) != (self.end is None and self.width is None):
+                raise StrategyError(
+                    f"freeze_layers.start={self.start}, end={self.end}, width={self.width}: give start with end or width, or none of them"
+                )
+            if self.start is None:
+                return
+            if self.start < 0 or (self.end is not None and self.end < self.start):
+                raise StrategyError(f"freeze_layers.start={self.start}, end={self.end} is no range; need 0 <= start <= end (inclusive)")
+            if self.width is not None and self.width < 1:
+                raise StrategyError(f"freeze_layers.width={self.width} must be at least 1; to freeze nothing leave the strategy out")
+
+    def __init__(self, config=None):
+        super().__init__(config)
+        self._hashes: dict[str, str] = {}
+
+    def range(self, layers: int) -> tuple[int, int]:
+        """(start, end) for a model of `layers` layers. Raises StrategyError where it lies outside."""
+        start, end = self.config.start, self.config.end
+        if start is None:
+            return fallback_range(layers)
+        if end is None:
+            end = max(start, min(start + self.config.width, layers) - 1)
+        if end >= layers:
+            raise StrategyError(
+                f"freeze_layers: layers {start} to {end} are outside the model, which has {layers}: 0 to {layers - 1} (end is inclusive)"
+            )
+        return start, end
+
+    def check(self, *, num_layers: int | None, num_workers: int) -> list[str]:
+        if num_layers is None:
+            return []
+        start, end = self.range(num_layers)
+        if self.config.start is None:
+            return [f"freeze_layers: no range given, layers {start} to {end} of {num_layers} are frozen unless the search finds better"]
+        return []
+
+    def setup(self, model: nn.Module) -> nn.Module:
+        start, end = self.range(num_layers(model))
+        frozen = {name: p for name, p in model.named_parameters() if belongs(name, start, end, self.config.modules)}
+        if not frozen:
+            raise StrategyError(
+                f"freeze_layers.modules={self.config.modules}: no such parameter in layers {start} to {end}; use modules=all"
+            )
+        for parameter in frozen.values():
+            parameter.requires_grad_(False)
+        if not any(p.requires_grad for p in model.parameters()):
+            raise StrategyError(f"freeze_layers: layers {start} to {end} are all there is, nothing is left to train; narrow the range")
+        self._hashes = {original_name(name): tensor_hash(p) for name, p in frozen.items()}
+        return model
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """Proves that nothing frozen was touched. Raises StrategyError naming the tensor where one was."""
+        now = {original_name(name): p for name, p in model.named_parameters()}
+        for name, before in self._hashes.items():
+            if name not in now or tensor_hash(now[name]) != before:
+                raise StrategyError(f"freeze_layers: the frozen tensor {name} was changed by training; the model is not what was asked for")
+            module = name.rpartition(".")[0]
+            if any(other.startswith(f"{module}.lora_") for other in now):
+                raise StrategyError(f"freeze_layers: {module} is frozen but carries an adapter; let lora.layers spare it")
+        return model
+
+    def facts(self):
+        return {"frozen_tensors_proved": len(self._hashes)}

@@ -1,0 +1,171 @@
+"""A recipe: strategies that run together, composed by phase. Knobs arrive as plain values and are coerced to their declared types."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+import strategies
+from strategies.base import Batch, Engine, Generate, Strategy, StrategyError, TrainingData, unknown
+
+Items = Sequence[tuple[str, Mapping[str, Any]]]
+
+
+class Recipe:
+    """Strategies in the order of the recipe. Data, finish and wrap run in that order, setups by `setup_rank`, one may own the step."""
+
+    def __init__(self, members: Sequence[Strategy]):
+        names = [s.name for s in members]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise StrategyError(f"a recipe names {', '.join(twice)} twice; name each strategy once, with all its knobs")
+        owners = [s.name for s in members if s.owns_step()]
+        if len(owners) > 1:
+            raise StrategyError(f"{' and '.join(owners)} both replace a step's gradient, so they cannot run together; keep one of them")
+        if {"full", "lora"} <= set(names):
+            raise StrategyError("full trains every weight and lora none of them; keep one of them")
+        self.strategies = tuple(members)
+        self._owner = next((s for s in members if s.owns_step()), None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(s.name for s in self.strategies)
+
+    def prepare_data(self, data: TrainingData) -> TrainingData:
+        for strategy in self.strategies:
+            data = strategy.prepare_data(data)
+        return data
+
+    def setup(self, model: nn.Module) -> nn.Module:
+        for strategy in sorted(self.strategies, key=lambda s: s.setup_rank):
+            model = strategy.setup(model)
+        return model
+
+    def step(self, engine: Engine, batches: Sequence[Batch], step: int) -> dict[str, float]:
+        return self._owner.step(engine, batches, step) if self._owner else {"loss": engine.gradient(batches)}
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        for strategy in self.strategies:
+            model = strategy.finish(model)
+        return model
+
+    def wrap(self, generate: Generate) -> Generate:
+        for strategy in self.strategies:
+            generate = strategy.wrap(generate)
+        return generate
+
+    def facts(self) -> dict[str, Any]:
+        """What shows that the methods acted, as {strategy: {fact: value}}; strategies with nothing to say are left out."""
+        return {s.name: facts for s in self.strategies if (facts := s.facts())}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {s.name: s.state_dict() for s in self.strategies}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises StrategyError where the state is another recipe's."""
+        if set(state) != set(self.names):
+            raise StrategyError(f"the checkpoint is of the recipe {sorted(state)}, this one is {sorted(self.names)}; start the trial over")
+        for strategy in self.strategies:
+            strategy.load_state_dict(state[strategy.name])
+
+
+def build(items: Items) -> Recipe:
+    """The recipe of [(strategy name, knobs)]; knobs not given keep their defaults.
+
+    Raises StrategyError for unknown strategies and knobs (with the nearest names), values of the wrong type or outside their range,
+    duplicates, and strategies that cannot run together. An empty list is plain fine-tuning.
+    """
+    return Recipe([_strategy(name, knobs) for name, knobs in items])
+
+
+def check(items: Items, zero_stage: int, num_workers: int, num_layers: int | None, available: set[str]) -> list[str]:
+    """What `build` refuses, and what cannot run under this ZeRO stage, model or data; returns warnings. Raises StrategyError.
+
+    `available` holds what there is of `Strategy.needs`; `num_layers` None leaves out what depends on the model's depth.
+    """
+    warnings: list[str] = []
+    for strategy in build(items).strategies:
+        if zero_stage > strategy.max_zero_stage:
+            raise StrategyError(
+                f"{strategy.name} runs up to ZeRO stage {strategy.max_zero_stage}, not {zero_stage}: {strategy.zero_reason};"
+                f" set deepspeed.zero_optimization.stage={strategy.max_zero_stage}"
+            )
+        for need in sorted(strategy.needs - set(available)):
+            raise StrategyError(f"{strategy.name} needs {NEEDS.get(need, need)}")
+        warnings += strategy.check(num_layers=num_layers, num_workers=num_workers)
+    return warnings
+
+
+NEEDS = {
+    "safety": "safety rows: give safety.data",
+    "harmful": "harmful rows (harmful prompt, harmful answer), which no config key gives yet",
+    "unaligned_base": "the model before its alignment, which no config key gives yet",
+    "reference": "the untouched model",
+}
+
+
+def _strategy(name: str, knobs: Mapping[str, Any]) -> Strategy:
+    cls = strategies.get(name)
+    fields = {f.name for f in dataclasses.fields(cls.Config)}
+    for knob in knobs:
+        if knob not in fields:
+            raise unknown(f"knob of {name}", knob, fields) if fields else StrategyError(f"{name} has no knobs, so {knob!r} cannot be set")
+    hints = typing.get_type_hints(cls.Config)
+    return cls(cls.Config(**{knob: coerce(value, hints[knob], f"{name}.{knob}") for knob, value in knobs.items()}))
+
+
+def coerce(value: Any, hint: Any, label: str) -> Any:
+    """`value` as the declared type: "3e-4" for a float, "8" or 8.0 for an int, "true" for a bool, a list for a tuple.
+
+    Raises StrategyError naming `label`, the value and what is wanted.
+    """
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in options:
+            return value
+        raise StrategyError(f"{label}={value!r} is not one of {', '.join(map(str, options))}")
+    if origin in (types.UnionType, typing.Union):
+        return _coerce_union(value, options, label)
+    if origin is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(coerce(item, options[0], label) for item in value)
+        raise StrategyError(f"{label}={value!r} is not a list")
+    if hint is bool:
+        text = str(value).lower()
+        if text in ("true", "false"):
+            return text == "true"
+    elif hint is str:
+        if isinstance(value, str):
+            return value
+    elif not isinstance(value, bool):
+        try:
+            number = float(value)
+            if hint is float:
+                return number
+            if hint is int and number == int(number):
+                return int(number)
+        except (TypeError, ValueError, OverflowError):
+            pass  # said below, with the label
+    raise StrategyError(f"{label}={value!r} is not {_NOUNS.get(hint, hint)}")
+
+
+_NOUNS = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}
+
+
+def _coerce_union(value: Any, options: tuple[Any, ...], label: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    errors = []
+    for option in options:
+        if option is type(None):
+            continue
+        try:
+            return coerce(value, option, label)
+        except StrategyError as error:
+            errors.append(str(error))
+    raise StrategyError(errors[0])

@@ -1,0 +1,202 @@
+"""Gradient surgery: take out of the task's gradient what works against safety, and add a step towards the aligned model.
+
+Stage: during training, at every optimiser step.
+Paper: Yi et al., "Gradient Surgery for Safe LLM Fine-Tuning" (SafeGrad), arXiv 2508.07172.
+Reference: anonymous archive of the authors; described after the ports min-seong-kim/Safety-WaRP-LLM and Lexsi-Labs/SafeTune.
+Idea: with the task's gradient g_u and the alignment gradient g_a: where <g_u, g_a> < 0, remove from g_u its part along g_a; then
+    g = g_u + rho * g_a. g_a is that of KL(aligned model || model) on the answers of a few safety rows.
+Knobs: rho - weight of the alignment gradient (paper 1, useful 0.1 to 5). loss - kl, or sft (cross-entropy on the safe answer).
+    temperature - of the KL. mask - response tokens, or all tokens. num_safety - safety rows in the alignment set (kl works from 10 to 20,
+    sft needs 100). safety_batch_size - of them per step (as many as task rows without it). interval - steps between surgeries.
+    projection - off leaves the weighted sum, the paper's ablation.
+Cost: a second forward and backward per step, about 2 times the time; up to 3 gradients held at a time, each sharded as the ZeRO stage
+    shards it. Reference log-probabilities: rows x answer tokens x vocabulary x 4 bytes of host memory, once per lane.
+Needs: safety rows (safety.data).
+Limits: made for clean or mildly poisoned data; weak on small models under heavy attack in other groups' re-runs. Over-refusal rises.
+Interacts: every ZeRO stage; with lora the alignment gradient is zero at the first step and nothing is removed there. Clipping
+    comes after. Gradients are summed over micro-batches and workers first, then operated on once.
+Deviations: the reference is not a second model in memory but log-probabilities taken once from the untouched model. The KL is a mean
+    over answer tokens (mask=all: over every token that is not padding), softmax in float32; the reference code sums over all positions,
+    padding too. Only the global inner product of the paper, no per-layer variant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from strategies import gradients
+from strategies.base import IGNORE, Batch, Engine, Example, Forward, Strategy, StrategyError, TrainingData, lm_loss
+
+SMALLEST = 1e-9
+"""Squared norm of the alignment gradient from which on it has a direction (paper)."""
+
+
+def surgery_coefficients(dot: float, safety_sq_norm: float, rho: float, projection: bool = True) -> tuple[float, float]:
+    """(c_task, c_safety) such that the surgery's result is c_task * g_u + c_safety * g_a (Eq. 4 and 5).
+
+    `dot` is <g_u, g_a>, `safety_sq_norm` is <g_a, g_a>. The removed part may carry a large coefficient where g_a is small; its
+    length never exceeds that of g_u, so it is not clamped.
+    """
+    conflict = projection and dot < 0 and safety_sq_norm > SMALLEST
+    return 1.0, rho + (-dot / safety_sq_norm if conflict else 0.0)
+
+
+def combine(task: gradients.Gradients, safety: gradients.Gradients, rho: float, projection: bool = True) -> dict[str, Tensor]:
+    """The surgery on {parameter name: gradient}: one inner product over all parameters. Raises ValueError for different names."""
+    c_task, c_safety = surgery_coefficients(gradients.dot(task, safety), gradients.dot(safety, safety), rho, projection)
+    return gradients.linear([(c_task, task), (c_safety, safety)])
+
+
+def positions(batch: Batch, mask: str) -> Tensor:
+    """(R, L-1) bool: where the next token counts. `response`: it is labelled; `all`: it is no padding. Rows without labels: nowhere."""
+    labels, attention = batch["labels"][:, 1:], batch["attention_mask"][:, 1:]
+    labelled = labels != IGNORE
+    return labelled if mask == "response" else (attention > 0) & labelled.any(dim=1, keepdim=True)
+
+
+def kl_sum(logits: Tensor, reference: Tensor, temperature: float) -> Tensor:
+    """Sum over N tokens of KL(reference || model), in float32.
+
+    logits (N, V) of the model; reference (N, V) log-probabilities of the aligned model at temperature 1. Both are softened by
+    `temperature` (log-probabilities divided by T and normalised again are those of logits divided by T).
+    """
+    ours = torch.log_softmax(logits.float() / temperature, dim=-1)
+    theirs = torch.log_softmax(reference.float() / temperature, dim=-1)
+    return (theirs.exp() * (theirs - ours)).sum()
+
+
+class SafeGrad(Strategy):
+    """Two gradients per step, one surgery."""
+
+    name = "safegrad"
+    needs = frozenset({"safety"})
+    setup_rank = 0
+
+    @dataclass(frozen=True)
+    class Config:
+        rho: float = field(default=1.0, metadata={"help": "Weight of the alignment gradient."})
+        loss: Literal["kl", "sft"] = field(default="kl", metadata={"help": "`kl` to the untouched model, or `sft` on the safe answer."})
+        temperature: float = field(default=1.0, metadata={"help": "Temperature of the KL."})
+        mask: Literal["response", "all"] = field(default="response", metadata={"help": "Tokens the KL is taken on."})
+        num_safety: int = field(default=100, metadata={"help": "Safety rows in the alignment set."})
+        safety_batch_size: int | None = field(default=None, metadata={"help": "Safety rows per step; as many as task rows without it."})
+        interval: int = field(default=1, metadata={"help": "Steps between surgeries; the steps between are plain."})
+        projection: bool = field(default=True, metadata={"help": "Remove the conflicting part; false leaves the weighted sum."})
+
+        def __post_init__(self):
+            if self.rho < 0:
+                raise StrategyError(f"safegrad.rho={self.rho} is negative, which would train away from safety; use 0.1 to 5")
+            if self.temperature <= 0:
+                raise StrategyError(f"safegrad.temperature={self.temperature} must be above 0")
+            for knob in ("num_safety", "interval", "safety_batch_size"):
+                value = getattr(self, knob)
+                if value is not None and value < 1:
+                    raise StrategyError(f"safegrad.{knob}={value} must be at least 1")
+
+    def __init__(self, config=None):
+        super().__init__(config)
+        self.rows: tuple[Example, ...] = ()
+        self.surgeries = self.conflicts = 0
+
+    @property
+    def idle(self) -> bool:
+        """Strength zero: plain fine-tuning, without the second gradient."""
+        return self.config.rho == 0 and not self.config.projection
+
+    def prepare_data(self, data: TrainingData) -> TrainingData:
+        self.data, self.rows = data, alignment_set(data, self.config.num_safety)
+        return data
+
+    def setup(self, model: nn.Module) -> nn.Module:
+        if self.config.loss == "kl" and not self.idle:
+            self._remember(model)
+        return model
+
+    def step(self, engine: Engine, batches: Sequence[Batch], step: int) -> dict[str, float]:
+        loss = engine.gradient(batches)
+        if self.idle or step % self.config.interval:
+            return {"loss": loss}
+        task = engine.gradients()
+        safety_batches = self.data.batches(self.rows, step, "safegrad", self.config.safety_batch_size)
+        safety_loss = engine.gradient(safety_batches, self._kl if self.config.loss == "kl" else lm_loss)
+        safety = engine.gradients()
+        dot, task_sq, safety_sq = task.dot(safety), task.dot(task), safety.dot(safety)
+        c_task, c_safety = surgery_coefficients(dot, safety_sq, self.config.rho, self.config.projection)
+        engine.combine([(c_task, task), (c_safety, safety)])
+        return {"loss": loss, "safety_loss": safety_loss, **self._log(dot, task_sq, safety_sq, c_safety)}
+
+    def _log(self, dot: float, task_sq: float, safety_sq: float, c_safety: float) -> dict[str, float]:
+        conflict = dot < 0 and safety_sq > SMALLEST
+        self.surgeries += 1
+        self.conflicts += conflict
+        norms = math.sqrt(task_sq) * math.sqrt(safety_sq)
+        removed = (c_safety - self.config.rho) * math.sqrt(safety_sq) / math.sqrt(task_sq) if task_sq > 0 else 0.0
+        return {
+            "conflict": float(conflict), "conflict_rate": self.conflicts / self.surgeries, "cosine": dot / norms if norms > 0 else 0.0,
+            "task_grad_norm": math.sqrt(task_sq), "safety_grad_norm": math.sqrt(safety_sq), "removed_ratio": removed,
+        }  # fmt: skip
+
+    def _kl(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
+        where = positions(batch, self.config.mask)
+        logits = forward(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        # a row that only keeps workers in step has no position, hence no reference
+        rows = [row for row, any_ in zip(batch["rows"].tolist(), where.any(dim=1).tolist(), strict=True) if any_]
+        if not rows:
+            return logits.float().sum() * 0.0, where.sum()
+        reference = torch.cat([self.data.cache[self._key(self.rows[row])] for row in rows]).to(logits.device)
+        return kl_sum(logits[where], reference, self.config.temperature), where.sum()
+
+    def _key(self, row: Example) -> tuple[str, ...]:
+        content = hashlib.sha256(repr((row.input_ids, row.labels)).encode()).hexdigest()
+        return ("safegrad reference", self.data.fingerprint, self.config.mask, content)
+
+    @torch.no_grad()
+    def _remember(self, model: nn.Module) -> None:
+        """Keep the untouched model's log-probabilities of the alignment rows, (tokens, V) float32 each, those not yet in the cache."""
+        missing = [i for i, row in enumerate(self.rows) if self._key(row) not in self.data.cache]
+        size = self.data.per_device_batch_size
+        with _evaluating(model):
+            for start in range(0, len(missing), size):
+                indices = missing[start : start + size]
+                batch = self.data.collate(self.rows, indices)
+                logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+                where = positions(batch, self.config.mask)
+                for i, index in enumerate(indices):
+                    self.data.cache[self._key(self.rows[index])] = torch.log_softmax(logits[i][where[i]].float(), dim=-1).cpu()
+
+    def facts(self):
+        return {"alignment_rows": len(self.rows), "surgeries": self.surgeries, "conflicts": self.conflicts}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"surgeries": self.surgeries, "conflicts": self.conflicts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.surgeries, self.conflicts = int(state["surgeries"]), int(state["conflicts"])
+
+
+def alignment_set(data: TrainingData, count: int) -> tuple[Example, ...]:
+    """`count` of the safety rows that answer a harmful prompt with a refusal, drawn with the trial's seed; all where there are fewer."""
+    rows = [row for row in data.safety if row.kind == "refusal" and any(label != IGNORE for label in row.labels[1:])]
+    if not rows:
+        raise StrategyError("safegrad needs safety rows of kind refusal (harmful prompt, safe answer): give safety.data")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(data.seed)).tolist()
+    return tuple(rows[i] for i in order[:count])
+
+
+@contextmanager
+def _evaluating(model: nn.Module):
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
