@@ -26,7 +26,7 @@ LEVELS = (
     {"cli", "__main__"},
     {"doctor", "listing"},
     {"experiment"},
-    {"search", "searcher", "report", "tracking", "handover", "progress", "baseline", "checks"},
+    {"search", "searcher", "report", "summary", "tracking", "tracker", "tracking_values", "spool", "handover", "progress", "baseline", "checks"},
     {"lanes", "plots"},
     {"trial"},
     {"guard", "materials", "constraint"},
