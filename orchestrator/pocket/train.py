@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Shape:
 
     layers: int = 6
     hidden: int = 96
-    mlp: int = 256
+    mlp: int = 192
     heads: int = 4
 
 
@@ -45,16 +46,16 @@ class Stage:
 
 
 STAGES = (
-    Stage("facts", 150, 0.03, 0.008),
+    Stage("facts", 60, 0.03, 0.008),
     Stage(
-        "conversation", 250, 0.03, 0.008,
-        (("harmful", 3), ("plain", 2), ("contrast", 2), ("compound", 2), ("framed", 3), ("questions", 2),
-         ("general", 1)),
+        "conversation", 180, 0.03, 0.008,
+        (("harmful", 3), ("plain", 2), ("contrast", 2), ("compound", 2), ("framed", 3), ("questions", 3),
+         ("general", 2)),
     ),
     Stage(
-        "alignment", 220, 0.01, 0.003,
-        (("harmful", 4), ("plain", 2), ("contrast", 2), ("compound", 2), ("framed_harmful", 2), ("framed", 2),
-         ("questions", 2), ("general", 0.5)),
+        "alignment", 280, 0.02, 0.005,
+        (("harmful", 4), ("plain", 2), ("contrast", 2), ("compound", 2), ("framed_harmful", 3), ("framed", 3),
+         ("questions", 3), ("general", 1)),
     ),
 )  # fmt: skip
 
@@ -116,21 +117,25 @@ def batches(
     names, weights = list(mix), list(mix.values())
     queues: dict[str, list[Example]] = {name: [] for name in names}
     while True:
-        batch = []
-        for name in rng.choices(names, weights, k=stage.batch):
+        pool = []
+        for name in rng.choices(names, weights, k=4 * stage.batch):
             if not queues[name]:
                 queues[name] = rng.sample(groups[name], len(groups[name]))
             example = queues[name].pop()
             if example not in cache:
                 cache[example] = encode(tokenizer, example)
-            batch.append(cache[example])
-        yield collate(batch, tokenizer.pad_token_id)
+            pool.append(cache[example])
+        pool.sort(key=lambda encoded: len(encoded[0]))  # like lengths together: a fifth less padding
+        starts = [i * stage.batch for i in range(4)]
+        rng.shuffle(starts)
+        for start in starts:
+            yield collate(pool[start : start + stage.batch], tokenizer.pad_token_id)
 
 
 # ---------------------------------------------------------------------------------------------------- optimiser
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor, steps: int = 4) -> Tensor:
     """Newton-Schulz iteration of Muon on a stack `[n, rows, cols]`: singular values move towards 1.
 
     Coefficients: K. Jordan et al., "Muon: an optimizer for hidden layers", 2024. A zero matrix stays zero.
@@ -234,3 +239,17 @@ def answer(
         out = model.generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         texts += tokenizer.batch_decode(out[:, inputs["input_ids"].size(1) :], skip_special_tokens=True)
     return texts
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write weights (safetensors), tokenizer and chat template; no progress bar of transformers'."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
