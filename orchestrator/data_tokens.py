@@ -53,10 +53,12 @@ def render(tokenizer: Any, messages: Sequence[Message], *, generation: bool) -> 
 
 def turn_end(tokenizer: Any) -> tuple[int | None, frozenset[int]]:
     """(the special token the template puts after an answer, None where it puts none; all tokens that end an answer)."""
-    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    start, full = render(tokenizer, probe[:1], generation=True), render(tokenizer, probe, generation=False)
+    answer = "qxzj"
+    full = render(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}], generation=False)
     special = set(tokenizer.all_special_ids) | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    tail = encode(tokenizer, [full.removeprefix(start)])[0] if full.startswith(start) else []
+    special -= {tokenizer.unk_token_id, tokenizer.bos_token_id} - {tokenizer.eos_token_id}  # an unknown word ends nothing
+    after = full.rpartition(answer)[2] if answer in full else ""
+    tail = encode(tokenizer, [after])[0]
     end = next((token for token in tail if token in special), None)
     stops = {end, tokenizer.eos_token_id} - {None}
     return end, frozenset(stops)
