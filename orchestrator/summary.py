@@ -100,6 +100,25 @@ def _worst_seed(configuration: Configuration) -> tuple[TrialResult, Judgement]:
     return max(configuration.trials, key=lambda pair: max((c.value for c in pair[1].constraints), default=1.0))
 
 
+def by_recipe(selection: Selection, recipes: Sequence[str]) -> dict[str, Configuration]:
+    """For each recipe that was tried the configuration to show: its best feasible one, else the one nearest to its limits.
+
+    The overall best is the one shown of its recipe, also where an unconfirmed one of the same recipe scored higher.
+    """
+    order = {"feasible": 0, "undecided": 1, "infeasible": 2}
+    found = {}
+    for name in recipes:
+        own = [c for c in selection.configurations if c.recipe == name]
+        feasible = [c for c in own if c.verdict == "feasible"]
+        if selection.best is not None and selection.best.recipe == name:
+            found[name] = selection.best
+        elif feasible:
+            found[name] = max(feasible, key=lambda c: (len(c.trials) > 1, c.score))
+        elif own:
+            found[name] = min(own, key=lambda c: (order[c.verdict], c.excess))
+    return found
+
+
 def plan(experiment: Experiment) -> str:
     """What the run is going to do, as Markdown for the description of the parent run."""
     limits, search = experiment.safety.limits, experiment.search

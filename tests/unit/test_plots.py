@@ -1,0 +1,86 @@
+"""The pictures: real PNG files of a readable size, and a sentence where there is nothing to draw."""
+
+from __future__ import annotations
+
+import struct
+import sys
+
+import made_up
+import pytest
+
+from orchestrator import constraint, plots
+from orchestrator.config import Limits
+from orchestrator.constraint import Estimate
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    return made_up.experiment(tmp_path_factory.mktemp("plots"))
+
+
+def size(png: bytes) -> tuple[int, int]:
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", png[16:24])
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_every_plot_is_a_readable_png(experiment, good):
+    before, rows = made_up.trials(Limits(), good=good)
+    made = plots.all_plots(experiment, before, rows, constraint.best(rows))
+    names = ["score_against_degradation", "asr_by_recipe", "degradation_over_steps", "learning_rate_against_degradation"]
+    assert [plot.name for plot in made] == names
+    for plot in made:
+        width, height = size(plot.png)
+        assert 1000 <= width <= 2000 and 300 <= height <= 1200
+        assert plot.text and len(plot.png) < 300_000
+
+
+def test_the_same_figures_give_the_same_file(experiment):
+    before, rows = made_up.trials(Limits(), count=5)
+    once, again = (plots.all_plots(experiment, before, rows, constraint.best(rows)) for _ in range(2))
+    assert [plot.png for plot in once] == [plot.png for plot in again]
+
+
+def test_without_trials_there_are_sentences(experiment):
+    for plot in plots.all_plots(experiment, made_up.baseline(), [], constraint.best([])):
+        assert plot.png is None and plot.text.endswith(".")
+
+
+def test_without_probes_the_remedy_is_named(experiment):
+    before, rows = made_up.trials(Limits(), count=3)
+    for trial, _ in rows:
+        trial.history = [event for event in trial.history if event["kind"] != "probe"]
+    plot = plots.degradation_over_steps(plots.Look.of(experiment, rows), rows, 0.05)
+    assert plot.png is None and "monitor.every_steps" in plot.text
+
+
+def test_only_failed_trials(experiment):
+    before = made_up.baseline()
+    trial = made_up.result("t0000", "lora", {"learning_rate": 1.0}, state="failed")
+    rows = [(trial, constraint.judge(trial, before, Limits()))]
+    made = {plot.name: plot.png for plot in plots.all_plots(experiment, before, rows, constraint.best(rows))}
+    assert made["score_against_degradation"] is None and made["asr_by_recipe"] is None
+
+
+def test_one_trial_and_recipes_beyond_the_palette(experiment):
+    before = made_up.baseline()
+    trials = [made_up.result(f"t{i}", f"recipe {i}", {"learning_rate": 1e-3}) for i in range(12)]
+    rows = [(trial, constraint.judge(trial, before, Limits())) for trial in trials]
+    look = plots.Look.of(experiment, rows)
+    styles = [tuple(look.style(trial.recipe).values()) for trial in trials]
+    assert len(set(styles)) == 12, "no two recipes look alike"
+    for some in (rows[:1], rows):
+        assert size(plots.all_plots(experiment, before, some, constraint.best(some))[0].png)
+
+
+def test_error_bars_end_where_the_interval_ends():
+    (below,), (above,) = plots._bar(Estimate(0.1, 0.04, 0.3, 50))
+    assert below == pytest.approx(0.06) and above == pytest.approx(0.2)
+
+
+def test_pyplot_stays_out(experiment):
+    """The pictures are drawn in a driver with threads, where pyplot's global figures would leak and want a display."""
+    before, rows = made_up.trials(Limits(), count=3)
+    sys.modules.pop("matplotlib.pyplot", None)
+    plots.all_plots(experiment, before, rows, constraint.best(rows))
+    assert "matplotlib.pyplot" not in sys.modules
