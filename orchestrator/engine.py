@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from orchestrator import engine_config, engine_zero
 from orchestrator.engine_config import validate
 from orchestrator.errors import ConfigError
-from strategies.plain import PlainEngine, parameter_groups
+from strategies.optim import parameter_groups
+from strategies.plain import PlainEngine
 
 __all__ = ["DeepSpeedEngine", "validate"]
 

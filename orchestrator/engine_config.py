@@ -102,7 +102,7 @@ def _check_owned(deepspeed: dict[str, Any], training: Any, num_workers: int | No
     for key in ("bf16", "bfloat16"):
         enabled = (deepspeed.get(key) or {}).get("enabled", "auto")
         if enabled not in ("auto", training.bf16):
-            raise ConfigError(f"deepspeed.{key}.enabled={enabled} contradicts training.bf16={training.bf16}; remove the one under deepspeed")
+            raise ConfigError(f"deepspeed.{key}.enabled={enabled} contradicts training.bf16={training.bf16}; remove deepspeed.{key}")
 
 
 def _off(value: Any) -> bool:

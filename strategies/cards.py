@@ -33,7 +33,8 @@ def parse(text: str, source: str = "card") -> dict[str, str]:
     for heading, content in zip(parts[1::2], parts[2::2], strict=True):
         found[heading] = " ".join(content.split())
     if tuple(found)[1:] != HEADINGS:
-        raise ValueError(f"{source}: the card's headings are {', '.join(tuple(found)[1:]) or 'missing'}; they must be {', '.join(HEADINGS)}")
+        got = ", ".join(tuple(found)[1:]) or "missing"
+        raise ValueError(f"{source}: the card's headings are {got}; they must be {', '.join(HEADINGS)}")
     empty = [heading for heading, content in found.items() if not content]
     if empty:
         raise ValueError(f"{source}: the card says nothing under {', '.join(empty)}")

@@ -6,7 +6,8 @@ Reference: listen0425/Safety-Layers (code not read); described after the reprodu
 Idea: a few layers in the middle tell malicious from normal prompts. Keep their attention and MLP weights as they are, and
     fine-tuning forgets less of its safety.
 Knobs: start, end - first and last frozen layer, both inclusive, 0 is the first after the embedding; without them 0.28 and 0.45 of the
-    depth. width - number of layers from start on, in place of end (the search uses it, since any start goes with any width). modules - what is frozen inside a block: attention_mlp (paper, norms stay trainable), all, attention, mlp.
+    depth. width - number of layers from start on, in place of end (the search uses it: any start goes with any width). modules - what
+    is frozen inside a block: attention_mlp (paper, norms stay trainable), all, attention, mlp.
 Cost: less than full fine-tuning: no gradient and no AdamW state for what is frozen.
 Needs: nothing.
 Limits: the range is not one constant; the paper's are [9, 14] of 32 (Llama-2-7b-chat), [7, 12] of 32 (Llama-3-8B-Instruct), [11, 15]
@@ -74,7 +75,7 @@ class FreezeLayers(Strategy):
         start: int | None = field(default=None, metadata={"help": "First frozen decoder layer, 0-based; without it 0.28 of the depth."})
         end: int | None = field(default=None, metadata={"help": "Last frozen decoder layer, inclusive; without it 0.45 of the depth."})
         width: int | None = field(
-            default=None, metadata={"help": "Frozen layers from `start` on, as far as the model goes; without meaning where `end` is given."}
+            default=None, metadata={"help": "Frozen layers from `start` on, as far as the model goes; ignored where `end` is given."}
         )
         modules: Literal["attention_mlp", "all", "attention", "mlp"] = field(
             default="attention_mlp", metadata={"help": "What is frozen inside a block; `attention_mlp` leaves the norms trainable (paper)."}

@@ -142,16 +142,19 @@ def coerce(value: Any, hint: Any, label: str) -> Any:
     elif hint is str:
         if isinstance(value, str):
             return value
-    elif not isinstance(value, bool):
-        try:
-            number = float(value)
-            if hint is float:
-                return number
-            if hint is int and number == int(number):
-                return int(number)
-        except (TypeError, ValueError, OverflowError):
-            pass  # said below, with the label
+    elif (number := _number(value)) is not None:
+        if hint is float:
+            return number
+        if hint is int and number.is_integer():
+            return int(number)
     raise StrategyError(f"{label}={value!r} is not {_NOUNS.get(hint, hint)}")
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 _NOUNS = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}
