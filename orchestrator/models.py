@@ -162,16 +162,25 @@ def template_hash(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _commit(model: config.Model, source: str) -> str:
+    """The commit a hub id stands for now, as the local cache names the folder it keeps it in."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        path = Path(hf_hub_download(source, "config.json", revision=model.revision or "main"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise _explained(model, error) from error
+    return path.parent.name
+
+
 def model_hash(model: config.Model | str) -> str:
     """Identity of the weights: sha256 over config.json and the safetensors of a folder (16 digits); `hub:<commit>` for a hub id."""
     if isinstance(model, str):
         model = config.Model(model_name_or_path=model)
     source = resolve(model)
     if not Path(source).is_dir():
-        commit = getattr(_config(model), "_commit_hash", None)
-        if not commit:
-            raise ModelError(f"the hub did not say which commit {source!r} is at; set model.revision to a commit")
-        return f"hub:{commit}"
+        return f"hub:{_commit(model, source)}"
     digest = hashlib.sha256()
     for path in [Path(source) / "config.json", *sorted(Path(source).glob("*.safetensors"))]:
         digest.update(path.name.encode())
@@ -271,9 +280,23 @@ def attach(folder: str | Path, model: config.Model, *, device: str = "cpu") -> t
         return load(whole, device=device)
     from peft import PeftModel
 
-    network, tokenizer = load(model)
+    network, words = load(model)
     try:
         network = PeftModel.from_pretrained(network, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"the adapter in {folder} does not fit {model.model_name_or_path!r}: {' '.join(str(error).split())[:300]}") from error
-    return network.to(device).eval(), tokenizer
+    _check_adapter(folder, network, model)
+    return network.to(device).eval(), words
+
+
+def _check_adapter(folder: Path, network: nn.Module, model: config.Model) -> None:
+    """peft ignores adapter weights for layers the model lacks, and starts those the file lacks at random; both are refused."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
+        written = set(tensors.keys())
+    wanted = set(get_peft_model_state_dict(network))
+    if written != wanted:
+        odd = sorted(written ^ wanted)[0]
+        raise ModelError(f"the adapter in {folder} does not fit {model.model_name_or_path!r}: {len(written ^ wanted)} tensors have no counterpart, e.g. {odd}")
