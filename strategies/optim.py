@@ -31,7 +31,7 @@ def lr_at(step: int, *, max_steps: int, learning_rate: float, kind: str = "linea
     """
     warmup = math.ceil(warmup_ratio * max_steps)
     if step < warmup:
-        return learning_rate * (step + 1) / warmup
+        return learning_rate * ((step + 1) / warmup)
     done = min(1.0, (step - warmup) / max(1, max_steps - warmup))
     if kind == "constant":
         return learning_rate
