@@ -61,6 +61,15 @@ def plan(experiment: Experiment, nodes: Sequence[dict[str, float]], trials: int)
     return LanePlan(lanes, workers, cpus, gpus, sentence)
 
 
+def this_machine() -> dict[str, float]:
+    """What a cluster of this machine alone would offer, in Ray's words."""
+    import os
+
+    import torch
+
+    return {"CPU": float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+
+
 def _workers_on(node: dict[str, float], cpus: float, gpus: float) -> int:
     room = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
     return min(room, math.floor(node.get("GPU", 0.0) / gpus + 1e-9)) if gpus else room

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator import capacity
 from orchestrator.config import Experiment, recipe_items
 from orchestrator.errors import ConfigError, StorageError, UnknownNameError
 
@@ -30,6 +31,8 @@ def check(experiment: Experiment, *, build_pocket: bool = True) -> Checked:
     found = Checked()
     check_names(experiment)
     check_combinations(experiment)
+    if not (experiment.ray.address or os.environ.get("RAY_ADDRESS")):
+        found.facts.append(capacity.plan(experiment, [capacity.this_machine()], experiment.search.trials).sentence)
     trusted = uses_pocket(experiment) and not build_pocket and not _pocket_built()
     if trusted:
         found.facts.append("the pocket world is built on the first run; its model and data were not looked at")
@@ -109,7 +112,7 @@ def check_data(experiment: Experiment) -> list[str]:
 def check_recipes(experiment: Experiment, num_layers: int | None) -> list[str]:
     """Every recipe can be built and run under this ZeRO stage, with this data and model; returns warnings."""
     import strategies.recipe
-    from orchestrator import search
+    from orchestrator import ranges
     from strategies.base import StrategyError
 
     available = {"reference"} | ({"safety"} if experiment.safety.data is not None else set())
@@ -122,7 +125,8 @@ def check_recipes(experiment: Experiment, num_layers: int | None) -> list[str]:
             )
         except StrategyError as error:
             raise ConfigError(f"recipes: [{name}]: {error}") from error
-    search.resolve_space(experiment, num_layers)
+    if num_layers is not None:
+        ranges.resolve_space(experiment, num_layers)
     return warnings
 
 

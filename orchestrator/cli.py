@@ -126,9 +126,7 @@ def version() -> None:
 def main() -> None:
     """Console script. Errors a user can mend are one sentence on stderr."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+        sys.exit(app(standalone_mode=False) or 0)  # without standalone mode an Exit is returned as its code
     except SafebasinError as error:
         print(f"safebasin: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

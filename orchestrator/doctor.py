@@ -124,7 +124,7 @@ def _ray(experiment) -> Iterator[Finding]:
 
 
 def _config(experiment) -> Iterator[Finding]:
-    from orchestrator import checks, lanes
+    from orchestrator import capacity, checks
 
     try:
         found = checks.check(experiment, build_pocket=False)
@@ -137,6 +137,6 @@ def _config(experiment) -> Iterator[Finding]:
     if experiment.ray.address or os.environ.get("RAY_ADDRESS"):
         return
     try:
-        yield Finding("lanes", "ok", lanes.plan(experiment, lanes.this_machine(), experiment.search.trials).sentence)
+        yield Finding("lanes", "ok", capacity.plan(experiment, [capacity.this_machine()], experiment.search.trials).sentence)
     except SafebasinError as error:
         yield Finding("lanes", "fail", str(error))

@@ -5,18 +5,19 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from orchestrator import baseline, checks, config, constraint, handover, lanes, outputs, report, search, tracking
+from orchestrator import baseline, checks, config, constraint, handover, lanes, outputs, ranges, report, search, tracking
 from orchestrator.config import Experiment
 from orchestrator.constraint import Judgement, Selection
 from orchestrator.errors import SafebasinError
 from orchestrator.progress import Dashboard, duration
 from orchestrator.records import TrialResult, TrialSpec
+from orchestrator.searcher import Asked
 
 Row = tuple[TrialResult, Judgement]
 
@@ -45,21 +46,56 @@ class Run:
     tracker: Any
     dashboard: Dashboard
     baseline: TrialResult | None = None
+    dump: dict[str, Any] = field(default_factory=dict)
+    """The experiment as trials carry it."""
     rows: list[Row] = field(default_factory=list)
     specs: dict[str, TrialSpec] = field(default_factory=dict)
 
-    def event(self, trial_id: str, event: dict[str, Any]) -> None:
-        """Forward a running trial's event to the screen and to MLflow."""
-        recipe = self.specs[trial_id].recipe if trial_id in self.specs else "untouched model"
-        self.dashboard.event(trial_id, {"recipe": recipe, **event})
-        self.tracker.event(trial_id, event)
-
-    def started(self, spec: TrialSpec) -> None:
+    def make_spec(self, asked: Asked) -> TrialSpec:
+        """Spec of a suggested trial."""
+        spec = search.build_spec(
+            self.experiment, trial_id=asked.trial_id, recipe=asked.recipe, params=asked.params, seed=self.experiment.search.seeds[0],
+            phase="search", folder=self.trial_folder(asked.trial_id), dump=self.dump,
+        )  # fmt: skip
         self.specs[spec.trial_id] = spec
-        self.tracker.start_trial(spec)
+        return spec
+
+    def trial_folder(self, trial_id: str) -> str:
+        return str(self.folder / "trials" / trial_id)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """One event of the lanes: to the screen, to MLflow, and a finished trial into the books."""
+        kind, trial_id = event["kind"], event.get("trial_id")
+        if kind in ("lane_up", "lane_gone"):
+            self._lane(event)
+        elif kind == "interrupted":
+            self.dashboard.say(f"{trial_id}: its worker died; {event.get('error') or 'it is taken up again'}")
+        elif kind == "finished":
+            result = TrialResult.from_dict(event["result"])
+            if result.phase != "baseline" and result.facts.get("started", True):
+                self.finished(result)
+        else:
+            recipe = self.specs[trial_id].recipe if trial_id in self.specs else "untouched model"
+            self.dashboard.event(trial_id, {"recipe": recipe, **event})
+            if trial_id != baseline.TRIAL_ID:
+                if kind == "started":
+                    self.tracker.start_trial(self.specs[trial_id])
+                else:
+                    self.tracker.event(trial_id, event)
+
+    def _lane(self, event: dict[str, Any]) -> None:
+        if event["kind"] == "lane_up":
+            self.dashboard.say(f"lane {event['lane']} is up on {event['host']}")
+        elif not self.stop.is_set():
+            self.dashboard.say(f"lane {event['lane']} is gone: {event['error']}")
 
     def judge(self, result: TrialResult) -> Judgement:
         return constraint.judge(result, self.baseline, self.experiment.safety.limits)
+
+    def tell(self, result: TrialResult) -> dict[str, Any]:
+        """What the sampler learns of a trial."""
+        judgement = self.judge(result)
+        return {"score": judgement.task_score, "constraints": judgement.values}
 
     def finished(self, result: TrialResult) -> Judgement:
         """Judge a trial and write everything down before anything else happens."""
@@ -87,11 +123,11 @@ def run(experiment: Experiment, console: Console | None = None, stop: threading.
     tracker = tracking.open_tracker(experiment, folder)
     outcome: Outcome | None = None
     try:
-        cluster = lanes.connect(experiment)
+        cluster = lanes.connect(experiment.ray)
         try:
             outcome = _with_cluster(experiment, folder, console, stop, tracker, cluster, checked.num_layers, started)
         finally:
-            lanes.disconnect(cluster)
+            lanes.shutdown(cluster)
     finally:
         tracker.close("FINISHED" if outcome and outcome.exit_code in (0, 3) else "KILLED" if stop.is_set() else "FAILED")
     return outcome
@@ -109,14 +145,17 @@ def _with_cluster(experiment, folder, console, stop, tracker, cluster, num_layer
     plan = lanes.plan(experiment, cluster.nodes, experiment.search.trials)
     console.print(plan.sentence, highlight=False)
     with Dashboard(console, experiment.search.trials, plan.lanes) as dashboard:
-        state = Run(experiment, folder, console, stop, tracker, dashboard)
-        group = lanes.Lanes.start(experiment, plan)
+        dump = experiment.model_dump(mode="json")
+        state = Run(experiment, folder, console, stop, tracker, dashboard, dump=dump)
+        group = lanes.Lanes()
+        group.start(experiment, plan)
         try:
             _baseline(state, group)
             if not stop.is_set():
                 search.run_search(
-                    experiment, group, num_layers=num_layers, folder=folder, judge=state.judge,
-                    on_start=state.started, on_event=state.event, on_finish=state.finished, stop=stop,
+                    experiment, group, spaces=ranges.resolve_space(experiment, num_layers),
+                    constraint_names=constraint.constraint_names(experiment), judge_result=state.tell, make_spec=state.make_spec,
+                    on_event=state.event, stop_flag=stop,
                 )  # fmt: skip
             _confirm(state, group)
         finally:
@@ -132,9 +171,10 @@ def _baseline(state: Run, group) -> None:
     if result is None:
         state.dashboard.say("measuring the untouched model")
         spec = baseline.spec(state.experiment, state.folder)
-        (result,) = search.run_specs(group, [spec], on_start=lambda _: None, on_event=state.event, on_finish=lambda _: None, stop=state.stop)
-        if result.state == "stopped":
+        found = search.run_specs(group, [spec], state.event, state.stop)
+        if not found or found[0].state == "stopped":
             return
+        result = found[0]
         if result.state != "complete":
             raise SafebasinError(f"the untouched model could not be measured: {result.error}")
         baseline.remember(where, result)
@@ -161,17 +201,16 @@ def _confirm(state: Run, group) -> None:
         specs = [_again(state, found, seed) for found in chosen for seed in seeds]
         state.dashboard.grow(len(specs))
         state.dashboard.say(f"confirming {len(chosen)} finalist(s) on seed(s) {', '.join(map(str, seeds))}")
-        search.run_specs(group, specs, on_start=state.started, on_event=state.event, on_finish=state.finished, stop=state.stop)
+        state.specs.update({spec.trial_id: spec for spec in specs})
+        search.run_specs(group, specs, state.event, state.stop)
         if constraint.best(state.rows).best is not None:
             return
 
 
 def _again(state: Run, found: constraint.Configuration, seed: int) -> TrialSpec:
-    from dataclasses import replace
-
     first = state.specs[found.trials[0][0].trial_id]
     trial_id = f"{first.trial_id}s{seed}"
-    return replace(first, trial_id=trial_id, seed=seed, phase="confirm", dir=str(state.folder / "trials" / trial_id))
+    return replace(first, trial_id=trial_id, seed=seed, phase="confirm", dir=state.trial_folder(trial_id))
 
 
 def _conclude(state: Run, started: float) -> Outcome:

@@ -83,7 +83,7 @@ CASES = {
     "missing model": (["model.model_name_or_path=/nowhere/model"], "model.model_name_or_path"),
     "unknown strategy": (["recipes=[[safegrd]]"], "safegrad"),
     "unknown knob": (["recipes=[[{{lora: {{lora_rank: 4}}}}]]"], "lora_r"),
-    "freeze range outside": (["recipes=[[{{freeze_layers: {{start: 1, end: 7}}}}, lora]]"], "2 layers"),
+    "freeze range outside": (["recipes=[[{{freeze_layers: {{start: 1, end: 7}}}}, lora]]"], "outside the model"),
     "two step owners twice": (["recipes=[[safegrad, safegrad]]"], "safegrad"),
     "all frozen": (["recipes=[[{{freeze_layers: {{start: 0, end: 1}}}}, lora]]"], "frozen"),
     "safety data needed": (["recipes=[[safegrad]]", "safety.data=null"], "safety.data"),
@@ -110,7 +110,7 @@ def test_one_sentence_with_field_and_remedy(tiny, case):
 def test_the_command_line_prints_the_sentence_alone(tiny, tmp_path):
     done = safebasin(tiny, "recipes=[[safegrd]]", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1] == "safebasin: unknown strategy 'safegrd'; did you mean 'safegrad'?"
+    assert done.stderr.strip().splitlines()[-1] == "safebasin: unknown strategy 'safegrd'; did you mean 'safegrad' or 'safe_instruct'?"
 
 
 def test_what_cannot_fit_is_refused_before_anything_starts(tiny, tmp_path):

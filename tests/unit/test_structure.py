@@ -17,7 +17,7 @@ DOORS = {
     "ray": {"orchestrator/search.py", "orchestrator/searcher.py", "orchestrator/lanes.py", "orchestrator/broker.py", "orchestrator/cluster.py", "orchestrator/lane_worker.py", "orchestrator/tune_trials.py"},
     "deepspeed": {"orchestrator/engine.py", "orchestrator/engine_zero.py"},
     "mlflow": {"orchestrator/tracking.py"},
-    "optuna": {"orchestrator/search.py", "orchestrator/searcher.py", "orchestrator/studies.py", "search_spaces/"},
+    "optuna": {"orchestrator/search.py", "orchestrator/searcher.py", "orchestrator/ranges.py", "search_spaces/"},
 }  # fmt: skip
 """vendor -> files that may import it; a name ending in / is a folder."""
 
@@ -29,7 +29,7 @@ LEVELS = (
     {"search", "searcher", "report", "summary", "tracking", "tracker", "tracking_values", "spool", "handover", "progress", "baseline", "checks"},
     {"lanes", "plots"},
     {"trial"},
-    {"guard", "materials", "constraint"},
+    {"guard", "materials", "constraint", "summary", "ranges"},
     {"engine", "evaluation", "models", "data"},
     {"outputs", "records", "pocket", "cachedir"},
     {"config", "config_text"},
