@@ -134,7 +134,16 @@ def _legend(axis: Any, look: Look, recipes: Sequence[str], extra: Sequence[Any] 
     handles.append(Line2D([], [], linestyle="none", marker="o", color="#555555", markersize=7, label="feasible"))
     hollow = "infeasible or undecided"
     handles.append(Line2D([], [], linestyle="none", marker="o", color="#555555", markerfacecolor="white", markersize=7, label=hollow))
-    axis.legend(handles=[*handles, *extra], loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8.5, borderaxespad=0)
+    ring = [handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True) if label.startswith("best")]
+    axis.legend(
+        handles=[*handles, *ring, *extra],
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        frameon=False,
+        fontsize=8.5,
+        borderaxespad=0,
+        labelspacing=0.8,
+    )
 
 
 def _limit_handle(limit: float) -> Any:
@@ -143,10 +152,12 @@ def _limit_handle(limit: float) -> Any:
     return Line2D([], [], color=LIMIT_COLOUR, linestyle="--", linewidth=1.3, label=f"limit {limit:g}")
 
 
-def _mark_best(axis: Any, x: float, y: float, text: str) -> None:
-    axis.plot([x], [y], marker="o", markersize=15, markerfacecolor="none", markeredgecolor="#111111", markeredgewidth=1.6, zorder=5)
-    axis.annotate(text, (x, y), xytext=(0, 12), textcoords="offset points", ha="center", fontsize=8.5, fontweight="bold", zorder=6,
-                  bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8})  # fmt: skip
+_RING: dict[str, Any] = {"marker": "o", "markersize": 15, "markerfacecolor": "none", "markeredgecolor": "#111111", "markeredgewidth": 1.6}
+
+
+def _mark_best(axis: Any, x: float, y: float, trial_id: str) -> None:
+    """A ring around the best trial; its name goes into the legend, where it hides no other trial."""
+    axis.plot([x], [y], linestyle="none", zorder=5, label=f"best: {trial_id}", **_RING)
 
 
 def _measured(rows: Sequence[Row]) -> list[Row]:
@@ -185,7 +196,7 @@ def score_against_degradation(look: Look, baseline: TrialResult, rows: Sequence[
         axis.errorbar(judgement.degradation.value, judgement.task_score, xerr=_bar(judgement.degradation), ecolor=colour, **_WHISKER)
         _point(axis, look, row, judgement.degradation.value, judgement.task_score)
         if result.trial_id == best:
-            _mark_best(axis, judgement.degradation.value, judgement.task_score, f"best: {best}")
+            _mark_best(axis, judgement.degradation.value, judgement.task_score, best)
     axis.margins(y=0.18)
     _limit_line(axis, look.limit)
     _legend(axis, look, _present(look, shown), [_limit_handle(look.limit), *_untouched(axis, baseline)])
@@ -193,7 +204,9 @@ def score_against_degradation(look: Look, baseline: TrialResult, rows: Sequence[
     axis.set_xlabel(f"degradation of attack success, paired (n={prompts.n} prompts, {look.level})")
     axis.set_ylabel(f"task score, {rows_n.metric} (n={len(rows_n.scores)} rows)")
     axis.set_title(f"{title}: {len(shown)} trials, {_seeds(look)}", fontsize=11, loc="left")
-    text = f"Scatter of {len(shown)} trials: degradation with {look.level} on x, task score on y; the shaded side is beyond the limit {look.limit:g}."
+    text = (
+        f"Degradation with {look.level} (x) and task score (y) of {len(shown)} trials; the shaded side is beyond the limit {look.limit:g}."
+    )
     return Plot(name, title, _png(figure), text)
 
 
@@ -290,7 +303,7 @@ def learning_rate_against_degradation(look: Look, rows: Sequence[Row], selection
         axis.errorbar(rate, judgement.degradation.value, yerr=_bar(judgement.degradation), ecolor=colour, **_WHISKER)
         _point(axis, look, row, rate, judgement.degradation.value)
         if result.trial_id == best:
-            _mark_best(axis, rate, judgement.degradation.value, f"best: {best}")
+            _mark_best(axis, rate, judgement.degradation.value, best)
     _log_axis(axis)
     _limit_above(axis, look.limit)
     _legend(axis, look, _present(look, shown), [_limit_handle(look.limit)])

@@ -37,8 +37,9 @@ def test_every_plot_is_a_readable_png(experiment, good):
 
 def test_the_same_figures_give_the_same_file(experiment):
     before, rows = made_up.trials(Limits(), count=5)
-    once, again = (plots.all_plots(experiment, before, rows, constraint.best(rows)) for _ in range(2))
-    assert [plot.png for plot in once] == [plot.png for plot in again]
+    look = plots.Look.of(experiment, rows)
+    once, again = (plots.score_against_degradation(look, before, rows, constraint.best(rows)) for _ in range(2))
+    assert once.png == again.png
 
 
 def test_without_trials_there_are_sentences(experiment):
@@ -70,7 +71,7 @@ def test_one_trial_and_recipes_beyond_the_palette(experiment):
     styles = [tuple(look.style(trial.recipe).values()) for trial in trials]
     assert len(set(styles)) == 12, "no two recipes look alike"
     for some in (rows[:1], rows):
-        assert size(plots.all_plots(experiment, before, some, constraint.best(some))[0].png)
+        assert size(plots.score_against_degradation(look, before, some, constraint.best(some)).png)
 
 
 def test_error_bars_end_where_the_interval_ends():
@@ -82,5 +83,5 @@ def test_pyplot_stays_out(experiment):
     """The pictures are drawn in a driver with threads, where pyplot's global figures would leak and want a display."""
     before, rows = made_up.trials(Limits(), count=3)
     sys.modules.pop("matplotlib.pyplot", None)
-    plots.all_plots(experiment, before, rows, constraint.best(rows))
+    plots.score_against_degradation(plots.Look.of(experiment, rows), before, rows, constraint.best(rows))
     assert "matplotlib.pyplot" not in sys.modules
