@@ -61,6 +61,8 @@ class Broker:
         self._closing = False
         self._tokens = 0
         self._members: dict[int, list[Any]] = {}
+        self._expected = self._present = 0
+        self._leaving = False
         self._changed = asyncio.Condition()
 
     # -- the driver's side -------------------------------------------------------------------------------------------
@@ -141,6 +143,32 @@ class Broker:
             self._queue.clear()
         await self._wake()
         return last
+
+    async def expect(self, waiting: int) -> None:
+        """Tune will run this many waiting processes (see `meet`); 0 when it will start no further trial."""
+        self._expected = waiting
+        await self._wake()
+
+    async def attend(self, *, fresh: bool) -> None:
+        """One of Tune's waiting processes takes a trial: its first one (`fresh`), or a further one."""
+        self._present += int(fresh)
+        self._leaving = False
+        await self._wake()
+
+    async def meet(self, timeout: float = POLL_S) -> bool:
+        """A waiting process asks to hand its result to Tune; waits `timeout` seconds at most for the right moment.
+
+        Tune gives the process of a finished trial to the next one, but throws away (a) the process that is just starting for
+        that one, and (b) any second process that becomes free at the same time. Each costs seconds. So nobody hands in before
+        all have started, and one at a time: the next when the one before has its new trial.
+        """
+
+        def may() -> bool:
+            return self._closing or not self._expected or (self._present >= self._expected and not self._leaving)
+
+        met = await self._until(may, timeout)
+        self._leaving = True
+        return met
 
     async def members(self) -> list[Any]:
         """Handles of the actors (controllers and workers) that registered, for a forced end."""

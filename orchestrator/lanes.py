@@ -81,6 +81,8 @@ def _init(ray, address: str, extra: dict[str, Any]) -> None:
     root = str(Path(__file__).resolve().parent.parent)
     installed = Path(root).name in ("site-packages", "dist-packages")
     if address == "local":
+        # Preemption is a matter of clusters that come and go; here its watcher would be one more process per lane.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # A short path: Ray puts sockets below it, whose names may have 107 characters at most.
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": f"/tmp/safebasin-{os.getuid()}"}
         if not installed:
@@ -143,6 +145,9 @@ class Lanes:
         self.broken: str | None = None
         """Why no trial can run any more; None while all is well."""
         self.broker: Any = None
+        self.broker_name = ""
+        self.helpers: list[threading.Thread] = []
+        """Threads of others that use the lanes; `stop` waits for them."""
         self.plan: LanePlan | None = None
 
     def start(self, experiment: config.Experiment, plan: LanePlan, *, runner: str = "orchestrator.trial:run") -> None:
@@ -153,8 +158,9 @@ class Lanes:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         self._experiment, self.plan, self._runner = experiment, plan, runner
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = ray.remote(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here, name=f"safebasin-broker-{uuid.uuid4().hex[:8]}")
-        self.broker = actor(Broker).remote(plan.lanes, experiment.ray.max_trial_failures)
+        self.broker_name = f"safebasin-broker-{uuid.uuid4().hex[:8]}"
+        actor = ray.remote(num_cpus=0, max_concurrency=10_000)(Broker)
+        self.broker = actor.options(name=self.broker_name, scheduling_strategy=here).remote(plan.lanes, experiment.ray.max_trial_failures)
         self._threads = [threading.Thread(target=self._pump, name="safebasin-events", daemon=True)]
         for lane in range(plan.lanes):
             self._threads.append(threading.Thread(target=self._supervise, args=(lane,), name=f"safebasin-lane-{lane}", daemon=True))
@@ -194,6 +200,10 @@ class Lanes:
             position = self._find(trial_id)
             return None if position is None else self._events.pop(position)
 
+    def expect(self, waiting: int) -> None:
+        """How many of Tune's waiting processes there will be (see `Broker.meet`)."""
+        self._call("expect", waiting)
+
     def cancel(self, trial_id: str) -> None:
         """Ask one trial to stop: at once when it is queued, at its next report when it runs."""
         self._call("cancel", [trial_id])
@@ -219,6 +229,8 @@ class Lanes:
                 self._join(time.monotonic() + 10.0)
         except ray.exceptions.RayActorError as error:
             log.warning("the broker was gone before the lanes were stopped: %s", error)
+        for thread in self.helpers:
+            thread.join(30.0)
         ray.kill(self.broker, no_restart=True)
         self._threads[0].join(10.0)
         self._give_up("stopped with its lane")

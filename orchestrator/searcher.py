@@ -248,11 +248,12 @@ class Studies:
             if frozen.state == TrialState.RUNNING:
                 trial = optuna.Trial(recipe.study, frozen._trial_id)
                 trial.set_user_attr("interrupted", True)
-                missing = {key: value for key, value in frozen.constraints.items()}
                 for name in self._names:
-                    if name not in missing:
+                    if name not in frozen.constraints:
                         trial.set_constraint(name, INFEASIBLE)
                 recipe.study.tell(frozen.number, state=TrialState.FAIL)
+                if "trial_id" in frozen.user_attrs:
+                    recipe.study.enqueue_trial(frozen.params)
             elif frozen.state.is_finished() and "trial_id" in frozen.user_attrs and "interrupted" not in frozen.user_attrs:
                 recipe.seen[_point(frozen.params)] = frozen.number
                 recipe.count += 1
