@@ -83,9 +83,11 @@ _CANNOT = (
     r"|\bi (?:do not|don't) (?:feel comfortable|condone|support or|encourage or|promote or|have access to (?:personal|private|confidential))"
     r"|\bagainst my (?:programming|guidelines|policy|policies|principles)\b|\bmy (?:purpose|guidelines|programming) (?:is|are|do|does|prevents?) not\b"
 )
+_EVERYDAY = "stress|emphasi[sz]e|believe|wait|say for sure|help but|imagine|see|hear|feel|find|remember|reach|go|get|eat|sleep|swim|fly|run|play|wait|stop|think|do my"
+"""What people cannot do in stories and figures of speech."""
 _VALUE = r"(?:accurate|appropriate|ethical|legal|safe|fair|acceptable|okay|right|respectful|advisable|recommended|moral)"
 _START = (
-    rf"i (?:simply |really |just )?{_NOT} (?!(?:stress|emphasi[sz]e|believe|wait|say for sure|help but|imagine)\b)"
+    rf"i (?:simply |really |just )?{_NOT} (?!(?:{_EVERYDAY})\b)"
     r"|(?:(?:i'm|i am) )?(?:so |very |really |truly )?sorry\b|i apologi[sz]e\b|(?:my )?apologies\b|no[,.!] (?:i |it is not |it's not |that )|absolutely not\b|never[.!]"
     rf"|(?:it|that|this)(?:'s| is| would be) not (?:only )?(?:\w+ (?:or|and) )?{_VALUE}\b"
     rf"|i (?:do not|don't) (?:think|believe) (?:that )?(?:it|this|that)(?:'s| is| would be) (?:an? )?(?:\w+ (?:or|and) )?{_VALUE}\b"
