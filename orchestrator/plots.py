@@ -220,7 +220,9 @@ def rates_by_recipe(look: Look, baseline: TrialResult, selection: Selection) -> 
     name, title = "asr_by_recipe", "Attack success and over-refusal by recipe"
     chosen = [found.trials[0] for found in summary.by_recipe(selection, look.recipes).values() if found.trials[0][0].suites]
     panels = [
-        (kind, label) for kind, label in (("harmful", "attack success rate"), ("benign", "over-refusal rate")) if _worst(baseline, kind)
+        (kind, label)
+        for kind, label in (("harmful", "attack success rate"), ("benign", "over-refusal rate"))
+        if summary.worst_suite(baseline, kind)
     ]
     if not chosen or not panels:
         return Plot(name, title, None, "No trial was measured on the safety suites.")
@@ -239,15 +241,9 @@ def rates_by_recipe(look: Look, baseline: TrialResult, selection: Selection) -> 
     )
 
 
-def _worst(result: TrialResult, kind: str) -> Any:
-    """The suite of this kind with the highest rate among those that constrain (else among all); None without one."""
-    suites = [s for s in result.suites.values() if s.kind == kind and s.ids]
-    return max([s for s in suites if s.constrains] or suites, key=lambda s: s.rate, default=None)
-
-
 def _bars(axis: Any, look: Look, baseline: TrialResult, chosen: Sequence[Row], kind: str, label: str) -> None:
     for y, (result, judgement) in enumerate(chosen):
-        suite = _worst(result, kind)
+        suite = summary.worst_suite(result, kind)
         if suite is None:
             continue
         estimate, colour = summary.suite_rate(suite, look.confidence), look.style(result.recipe)["color"]
@@ -255,7 +251,7 @@ def _bars(axis: Any, look: Look, baseline: TrialResult, chosen: Sequence[Row], k
         axis.barh(y, estimate.value, height=0.62, color=colour if filled else "white", edgecolor=colour, linewidth=1.4, zorder=2)
         axis.errorbar(estimate.value, y, xerr=_bar(estimate), fmt="none", ecolor="#222222", elinewidth=1.2, capsize=3, zorder=3)
         axis.annotate(f"{estimate.value:.3f}", (estimate.upper, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
-    before = _worst(baseline, kind)
+    before = summary.worst_suite(baseline, kind)
     axis.axvline(before.rate, color="#111111", linestyle=":", linewidth=1.4, zorder=4)
     axis.set_xlim(0, min(1.0, max(axis.get_xlim()[1] * 1.12, 0.1)))
     axis.invert_yaxis()

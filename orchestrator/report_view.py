@@ -24,7 +24,7 @@ JUDGES = {
 def view(
     experiment: Experiment, baseline: TrialResult, rows: Sequence[Row], selection: Selection, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All a template needs. `facts`: "seconds" of the whole run, "stopped", "hashes" (name -> hash of model, template...), optional each."""
+    """All a template needs. `facts`, each optional: "seconds" of the whole run, "stopped", "hashes" (name -> hash of model, template)."""
     shown = selection.best or selection.nearest_miss
     limits = experiment.safety.limits
     return {
@@ -83,11 +83,17 @@ def _shown(found: Configuration, baseline: TrialResult, experiment: Experiment) 
     ]  # fmt: skip
     params = {name: param(value) for name, value in found.params.items()}
     return {
-        "trial": result.trial_id, "recipe": found.recipe, "verdict": found.verdict, "seeds": ", ".join(map(str, found.seeds)),
+        "trial": result.trial_id, "recipe": found.recipe, "verdict": found.verdict,
+        "seeds": f"seed{'s' if len(found.seeds) > 1 else ''} {', '.join(map(str, found.seeds))}",
         "figures": figures, "constraints": constraints, "params": params, "mean_score": summary.number(found.score), "state": result.state,
         "facts": {k: param(v) for k, v in result.facts.items() if isinstance(v, (int, float)) and not isinstance(v, bool)},
         "steps": result.steps, "judged": judgement.verdict,
     }  # fmt: skip
+
+
+def _rate(result: TrialResult, kind: str, level: float) -> str:
+    """Rate of the worst suite of a kind, with interval and n."""
+    return summary.figure(summary.suite_rate(summary.worst_suite(result, kind), level))
 
 
 def _recipes(experiment: Experiment, rows: Sequence[Row], selection: Selection) -> list[dict[str, Any]]:
@@ -105,9 +111,11 @@ def _recipes(experiment: Experiment, rows: Sequence[Row], selection: Selection) 
         lines.append({
             "recipe": name, "trial": result.trial_id, "verdict": found.verdict, "best": found is selection.best,
             "score": summary.figure(summary.task_score(result, level)), "score_value": judgement.task_score,
-            "asr": summary.number(judgement.asr), "degradation": summary.figure(judgement.degradation, signed=True),
+            "asr": _rate(result, "harmful", level), "asr_value": judgement.asr,
+            "degradation": summary.figure(judgement.degradation, signed=True),
             "degradation_value": judgement.degradation.value if judgement.degradation else None,
-            "over": summary.number(judgement.over_refusal), "rise": summary.figure(judgement.over_refusal_rise, signed=True),
+            "over": _rate(result, "benign", level), "over_value": judgement.over_refusal,
+            "rise": summary.figure(judgement.over_refusal_rise, signed=True),
             "rise_value": judgement.over_refusal_rise.value if judgement.over_refusal_rise else None,
             "count": len(own), "feasible": sum(j.verdict == "feasible" for _, j in own), "seeds": ", ".join(map(str, found.seeds)),
         })  # fmt: skip
@@ -121,7 +129,8 @@ def _trial(row: Row, experiment: Experiment, selection: Selection) -> dict[str, 
     return {
         "trial": result.trial_id, "recipe": result.recipe, "phase": result.phase, "seed": result.seed, "state": result.state,
         "verdict": judgement.verdict, "best": best is not None and best.trial_id == result.trial_id,
-        "score": summary.figure(summary.task_score(result, level)), "score_value": judgement.task_score, "asr": summary.number(judgement.asr),
+        "score": summary.figure(summary.task_score(result, level)), "score_value": judgement.task_score,
+        "asr": _rate(result, "harmful", level), "asr_value": judgement.asr,
         "degradation": summary.figure(judgement.degradation, signed=True),
         "degradation_value": judgement.degradation.value if judgement.degradation else None,
         "rise": summary.figure(judgement.over_refusal_rise, signed=True),
@@ -221,7 +230,7 @@ def caveats(experiment: Experiment, baseline: TrialResult, rows: Sequence[Row], 
     if failed:
         lines.append(f"The judge gave no verdict on {failed} answers of the untouched model; they count as not safe.")
     lines.append(
-        "Attack success covers the prompts of these suites, asked once and decoded greedily. An attacker who tries often or adapts gets more."
+        "Attack success covers these suites' prompts, asked once and decoded greedily. An attacker who tries often or adapts gets more."
     )
     lines.append("Intervals hold for each trial and limit by itself; nothing is corrected for looking at many trials.")
     few = [f"{s.name} (n={len(s.ids)})" for s in baseline.suites.values() if s.constrains and len(s.ids) < 100]

@@ -38,6 +38,12 @@ def suite_rate(suite: SuiteResult | None, confidence: float) -> Estimate | None:
     return rate(suite.failures, suite.groups, confidence) if suite is not None else None
 
 
+def worst_suite(result: TrialResult | None, kind: str) -> SuiteResult | None:
+    """The suite of this kind with the highest rate, among those that constrain (else among all); None without one."""
+    suites = [s for s in result.suites.values() if s.kind == kind and s.ids] if result is not None else []
+    return max([s for s in suites if s.constrains] or suites, key=lambda s: s.rate, default=None)
+
+
 def task_score(result: TrialResult | None, confidence: float) -> Estimate | None:
     """The task score with its interval over evaluation rows; None where it was not measured."""
     return mean(result.task.scores, confidence) if result is not None and result.task is not None else None
@@ -62,7 +68,7 @@ def _rates(result: TrialResult, baseline: TrialResult | None, kind: str) -> str:
     for name, suite in result.suites.items():
         if suite.kind == kind and suite.constrains:
             before = baseline.suites.get(name) if baseline is not None else None
-            parts.append(f"{number(before.rate) if before else MISSING} -> {number(suite.rate)} on {name}")
+            parts.append(f"from {number(before.rate) if before else MISSING} to {number(suite.rate)} on {name}")
     return ", ".join(parts) or MISSING
 
 
@@ -85,7 +91,9 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
         return f"Nothing feasible: none of {_count(selection.configurations)} could be measured on the safety suites."
     result, judgement = _worst_seed(miss)
     bound = tightest(judgement)
-    by = f"; {_kept(bound, confidence)}, its interval {number(bound.value)} beyond it" if bound and bound.estimate.n else ""
+    by = (
+        f"; {_kept(bound, confidence)}, the upper end of its interval {number(bound.value)} beyond it" if bound and bound.estimate.n else ""
+    )
     return (
         f"Nothing feasible: none of {_count(selection.configurations)} keeps every limit at {confidence:.0%} confidence. Nearest miss: "
         f"{result.trial_id} ({result.recipe}), task score {figure(task_score(result, confidence))}, {judgement.verdict}{by}."

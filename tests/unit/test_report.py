@@ -1,0 +1,204 @@
+"""The report: the verdict first, every figure with n and interval, nothing loaded from elsewhere, no secret, nothing made up."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+
+import made_up
+import pytest
+
+from orchestrator import constraint, report, report_view, summary
+from orchestrator.constraint import Estimate
+
+SECRET = "hunter2hunter2"
+
+
+def written(tmp_path, *, good=True, rows=None, facts=None, **sections):
+    experiment = made_up.experiment(tmp_path, **sections)
+    before, made = made_up.trials(experiment.safety.limits, good=good)
+    made = made if rows is None else rows
+    selection = constraint.best(made)
+    out = tmp_path / "out"
+    paths = report.write_report(out, experiment, before, made, selection, facts)
+    return experiment, before, made, selection, paths
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    ray = {"init_kwargs": {"runtime_env": {"env_vars": {"HF_TOKEN": SECRET}}}}
+    tracking = {"uri": f"http://u:{SECRET}@host"}
+    return written(tmp_path_factory.mktemp("good"), facts={"seconds": 3725.0, "hashes": {"template": "abc123"}}, ray=ray, tracking=tracking)
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("bad"), good=False)
+
+
+class Parser(html.parser.HTMLParser):
+    """Open tags, links and texts of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.stack, self.links, self.tables = [], [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name in ("src", "href", "action", "data")]
+        self.tables += tag == "table"
+        if tag not in ("meta", "img", "br"):
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag, f"</{tag}> closes nothing"
+
+
+def test_html_is_whole_and_loads_nothing(good):
+    text = good[4][0].read_text()
+    parser = Parser(text)
+    assert parser.stack == [] and parser.tables >= 4
+    assert len(parser.links) == 4 and all(link.startswith("data:image/png;base64,") for link in parser.links)
+    assert (
+        "http://" not in text.replace("http://u:***@host", "") and "https://" not in text and "@import" not in text and "url(" not in text
+    )
+    assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text
+
+
+def test_markdown_tables_are_rectangular(good, bad):
+    for case in (good, bad):
+        lines = case[4][1].read_text().splitlines()
+        for above, line in zip(lines, lines[1:], strict=False):
+            if above.startswith("|") and line.startswith("|"):
+                assert len(re.findall(r"(?<!\\)\|", above)) == len(re.findall(r"(?<!\\)\|", line)), line
+
+
+def test_the_verdict_comes_first(good, bad):
+    for case, start in ((good, "Best within the limits: "), (bad, "Nothing feasible: none of 15 configurations")):
+        experiment, before, _, selection, paths = case
+        sentence = report.sentence(experiment, before, selection)
+        assert sentence.startswith(start) and sentence.endswith(".")
+        assert paths[1].read_text().split("\n\n")[1] == f"**{sentence}**"
+        assert paths[0].read_text().index(sentence[:40]) < paths[0].read_text().index("<h2>")
+
+
+def test_the_sentence_holds_the_figures(good):
+    experiment, before, _, selection, _ = good
+    trial, judged = selection.best.trials[0]
+    sentence = report.sentence(experiment, before, selection)
+    rise = summary.figure(summary.tightest(judged).estimate, signed=True)
+    for part in (
+        trial.trial_id,
+        trial.recipe,
+        f"{trial.task.score:.3f}",
+        f"untouched {before.task.score:.3f}",
+        rise,
+        "limit of",
+        "95%",
+        "2 seeds",
+    ):
+        assert part in sentence
+    assert f"from {before.suites['harmful'].rate:.3f} to {trial.suites['harmful'].rate:.3f} on harmful" in sentence
+
+
+def test_the_nearest_miss_says_by_how_much(bad):
+    experiment, before, _, selection, _ = bad
+    worst = summary.tightest(selection.nearest_miss.trials[0][1])
+    assert f"{worst.value:.3f} beyond it" in report.sentence(experiment, before, selection)
+
+
+def test_every_trial_is_there_and_failed_ones_are_not_filled_in(good):
+    _, _, rows, _, paths = good
+    for path in paths[:2]:
+        text = path.read_text()
+        assert all(trial.trial_id in text for trial, _ in rows)
+    (line,) = [line for line in paths[1].read_text().splitlines() if line.startswith("| t0005 ")]
+    assert line.count("not measured") == 4 and "NonFiniteLossError" in line and "infeasible" in line
+
+
+def test_every_figure_has_interval_and_n(good):
+    """Wherever Markdown shows a score or a degradation of a trial, its interval and n follow."""
+    for line in good[4][1].read_text().split("## All trials")[1].split("##")[0].splitlines():
+        if line.startswith("| t") and "t0005" not in line and not line.startswith("| trial"):
+            assert len(re.findall(r"[+-]?\d\.\d{3} \[[+-]?\d\.\d{3}, [+-]?\d\.\d{3}\] n=\d+", line)) == 4
+
+
+def test_no_secret_in_any_file(good):
+    for path in good[4]:
+        assert SECRET.encode() not in path.read_bytes()
+    assert "HF_TOKEN: &#39;***&#39;" in good[4][0].read_text() or "HF_TOKEN: ***" in good[4][0].read_text()
+
+
+def test_what_was_measured_how(good):
+    text = good[4][1].read_text()
+    for part in ("judge: refusal", "greedy", "template hash: abc123", "sha256", "1 h 02 min", "safebasin run -c best.yaml", "torch "):
+        assert part in text
+    assert good[0].digest() in text
+
+
+def test_caveats_follow_the_run(good, bad):
+    experiment, before, rows, selection, _ = good
+    lines = report_view.caveats(experiment, before, rows, selection)
+    assert any("winner's curse" in line and "further seeds" in line for line in lines) and any(
+        "phrases of refusal" in line for line in lines
+    )
+    experiment, before, rows, selection, _ = bad
+    lines = report_view.caveats(experiment, before, rows, selection)
+    assert not any("winner's curse" in line for line in lines) and any("one seed" in line for line in lines)
+    few = made_up.baseline()
+    few.suites["harmful"] = made_up.suite("harmful", "harmful", 0.1, 40, __import__("random").Random(0))
+    assert any("harmful (n=40)" in line for line in report_view.caveats(experiment, few, rows, selection))
+
+
+def test_hostile_names_stay_text(tmp_path):
+    """Recipe names, errors and settings come from users and libraries; none may become markup or break a table."""
+    hostile = '<script>alert("x")</script>|\n|<b>'
+    trial = made_up.result("t0000", "lora", {"lora.target": hostile}, state="failed")
+    trial.error = hostile
+    before = made_up.baseline()
+    experiment = made_up.experiment(tmp_path)
+    rows = [(trial, constraint.judge(trial, before, experiment.safety.limits))]
+    paths = report.write_report(tmp_path / "out", experiment, before, rows, constraint.best(rows), {})
+    page = paths[0].read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page and Parser(page).stack == []
+    markdown = paths[1].read_text()
+    assert "<script>" not in markdown and "<b>" not in markdown
+    (line,) = [line for line in markdown.splitlines() if line.startswith("| t0000")]
+    assert line.endswith("|") and len(re.findall(r"(?<!\\)\|", line)) == 13
+
+
+def test_nothing_tried_is_said(tmp_path):
+    experiment, before, _, selection, paths = written(tmp_path, rows=[])
+    assert "Nothing feasible: none of 0 configurations" in report.sentence(experiment, before, selection)
+    assert len(paths) == 2, "no picture is made up"
+    assert Parser(paths[0].read_text()).stack == [] and "not tried" in paths[1].read_text()
+    assert report.model_card(experiment, before, selection) == ""
+
+
+def test_a_report_written_again_drops_old_pictures(tmp_path):
+    experiment, before, rows, _, paths = written(tmp_path, good=False)
+    assert len(paths) == 6 and all(path.is_file() for path in paths)
+    paths = report.write_report(tmp_path / "out", experiment, before, [], constraint.best([]), {})
+    assert len(paths) == 2 and list((tmp_path / "out" / "plots").iterdir()) == []
+
+
+def test_model_card(good):
+    experiment, before, _, selection, _ = good
+    card = report.model_card(experiment, before, selection)
+    trial, judged = selection.best.trials[0]
+    for part in (
+        experiment.model.model_name_or_path,
+        trial.recipe,
+        trial.trial_id,
+        "licence",
+        summary.figure(judged.degradation, signed=True),
+    ):
+        assert part in card
+    assert all(f"| {name} |" in card for name in trial.params) and SECRET not in card
+
+
+def test_figures_as_text():
+    assert summary.figure(Estimate(0.02, -0.004, 0.049, 120, 12), signed=True) == "+0.020 [-0.004, +0.049] n=120 in 12 clusters"
+    assert summary.figure(Estimate(-0.0001, -0.1, 0.1, 5)) == "0.000 [-0.100, 0.100] n=5"
+    assert summary.figure(None) == summary.figure(Estimate(float("nan"), float("nan"), float("nan"), 0)) == "not measured"
+    assert [report_view.duration(s) for s in (None, 12.34, 200, 3725)] == ["not measured", "12.3 s", "3 min 20 s", "1 h 02 min"]
