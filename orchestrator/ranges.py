@@ -130,6 +130,9 @@ def pin(key: str, value: Any, original: BaseDistribution) -> Any:
         return _number(where, "value", value, "float")
     if isinstance(original, IntDistribution):
         return _number(where, "value", value, "int")
+    numbers = {type(choice) for choice in original.choices}
+    if numbers <= {int, float}:
+        return _number(where, "value", value, "int" if numbers == {int} else "float")
     if value not in original.choices:
         raise ConfigError(f"{where}={value!r} is not one of {list(original.choices)}")
     return value
