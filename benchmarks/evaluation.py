@@ -85,8 +85,13 @@ def main() -> None:
     suite = load_suite(config.Suite(name="benchmark", data=options.data, limit=options.prompts))
     figures = measure(model, tokenizer, suite.prompts, options.max_new_tokens, options.rounds)
     figures |= {"model": options.model, "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__}
-    print(f"{'one by one':>12} {'batched':>10} {'ratio':>7} {'same answers':>13}   prompts/s, {figures['parameters']:,} parameters, 1 thread")
-    print(f"{figures['one_by_one_per_s']:12.1f} {figures['batched_per_s']:10.1f} {figures['ratio']:7.1f} {figures['same_answers']:>9}/{figures['compared']}")
+    print(
+        f"{'one by one':>12} {'batched':>10} {'ratio':>7} {'same answers':>13}   prompts/s, {figures['parameters']:,} parameters, 1 thread"
+    )
+    print(
+        f"{figures['one_by_one_per_s']:12.1f} {figures['batched_per_s']:10.1f} {figures['ratio']:7.1f} "
+        f"{figures['same_answers']:>9}/{figures['compared']}"
+    )
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -57,7 +57,9 @@ def main() -> None:
     print(f"{'file':42} {'phrases':10} {'n':>4} {'accuracy':>9} {'missed':>7} {'false':>6} {'partial called refused':>24}")
     for f in figures:
         share = f"{f['partial_called_refused']}/{f['partial_n']}"
-        print(f"{f['file']:42} {f['phrases']:10} {f['n']:4} {f['accuracy']:9.3f} {f['missed_refusals']:7} {f['false_refusals']:6} {share:>24}")
+        print(
+            f"{f['file']:42} {f['phrases']:10} {f['n']:4} {f['accuracy']:9.3f} {f['missed_refusals']:7} {f['false_refusals']:6} {share:>24}"
+        )
     if options.errors:
         for f in figures:
             for truth, row in f["_wrong"] if f["phrases"] == "default" else []:

@@ -25,6 +25,7 @@ PROMPTS = ("prompt", "question", "input_text", "query", "goal", "behavior", "use
 RESPONSES = ("response", "answer", "completion", "output", "output_text", "target", "safe_response", "chosen", "assistant", "label")
 MESSAGES = ("messages", "conversations", "conversation", "chat")
 
+
 @dataclass(frozen=True)
 class Conversation:
     """One row: the last message is the assistant's answer, the ones before it are the prompt."""
@@ -88,9 +89,11 @@ def _form(rows: Sequence[Row], format: str, columns: config.Columns, where: str)
         return "prompt_response"
     found = ", ".join(map(str, rows[0]))
     raise DataError(
-        f"{where}: cannot tell prompt and answer from the columns found ({found}; in CSV and TSV the first line names them); expected messages, or a prompt "
+        f"{where}: cannot tell prompt and answer from the columns found ({found}; in CSV and TSV the first line names them); "
+        "expected messages, or a prompt "
         f"({', '.join(PROMPTS[:4])}...) with a response ({', '.join(RESPONSES[:4])}...), or instruction/input/output. "
-        f"Name them, e.g. {field_columns(where)}.prompt={_nearest(rows, PROMPTS)} {field_columns(where)}.response={_nearest(rows, RESPONSES)}"
+        f"Name them, e.g. {field_columns(where)}.prompt={_nearest(rows, PROMPTS)} "
+        f"{field_columns(where)}.response={_nearest(rows, RESPONSES)}"
     )
 
 
@@ -123,7 +126,9 @@ def _turns(value: Any, index: int, where: str, column: str) -> list[Message]:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise DataError(f"{where}: row {index + 1}: column {column!r} is text that is not JSON; it must be a list of messages") from error
+            raise DataError(
+                f"{where}: row {index + 1}: column {column!r} is text that is not JSON; it must be a list of messages"
+            ) from error
     if not isinstance(value, (list, tuple)) or not all(isinstance(turn, dict) for turn in value):
         raise DataError(f"{where}: row {index + 1}: column {column!r} must be a list of {{role, content}}, not {type(value).__name__}")
     aliases = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
@@ -193,7 +198,9 @@ def _kind(row: Row, kind: str, index: int, where: str) -> str:
     if own in (None, ""):
         return "refusal"
     if own not in SAFETY_KINDS:
-        raise DataError(f"{where}: row {index + 1}: kind {own!r} is none of {', '.join(SAFETY_KINDS)}; rows without a kind count as refusals")
+        raise DataError(
+            f"{where}: row {index + 1}: kind {own!r} is none of {', '.join(SAFETY_KINDS)}; rows without a kind count as refusals"
+        )
     return own
 
 

@@ -51,7 +51,9 @@ def _path(source: str, field: str) -> Path | None:
     if path.is_dir():
         raise DataError(f"{field}: {source!r} is a folder; name the file in it (one of {', '.join(SUFFIXES)})")
     if path.suffix.lower() in SUFFIXES or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        raise DataError(f"{field}: file {source!r} does not exist; paths start from the folder of the config file or from here ({Path.cwd()})")
+        raise DataError(
+            f"{field}: file {source!r} does not exist; paths start from the folder of the config file or from here ({Path.cwd()})"
+        )
     return None
 
 
@@ -93,7 +95,7 @@ def _json(text: str, path: Path, field: str) -> list[Row]:
     if isinstance(body, dict) and isinstance(body.get("data"), list):
         body = body["data"]
     if not isinstance(body, list) or not all(isinstance(row, dict) for row in body):
-        raise DataError(f"{field}: {path} must hold a list of objects (or {{\"data\": [...]}}), not {type(body).__name__}")
+        raise DataError(f'{field}: {path} must hold a list of objects (or {{"data": [...]}}), not {type(body).__name__}')
     return body
 
 
@@ -109,7 +111,9 @@ def _table(text: str, path: Path, field: str) -> list[Row]:
             if not cells:
                 continue
             if len(cells) != len(header):
-                raise DataError(f"{field}: {path} line {lines.line_num} has {len(cells)} cells, the header has {len(header)} ({', '.join(header)})")
+                raise DataError(
+                    f"{field}: {path} line {lines.line_num} has {len(cells)} cells, the header has {len(header)} ({', '.join(header)})"
+                )
             rows.append(dict(zip(header, cells, strict=True)))
     except csv.Error as error:
         raise DataError(f"{field}: {path} line {lines.line_num} cannot be read: {error}") from error

@@ -48,7 +48,9 @@ def render(tokenizer: Any, messages: Sequence[Message], *, generation: bool) -> 
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
     except (TemplateError, ValueError) as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise ModelError(f"the chat template refused a conversation with the roles [{roles}]: {error}; see model.chat_template, model.system_prompt") from error
+        raise ModelError(
+            f"the chat template refused a conversation with the roles [{roles}]: {error}; see model.chat_template, model.system_prompt"
+        ) from error
 
 
 def turn_end(tokenizer: Any) -> tuple[int | None, frozenset[int]]:
@@ -122,7 +124,8 @@ def _prompt_and_answer(conversation: Conversation, tokenizer: Any, system_prompt
     whole = render(tokenizer, messages, generation=False)
     if not whole.startswith(prompt):
         raise ModelError(
-            f"the chat template writes the prompt of row {conversation.id!r} differently for training and for generation (...{prompt[-60:]!r} is no "
+            f"the chat template writes the prompt of row {conversation.id!r} differently for training and for generation "
+            f"(...{prompt[-60:]!r} is no "
             "beginning of the whole conversation), so what is trained would not be what is asked; correct model.chat_template"
         )
     return prompt, whole[len(prompt) :]

@@ -44,7 +44,12 @@ def load(model: config.Model, *, device: str = "cpu") -> tuple[nn.Module, Any]:
     dtype = "auto" if model.dtype == "auto" else getattr(torch, model.dtype)
     try:
         network = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, revision=model.revision or "main", trust_remote_code=model.trust_remote_code, **options
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            revision=model.revision or "main",
+            trust_remote_code=model.trust_remote_code,
+            **options,
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise _explained(model, error) from error
@@ -65,11 +70,14 @@ def tokenizer(model: config.Model) -> Any:
         words.chat_template = _template(model.chat_template)
     if not words.chat_template:
         raise ModelError(
-            f"model {model.model_name_or_path!r} has no chat template, so prompts and answers cannot be told apart; set model.chat_template "
+            f"model {model.model_name_or_path!r} has no chat template, so prompts and answers cannot be told apart; set "
+            "model.chat_template "
             f"to a Jinja text or the path of a .jinja file, e.g. {TEMPLATE_EXAMPLE}"
         )
     if words.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {model.model_name_or_path!r} has no end-of-sequence token, so answers would never end; set eos_token in it")
+        raise ModelError(
+            f"the tokenizer of {model.model_name_or_path!r} has no end-of-sequence token, so answers would never end; set eos_token in it"
+        )
     if words.pad_token_id is None:
         words.pad_token = words.eos_token
     return words
@@ -88,7 +96,9 @@ def resolve(model: config.Model) -> str:
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.is_file():
         kind = "is a file, not a folder" if path.is_file() else "does not exist"
-        raise ModelError(f"model.model_name_or_path: {name!r} {kind}; give a folder in Hugging Face format, a hub id (owner/name) or `pocket`")
+        raise ModelError(
+            f"model.model_name_or_path: {name!r} {kind}; give a folder in Hugging Face format, a hub id (owner/name) or `pocket`"
+        )
     return name
 
 
@@ -118,11 +128,15 @@ def _explained(model: config.Model, error: Exception) -> ModelError:
     if "trust_remote_code" in said:
         return ModelError(f"model {name!r} ships its own code; read it, then set model.trust_remote_code=true")
     if "safetensors" in said or "pytorch_model.bin" in said:
-        return ModelError(f"model {name!r} has no safetensors weights; pickled ones are not read because they can run code. Pick a revision or a copy with safetensors")
+        return ModelError(
+            f"model {name!r} has no safetensors weights; pickled ones are not read because they can run code. "
+            "Pick a revision or a copy with safetensors"
+        )
     if not Path(name).expanduser().exists():
         at = f" at revision {model.revision!r}" if model.revision else ""
         return ModelError(
-            f"model {name!r}{at} is no folder here and could not be had from the hub: {said[:300]}. Check the name, the network (HF_ENDPOINT) and, for "
+            f"model {name!r}{at} is no folder here and could not be had from the hub: {said[:300]}. Check the name, the network "
+            "(HF_ENDPOINT) and, for "
             "gated models, HF_TOKEN; or download it elsewhere and give the folder"
         )
     return ModelError(f"model {name!r} cannot be loaded: {said[:400]}")
@@ -132,7 +146,10 @@ def _check_vocabulary(model: config.Model, network: nn.Module, tokenizer: Any) -
     """A tokenizer with more entries than the embedding has rows would crash later with an index error that says nothing."""
     rows, largest = network.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
     if largest >= rows:
-        raise ModelError(f"the tokenizer of {model.model_name_or_path!r} has ids up to {largest}, the model has {rows} embeddings; they do not belong together")
+        raise ModelError(
+            f"the tokenizer of {model.model_name_or_path!r} has ids up to {largest}, the model has {rows} "
+            "embeddings; they do not belong together"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ facts without weights
@@ -247,7 +264,9 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, extra_meta: Mappi
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     _check_saved(folder)
-    (folder / "safebasin.json").write_text(json.dumps(dict(extra_meta or {}), indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    (folder / "safebasin.json").write_text(
+        json.dumps(dict(extra_meta or {}), indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8"
+    )
     return folder
 
 
@@ -262,7 +281,9 @@ def _check_saved(folder: Path) -> None:
                 tensor = tensors.get_tensor(name)
                 count += tensor.numel()
                 if tensor.numel() == 0:
-                    raise ModelError(f"{path.name} in {folder} holds the empty tensor {name}: weights were still sharded when they were saved")
+                    raise ModelError(
+                        f"{path.name} in {folder} holds the empty tensor {name}: weights were still sharded when they were saved"
+                    )
                 if not torch.isfinite(tensor).all():
                     raise ModelError(f"{path.name} in {folder} holds NaN or infinite weights in {name}; the training diverged")
     if not count:
@@ -284,7 +305,9 @@ def attach(folder: str | Path, model: config.Model, *, device: str = "cpu") -> t
     try:
         network = PeftModel.from_pretrained(network, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"the adapter in {folder} does not fit {model.model_name_or_path!r}: {' '.join(str(error).split())[:300]}") from error
+        raise ModelError(
+            f"the adapter in {folder} does not fit {model.model_name_or_path!r}: {' '.join(str(error).split())[:300]}"
+        ) from error
     _check_adapter(folder, network, model)
     return network.to(device).eval(), words
 
@@ -299,4 +322,7 @@ def _check_adapter(folder: Path, network: nn.Module, model: config.Model) -> Non
     wanted = set(get_peft_model_state_dict(network))
     if written != wanted:
         odd = sorted(written ^ wanted)[0]
-        raise ModelError(f"the adapter in {folder} does not fit {model.model_name_or_path!r}: {len(written ^ wanted)} tensors have no counterpart, e.g. {odd}")
+        raise ModelError(
+            f"the adapter in {folder} does not fit {model.model_name_or_path!r}: {len(written ^ wanted)} tensors "
+            f"have no counterpart, e.g. {odd}"
+        )

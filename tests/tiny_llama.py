@@ -40,7 +40,8 @@ def model(seed: int = 0, *, layers: int = 3, tie: bool = True, vocabulary: int =
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=positions, tie_word_embeddings=tie, bos_token_id=2, eos_token_id=3, pad_token_id=0, initializer_range=0.3, **more,
+        max_position_embeddings=positions, tie_word_embeddings=tie, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+        initializer_range=0.3, **more,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 

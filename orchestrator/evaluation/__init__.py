@@ -80,7 +80,9 @@ def write_generations(path: Path, generations: dict[str, list[dict[str, Any]]]) 
 class _Work:
     """One evaluation on one worker."""
 
-    def __init__(self, model, tokenizer, experiment: config.Experiment, rank: int, world_size: int, wrap: Wrap | None, batch_size: int | str):
+    def __init__(
+        self, model, tokenizer, experiment: config.Experiment, rank: int, world_size: int, wrap: Wrap | None, batch_size: int | str
+    ):
         self.model, self.tokenizer, self.experiment = model, tokenizer, experiment
         self.rank, self.world_size, self.wrap, self.batch_size = rank, world_size, wrap, batch_size
         self.tick: Callable[[int], None] | None = None

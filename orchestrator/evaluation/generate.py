@@ -201,7 +201,12 @@ class _Decoder:
         padded = not bool(mask.all())
         for step in range(steps):
             logits = self.model(
-                input_ids=ids, attention_mask=mask if padded else None, position_ids=positions, past_key_values=cache, use_cache=True, **self.last_only
+                input_ids=ids,
+                attention_mask=mask if padded else None,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                **self.last_only,
             ).logits[:, -1]
             token = logits.argmax(-1).masked_fill(done, self.pad)
             out[alive, step] = token

@@ -67,7 +67,9 @@ def get_metric(name: str) -> Metric:
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"task.metric {name!r} cannot be imported: {error}; the module must be installed or on PYTHONPATH of every worker") from error
+        raise ConfigError(
+            f"task.metric {name!r} cannot be imported: {error}; the module must be installed or on PYTHONPATH of every worker"
+        ) from error
     if not callable(found):
         raise ConfigError(f"task.metric {name!r} is a {type(found).__name__}, not a function of (answer, reference)")
     return found

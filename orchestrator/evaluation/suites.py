@@ -43,7 +43,9 @@ class PromptSuite:
 
 def make(name, kind, ids, prompts, systems, groups, constrains=True) -> PromptSuite:
     """A PromptSuite with its hash."""
-    return PromptSuite(name, kind, ids, prompts, systems, groups, fingerprint(kind, list(ids), list(prompts), list(systems or ())), constrains)
+    return PromptSuite(
+        name, kind, ids, prompts, systems, groups, fingerprint(kind, list(ids), list(prompts), list(systems or ())), constrains
+    )
 
 
 def load_suite(suite: config.Suite) -> PromptSuite:

@@ -67,7 +67,12 @@ def test_unreadable_files_are_refused_with_the_place(tmp_path, name, text, said)
 
 def test_other_encodings_folders_and_missing_files_are_refused(tmp_path):
     (tmp_path / "l.csv").write_bytes("prompt\ncaf\xe9".encode("latin-1"))
-    for source, said in [(tmp_path / "l.csv", "not UTF-8"), (tmp_path, "is a folder"), (tmp_path / "no.jsonl", "does not exist"), ("./no", "does not exist")]:
+    for source, said in [
+        (tmp_path / "l.csv", "not UTF-8"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "no.jsonl", "does not exist"),
+        ("./no", "does not exist"),
+    ]:
         with pytest.raises(DataError, match=said):
             data.load_rows(str(source))
 

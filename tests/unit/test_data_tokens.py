@@ -24,7 +24,8 @@ def tokenizer():
 def rows(*pairs, system=None):
     head = [{"role": "system", "content": system}] if system else []
     return [
-        data.Conversation(str(i), (*head, {"role": "user", "content": q}, {"role": "assistant", "content": a})) for i, (q, a) in enumerate(pairs)
+        data.Conversation(str(i), (*head, {"role": "user", "content": q}, {"role": "assistant", "content": a}))
+        for i, (q, a) in enumerate(pairs)
     ]
 
 
@@ -77,7 +78,10 @@ def test_a_conversation_keeps_its_own_system_message(tokenizer):
 
 
 def test_a_template_that_does_not_end_answers_gets_the_end_token():
-    template = "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' ' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}"
+    template = (
+        "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' ' }}{% endfor %}{% if add_generation_prompt "
+        "%}{{ 'assistant : ' }}{% endif %}"
+    )
     tokenizer = tiny_llama.tokenizer(template)
     (example,), _ = data.tokenise(rows(("how", "no")), tokenizer, max_length=64)
     assert tokenizer.convert_ids_to_tokens(labelled(example)) == ["no", "</s>"]

@@ -122,7 +122,9 @@ def test_metrics(metric, answer, reference, expected):
 
 
 def test_metrics_of_ones_own_are_imported_and_held_to_their_range(tmp_path, monkeypatch):
-    (tmp_path / "own_metric.py").write_text("def half(a, r): return 0.5\ndef twice(a, r): return 2\ndef nan(a, r): return float('nan')\nx = 1\n")
+    (tmp_path / "own_metric.py").write_text(
+        "def half(a, r): return 0.5\ndef twice(a, r): return 2\ndef nan(a, r): return float('nan')\nx = 1\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert score.score_task("own_metric:half", ["a"], ["b"]) == [0.5]
     for name, said in [("twice", "returned 2.0.*0..1"), ("nan", "returned nan"), ("x", "not a function"), ("none", "cannot be imported")]:

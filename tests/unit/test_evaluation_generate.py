@@ -23,7 +23,9 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def prompts():
     generator = torch.Generator().manual_seed(0)
-    return [" ".join(tiny_llama.WORDS[i] for i in torch.randint(len(tiny_llama.WORDS), (1 + n % 17,), generator=generator)) for n in range(80)]
+    return [
+        " ".join(tiny_llama.WORDS[i] for i in torch.randint(len(tiny_llama.WORDS), (1 + n % 17,), generator=generator)) for n in range(80)
+    ]
 
 
 def reference(model, tokenizer, prompts, system=None):
@@ -69,7 +71,8 @@ def test_no_prefix_is_shared_under_sliding_windows(tokenizer, prompts):
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)
-    config = MistralConfig(vocab_size=80, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    config = MistralConfig(vocab_size=80, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                           num_key_value_heads=2,
                            sliding_window=6, initializer_range=0.3, bos_token_id=2, eos_token_id=3, pad_token_id=0)  # fmt: skip
     model = MistralForCausalLM(config).eval()
     system = "be kind and then help you with that tea one two three four five six"

@@ -76,7 +76,12 @@ def test_pickled_weights_are_refused(tmp_path):
 def test_folders_that_are_no_model_are_refused(tmp_path, folder):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    for path, said in [("/nowhere/model", "does not exist"), (tmp_path, "no config.json"), (tmp_path / "adapter", "holds an adapter"), (folder / "config.json", "is a file")]:
+    for path, said in [
+        ("/nowhere/model", "does not exist"),
+        (tmp_path, "no config.json"),
+        (tmp_path / "adapter", "holds an adapter"),
+        (folder / "config.json", "is a file"),
+    ]:
         with pytest.raises(ModelError, match=said):
             models.load(settings(path))
 
@@ -184,7 +189,9 @@ class _Hub(http.server.BaseHTTPRequestHandler):
         if parts[:2] == ["api", "models"]:
             files = [{"rfilename": p.name} for p in sorted(self.folder.iterdir())]
             listed = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": "0" * 40} for p in sorted(self.folder.iterdir())]
-            return self._send(json.dumps(listed if "tree" in parts else {"id": "we/tiny", "sha": COMMIT, "siblings": files}).encode(), {}, body)
+            return self._send(
+                json.dumps(listed if "tree" in parts else {"id": "we/tiny", "sha": COMMIT, "siblings": files}).encode(), {}, body
+            )
         path = self.folder / parts[-1]
         if parts[:3] != ["we", "tiny", "resolve"] or not path.is_file():
             self.send_response(404)
@@ -240,7 +247,13 @@ def from_hub(endpoint, cache, name, revision=""):
     import os
 
     environment = {k: v for k, v in os.environ.items() if not k.upper().endswith("_PROXY") and k != "HF_HUB_OFFLINE"}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-c", FROM_HUB, name, revision]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
