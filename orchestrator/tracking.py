@@ -28,6 +28,7 @@ _REFUSALS = {
     "NOT_IMPLEMENTED", "ALREADY_EXISTS",
 }  # fmt: skip
 _TEXT_SUFFIXES = {".yaml", ".yml", ".json", ".md", ".txt", ".csv", ".jsonl", ".html", ".log"}
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens its view of training runs, not of traces
 _CLIENT_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -128,7 +129,7 @@ class Sink:
                 f"file://{Path(self.uri.removeprefix('sqlite:///')).parent / 'mlartifacts'}" if self.uri.startswith("sqlite:///") else None
             )
             try:
-                self.experiment_id = self.client.create_experiment(name, artifact_location=place)
+                self.experiment_id = self.client.create_experiment(name, artifact_location=place, tags=_EXPERIMENT_TAGS)
                 return
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
