@@ -100,7 +100,7 @@ def metric_name(*parts: str) -> str:
 def event_metrics(event: Mapping[str, Any]) -> dict[str, float]:
     """Numbers of one reported event by metric name: `train/loss`, `safety/probe_asr`, `safety_delta/probe_degradation`, `cost/...`.
 
-    What is no number is left out; an event of kind `phase` has none.
+    What is no number is left out; only events of kind `train`, `log` and `probe` have any.
     """
     found: dict[str, float] = {}
     for key, value in event.items():
@@ -108,9 +108,7 @@ def event_metrics(event: Mapping[str, Any]) -> dict[str, float]:
             continue
         if event["kind"] == "probe":
             name = metric_name("safety_delta" if "degradation" in key or "rise" in key else "safety", f"probe_{key}")
-        elif event["kind"] == "phase":
-            continue
-        else:
+        elif event["kind"] in ("train", "log"):
             name = metric_name("cost" if "seconds" in key or "memory" in key else "train", key)
         found[name] = float(value)
     return found
