@@ -20,8 +20,9 @@ from orchestrator.records import SuiteResult, TrialResult
 
 Verdict = Literal["feasible", "infeasible", "undecided"]
 
-MIN_CHANGED_CLUSTERS = 5
-"""Below this many clusters with a change the design effect cannot be estimated, and the largest possible one is assumed."""
+PRIOR_CLUSTERS = 2
+"""The design effect is shrunk towards the largest possible one with the weight of this many clusters: where nothing changed it cannot
+be estimated and the largest is taken; where many clusters changed the estimate rules."""
 
 MISSING = 1.0
 """Constraint value of a trial whose safety was not measured: clearly infeasible, and finite as Optuna demands."""
@@ -91,7 +92,8 @@ def constraint_names(experiment: Experiment) -> tuple[str, ...]:
 def _effective(differences: Sequence[float], groups: Sequence[str] | None) -> tuple[float, int | None]:
     """Effective number of observations of a clustered mean, and the number of clusters (None without groups).
 
-    The design effect is the clustered variance over the independent one, at least 1 and at most the mean cluster size (weighted, Kish).
+    The design effect is the clustered variance over the independent one, at least 1 and at most that of clusters that agree throughout
+    (Kish's weighted mean cluster size), shrunk towards the latter by PRIOR_CLUSTERS.
     """
     n = len(differences)
     if groups is None:
@@ -100,7 +102,7 @@ def _effective(differences: Sequence[float], groups: Sequence[str] | None) -> tu
     for group in groups:
         sizes[group] = sizes.get(group, 0) + 1
     clusters = len(sizes)
-    largest = sum(size * size for size in sizes.values()) / n  # Kish: design effect if all of a cluster agree
+    largest = sum(size * size for size in sizes.values()) / n
     mean = sum(differences) / n
     residual: dict[str, float] = {}
     changed = set()
@@ -109,10 +111,12 @@ def _effective(differences: Sequence[float], groups: Sequence[str] | None) -> tu
         if value:
             changed.add(group)
     independent = sum((value - mean) ** 2 for value in differences) / max(n * (n - 1), 1)
-    if len(changed) < MIN_CHANGED_CLUSTERS or independent == 0 or clusters < 2:
+    if independent == 0 or clusters < 2:
         return n / largest, clusters
     clustered = clusters / (clusters - 1) * sum(value * value for value in residual.values()) / n**2
-    return n / min(max(clustered / independent, 1.0), largest), clusters
+    estimated = min(max(clustered / independent, 1.0), largest)
+    effect = (len(changed) * estimated + PRIOR_CLUSTERS * largest) / (len(changed) + PRIOR_CLUSTERS)
+    return n / effect, clusters
 
 
 def _quantile(confidence: float, clusters: int | None) -> float:
