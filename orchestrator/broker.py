@@ -69,8 +69,10 @@ class Broker:
 
     async def submit(self, spec: TrialSpec) -> None:
         """Queue a trial. With every lane gone, or while closing, it is told failed or stopped at once; nothing waits for ever."""
-        if spec.trial_id in self._specs:
-            raise ValueError(f"trial {spec.trial_id!r} was submitted before; trial ids are used once")
+        if spec.trial_id in self._specs and spec.trial_id not in self._results:
+            raise ValueError(f"trial {spec.trial_id!r} is queued or running; an id is free again when its trial has finished")
+        self._results.pop(spec.trial_id, None)
+        self._cancelled.discard(spec.trial_id)
         self._specs[spec.trial_id] = spec
         if self._closing:
             self._finish(spec, "stopped", error="stopped before it started", facts={"started": False, "cancelled": True})

@@ -175,8 +175,9 @@ class Lanes:
         return up
 
     def submit(self, spec: TrialSpec) -> None:
-        """Queue a trial for the next free lane. Trial ids are used once."""
+        """Queue a trial for the next free lane. An id may be used again when its trial has finished."""
         with self._news:
+            self._results.pop(spec.trial_id, None)
             self._pending[spec.trial_id] = spec
         if self.broken:
             self._give_up(self.broken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import time
@@ -77,12 +78,14 @@ def test_an_exception_fails_its_trial_and_no_other(pair, make_spec):
     assert pair.wait(good.trial_id, WAIT).state == "complete"
 
 
-def test_a_trial_id_is_used_once(pair, make_spec):
-    spec = make_spec()
+def test_a_trial_id_is_free_again_when_its_trial_has_finished(pair, make_spec):
+    spec = make_spec(sleep=0.5)
     pair.submit(spec)
-    assert pair.wait(spec.trial_id, WAIT).state == "complete"
-    with pytest.raises(ValueError, match="used once"):
+    with pytest.raises(ValueError, match="queued or running"):
         pair.submit(spec)
+    assert pair.wait(spec.trial_id, WAIT).state == "complete"
+    pair.submit(dataclasses.replace(spec, params={"do": "raise"}))
+    assert pair.wait(spec.trial_id, WAIT).state == "failed"
 
 
 def test_a_running_trial_stops_at_its_next_report_and_a_queued_one_at_once(pair, make_spec):

@@ -1,0 +1,141 @@
+"""The whole search with made-up trials: budget, constraints, failures, the clock and Ctrl-C."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+
+from orchestrator.ranges import RecipeSpace
+from orchestrator.search import build_spec, run_search, run_specs
+from orchestrator.searcher import open_storage
+
+SPACE = FloatDistribution(1e-4, 1e-2, log=True)
+
+
+def judge(result):
+    return {"score": result.task.score, "constraints": {"harmful": result.suites["harmful"].rate - 0.05}}
+
+
+@pytest.fixture
+def search(pair, make_experiment, tmp_path):
+    """Search over the shared lanes, as one run's phases would."""
+
+    def run(do=lambda asked: {}, recipes=("full", "lora"), **kwargs):
+        experiment = make_experiment(search={"trials": kwargs.pop("trials", 8), **kwargs.pop("search", {})})
+        spaces = {name: RecipeSpace(name, {"learning_rate": SPACE}, {}, {"learning_rate": 1e-3}) for name in recipes}
+
+        def make_spec(asked):
+            folder = tmp_path / asked.trial_id
+            folder.mkdir()
+            spec = build_spec(experiment, trial_id=asked.trial_id, recipe=asked.recipe, params=asked.params, seed=0, phase="search", folder=str(folder))
+            return dataclasses.replace(spec, params={**asked.params, **do(asked)})
+
+        results = run_search(experiment, pair, spaces=spaces, constraint_names=["harmful"], judge_result=judge, make_spec=make_spec, **kwargs)
+        storage = open_storage(experiment)
+        studies = {name: optuna.load_study(study_name=f"{experiment.name}/{name}", storage=storage).trials for name in recipes}
+        return results, studies
+
+    return run
+
+
+def test_the_whole_search_tells_score_and_constraints(search):
+    events = []
+    results, studies = search(on_event=events.append)
+    assert [r.trial_id for r in results] == [f"t{n:04d}" for n in range(1, 9)]
+    assert [r.recipe for r in results].count("full") == 4
+    assert results[0].params["learning_rate"] == results[1].params["learning_rate"] == 1e-3
+    told = [trial for trials in studies.values() for trial in trials]
+    assert len(told) == 8 and all(trial.state == TrialState.COMPLETE for trial in told)
+    assert {trial.constraints["harmful"] > 0 for trial in told if trial.params["learning_rate"] > 1e-3} <= {True}
+    kinds = [event["kind"] for event in events if "trial_id" in event]
+    assert kinds.count("started") == kinds.count("finished") == kinds.count("train") == 8
+
+
+def test_a_failed_and_a_killed_trial_cost_no_other(search):
+    def do(asked):
+        return {"t0002": {"do": "raise"}, "t0003": {"do": "die"}}.get(asked.trial_id, {})
+
+    results, studies = search(do=do, trials=6)
+    assert [r.state for r in results] == ["complete", "failed", "failed", "complete", "complete", "complete"]
+    failed = [trial for trials in studies.values() for trial in trials if trial.state == TrialState.FAIL]
+    assert len(failed) == 2 and all(trial.constraints == {"harmful": 1.0} for trial in failed)
+
+
+def test_no_trial_starts_after_the_time_budget(search):
+    results, studies = search(do=lambda asked: {"do": "count"}, trials=40, search={"time_budget_s": 1.0})
+    assert 1 <= len(results) < 12 and all(r.state == "complete" for r in results), "what ran was let finish"
+    assert not [trial for trials in studies.values() for trial in trials if trial.state == TrialState.RUNNING]
+
+
+def test_a_callback_that_raises_ends_the_search_with_its_error(start_lanes, make_experiment, tmp_path):
+    lanes = start_lanes(ray={"lanes": 1, "cpus_per_worker": 0.5})
+    experiment = make_experiment()
+    spec = build_spec(experiment, trial_id="b", recipe="", params={}, seed=0, phase="baseline", folder=str(tmp_path))
+    assert spec.strategies == () and spec.training == {}
+    try:
+        done = run_specs(lanes, [spec, dataclasses.replace(spec, trial_id="c", params={"do": "raise"})])
+        assert [r.state for r in done] == ["complete", "failed"], "results come in the order of the specs"
+        stop = threading.Event()
+
+        def on_event(event):
+            if event["kind"] == "train":
+                stop.set()
+
+        slow = [dataclasses.replace(spec, trial_id=f"s{n}", params={"do": "count"}, dir=str(tmp_path)) for n in range(3)]
+        assert [(r.trial_id, r.state) for r in run_specs(lanes, slow, on_event, stop)] == [("s0", "stopped")]
+
+        def make_spec(asked):
+            return dataclasses.replace(spec, trial_id=asked.trial_id, phase="search", params={"do": "count"}, dir=str(tmp_path))
+
+        def broken(event):
+            raise ZeroDivisionError("in the caller's own code")
+
+        with pytest.raises(ZeroDivisionError):
+            run_search(experiment, lanes, spaces={"full": RecipeSpace("full", {"learning_rate": SPACE}, {}, {})}, constraint_names=["harmful"],
+                       judge_result=judge, make_spec=make_spec, on_event=broken)
+    finally:
+        lanes.stop(1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_search_in_good_order(tmp_path, number):
+    """As a user does it: Ctrl-C reaches the whole process group, a job's SIGTERM the driver alone."""
+    here = Path(__file__).parent
+    driver = subprocess.Popen([sys.executable, str(here / "interrupted.py"), str(tmp_path), number.name], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True, start_new_session=True)
+    said = []
+    children = set()
+    for line in driver.stdout:
+        if not line.startswith("{"):
+            continue
+        said.append(json.loads(line))
+        if said[-1].get("step") == 5 and not children:
+            children = set(psutil.Process(driver.pid).children(recursive=True))
+            if number == signal.SIGINT:
+                os.killpg(driver.pid, number)
+            else:
+                driver.send_signal(number)
+    error = driver.stderr.read()
+    assert driver.wait(60) == 0, error
+    assert said[-1] == {"done": True}, error
+    results = next(line for line in said if "results" in line)
+    assert results["signal"] == number
+    (state, last), = results["results"].values()
+    assert state == "stopped" and 5 <= last < 40, "the running trial was asked; the queued one never started"
+    deadline = time.monotonic() + 20
+    while [p for p in children if p.is_running()] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert children and not [p for p in children if p.is_running()], "a process is left"
