@@ -134,10 +134,11 @@ class SafeGrad(Strategy):
         return {"loss": loss, "safety_loss": safety_loss, **self._log(dot, task_sq, safety_sq, c_safety)}
 
     def _log(self, dot: float, task_sq: float, safety_sq: float, c_safety: float) -> dict[str, float]:
-        conflict = dot < 0 and safety_sq > SMALLEST
+        directed = safety_sq > SMALLEST  # at the first step the KL's gradient is round-off
+        conflict = dot < 0 and directed
         self.surgeries += 1
         self.conflicts += conflict
-        norms = math.sqrt(task_sq) * math.sqrt(safety_sq)
+        norms = math.sqrt(task_sq) * math.sqrt(safety_sq) if directed else 0.0
         removed = (c_safety - self.config.rho) * math.sqrt(safety_sq) / math.sqrt(task_sq) if task_sq > 0 else 0.0
         return {
             "conflict": float(conflict), "conflict_rate": self.conflicts / self.surgeries, "cosine": dot / norms if norms > 0 else 0.0,

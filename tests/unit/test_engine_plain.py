@@ -6,8 +6,8 @@ import copy
 import math
 
 import pytest
-import toy
 import torch
+import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
