@@ -103,12 +103,14 @@ def event_metrics(event: Mapping[str, Any]) -> dict[str, float]:
     What is no number is left out; only events of kind `train`, `log` and `probe` have any.
     """
     found: dict[str, float] = {}
+    if event["kind"] not in ("train", "log", "probe"):
+        return found
     for key, value in event.items():
-        if key in ("kind", "step", "steps", "time", "phase", "attempt") or not isinstance(value, (int, float)):
+        if key in ("kind", "lane", "step", "steps", "time", "phase", "attempt") or not isinstance(value, (int, float)):
             continue
         if event["kind"] == "probe":
             name = metric_name("safety_delta" if "degradation" in key or "rise" in key else "safety", f"probe_{key}")
-        elif event["kind"] in ("train", "log"):
+        else:
             name = metric_name("cost" if "seconds" in key or "memory" in key else "train", key)
         found[name] = float(value)
     return found
