@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from orchestrator import cachedir
 from orchestrator.errors import SafebasinError, StorageError
@@ -113,7 +114,7 @@ def ensure(
         return paths
     try:
         paths.root.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(paths.root.with_suffix(".lock")):
+        with _locked(paths.root.with_suffix(".lock")):
             if not paths.complete():  # another process may have built it while we waited
                 _build(paths, seed, progress, train or train_and_save)
     except OSError as error:
@@ -134,10 +135,31 @@ def _build(paths: PocketPaths, seed: int, progress: Progress | None, train: Trai
     try:
         with _shown(progress) as tick:
             _attempts(temporary, seed, tick, train)
-        temporary.chmod(0o755)
+        _readable(temporary)
         temporary.rename(paths.root)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already when the rename succeeded
+
+
+def _readable(folder: Path) -> None:
+    """Let other users of a shared cache read what temporary folders and safetensors keep private."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+@contextmanager
+def _locked(path: Path):
+    """Hold the lock; say so on stderr when somebody else's build makes us wait."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(f"waiting for another process that builds the pocket world ({path})", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _attempts(folder: Path, seed: int, tick: Progress, train: Train) -> None:
@@ -145,7 +167,7 @@ def _attempts(folder: Path, seed: int, tick: Progress, train: Train) -> None:
     for attempt in range(ATTEMPTS):
         start, cpu = time.perf_counter(), time.process_time()
         answer = train(the_world, folder / "model", seed + attempt, tick)
-        found = gate.figures(the_world, answer)
+        found = gate.figures(the_world, answer, tick=tick)
         missed = gate.misses(found)
         entry = {
             "seed": seed + attempt,
@@ -184,16 +206,29 @@ def train_and_save(the_world: World, folder: Path, seed: int, tick: Progress) ->
     from orchestrator.pocket import tokens
     from orchestrator.pocket import train as training
 
+    with _one_thread(), torch.random.fork_rng(devices=[]):
+        tokenizer = tokens.build_tokenizer(the_world)
+        model = training.train(the_world, tokenizer, seed, tick)
+    training.save(model, tokenizer, folder)
+
+    def answer(prompts: list[rows.Row]) -> list[str]:
+        with _one_thread():
+            return training.answer(model, tokenizer, prompts)
+
+    return answer
+
+
+@contextmanager
+def _one_thread():
+    """One torch thread inside: reproducible, and with models this small the second thread gains next to nothing."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):
-            tokenizer = tokens.build_tokenizer(the_world)
-            model = training.train(the_world, tokenizer, seed, tick)
+        yield
     finally:
         torch.set_num_threads(threads)
-    training.save(model, tokenizer, folder)
-    return lambda prompts: training.answer(model, tokenizer, prompts)
 
 
 @contextmanager
@@ -203,7 +238,8 @@ def _shown(progress: Progress | None):
         yield progress
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     columns = (TextColumn("building the pocket world: {task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
