@@ -19,13 +19,17 @@ def spec(experiment: Experiment, folder: Path) -> TrialSpec:
     return TrialSpec(TRIAL_ID, "", (), {}, {}, 0, "baseline", experiment.model_dump(mode="json"), str(folder / "trials" / TRIAL_ID))
 
 
+def identity(experiment: Experiment) -> dict[str, str]:
+    """Content hashes of the untouched model and its chat template."""
+    template = models.template_hash(models.tokenizer(experiment.model))
+    return {"model": models.model_hash(experiment.model), "template": template}
+
+
 def key(experiment: Experiment) -> str:
     """Hash of model, data, suites, judge, decoding and template: what the baseline's figures depend on."""
     found = materials.load(experiment)
-    tokenizer = models.tokenizer(experiment.model)
     parts = {
-        "model": models.model_hash(experiment.model),
-        "template": models.template_hash(tokenizer),
+        **identity(experiment),
         "system_prompt": experiment.model.system_prompt,
         "dtype": experiment.model.dtype,
         "data": found.fingerprint,

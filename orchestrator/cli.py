@@ -22,7 +22,7 @@ app = typer.Typer(
     help="Fine-tune a language model for its task without losing its safety: search strategies under a hard safety limit.",
     no_args_is_help=True,
     add_completion=True,
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

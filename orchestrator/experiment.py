@@ -120,7 +120,8 @@ def run(experiment: Experiment, console: Console | None = None, stop: threading.
     for line in [*checked.facts, *(f"warning: {w}" for w in checked.warnings)]:
         console.print(line, highlight=False)
     prepare_folder(experiment, folder)
-    tracker = tracking.open_tracker(experiment, folder)
+    facts = baseline.identity(experiment)
+    tracker = tracking.open_tracker(experiment, folder, facts={f"{name}_hash": value for name, value in facts.items()})
     outcome: Outcome | None = None
     try:
         cluster = lanes.connect(experiment.ray)
@@ -143,7 +144,8 @@ def prepare_folder(experiment: Experiment, folder: Path) -> None:
 
 def _with_cluster(experiment, folder, console, stop, tracker, cluster, num_layers, started) -> Outcome:
     plan = lanes.plan(experiment, cluster.nodes, experiment.search.trials)
-    console.print(plan.sentence, highlight=False)
+    if not cluster.started:  # for a cluster of this machine the checks have said it
+        console.print(plan.sentence, highlight=False)
     with Dashboard(console, experiment.search.trials, plan.lanes) as dashboard:
         dump = experiment.model_dump(mode="json")
         state = Run(experiment, folder, console, stop, tracker, dashboard, dump=dump)
@@ -218,12 +220,14 @@ def _conclude(state: Run, started: float) -> Outcome:
     if state.baseline is None:
         return Outcome(1, None, state.folder, "stopped before the untouched model was measured; nothing to report")
     selection = constraint.best(state.rows)
-    facts = {"seconds": time.time() - started, "stopped": state.stop.is_set(), "specs": state.specs}
+    facts = {"seconds": time.time() - started, "stopped": state.stop.is_set(), "hashes": baseline.identity(state.experiment)}
     card = report.model_card(state.experiment, state.baseline, selection)
     handover.write_best(state.folder, state.experiment, selection, state.specs, card)
     paths = report.write_report(state.folder, state.experiment, state.baseline, state.rows, selection, facts)
     state.tracker.finish(selection, [state.folder / "config.resolved.yaml", state.folder / "best.json", state.folder / "trials.csv", *paths])
     sentence = report.sentence(state.experiment, state.baseline, selection)
+    if state.tracker.uri:
+        state.console.print(f"MLflow: {state.tracker.ui_hint()}", highlight=False, soft_wrap=True)
     if state.stop.is_set():
         return Outcome(1, selection, state.folder, f"stopped after {len(state.rows)} trials ({duration(facts['seconds'])}); {sentence}")
     return Outcome(0 if selection.best else 3, selection, state.folder, sentence)
