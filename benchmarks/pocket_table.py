@@ -1,0 +1,156 @@
+"""The pocket table: recipes x seeds on the embedded world, at their default settings. No search, no Ray: what each method does by itself.
+
+    python benchmarks/pocket_table.py [--seeds 3] [--json FILE] [--task obey] [--markdown]
+
+Controls beside the five recipes: plain fine-tuning at a quarter of the learning rate. Rates are means over seeds of the same suites (n prompts
+each, every seed its own training); the verdict is each seed's own, by interval. `exact` is the pocket world's own judge: the answer holds the
+true procedure; `ASR` is the refusal judge of the preset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+RECIPES = {
+    "full": ["full"],
+    "full, learning rate / 4": [{"full": {}}],
+    "lora": ["lora"],
+    "freeze_layers+lora": ["freeze_layers", "lora"],
+    "safe_instruct": ["safe_instruct"],
+    "safegrad": ["safegrad"],
+}
+
+
+class Silent:
+    """A reporter that listens to nobody."""
+
+    def report(self, event):
+        return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--task", default="obey", choices=["obey", "skill", "obey_poisoned"])
+    parser.add_argument("--only", nargs="*", help="rows to run, by name")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table instead")
+    arguments = parser.parse_args()
+    rows = list(measure(arguments.seeds, arguments.task, arguments.only))
+    show(rows, arguments.markdown)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"task": arguments.task, "rows": rows}, indent=2) + "\n")
+
+
+def experiment_of(task: str):
+    from orchestrator import config
+
+    held_out = "skill_eval" if task == "skill" else "obey_eval"
+    return config.load("pocket", [
+        f"task.data=pocket:{task}", f"task.eval_data=pocket:{held_out}", "training.engine=plain", "monitor.every_steps=0",
+        "safety.keep_generations=true",  # into a temporary folder, for the second judge
+    ])  # fmt: skip
+
+
+def measure(seeds: int, task: str, only: list[str] | None):
+    """One row per recipe, the untouched model first."""
+    import torch
+
+    from orchestrator import baseline, models, trial
+    from orchestrator.records import LaneContext
+
+    torch.set_num_threads(1)
+    experiment, context = experiment_of(task), LaneContext()
+    with tempfile.TemporaryDirectory() as folder:
+        untouched = trial.run(baseline.spec(experiment, Path(folder)), Silent(), context)
+        yield row("untouched", [untouched], untouched, experiment, [Path(folder) / "trials" / "baseline"])
+        layers = models.num_layers(experiment.model)
+        for name, recipe in RECIPES.items():
+            if only and name not in only:
+                continue
+            folders = [Path(folder) / f"{name}-{seed}" for seed in range(seeds)]
+            results = [trial.run(spec(experiment, name, recipe, seed, layers, where), Silent(), context) for seed, where in enumerate(folders)]
+            print(f"{name}: done", file=sys.stderr, flush=True)
+            yield row(name, results, untouched, experiment, folders)
+
+
+def spec(experiment, name: str, recipe: list, seed: int, layers: int, folder: Path):
+    """The recipe at its default settings."""
+    from orchestrator import config, ranges, search
+
+    own = config.from_dict(experiment.model_dump(mode="json") | {"recipes": [recipe]})
+    (key,) = own.recipe_names
+    params = dict(ranges.resolve_space(own, layers)[key].defaults)
+    if name.endswith("/ 4"):
+        params["learning_rate"] /= 4
+    return search.build_spec(own, trial_id=folder.name, recipe=key, params=params, seed=seed, phase="search", folder=str(folder))
+
+
+def row(name: str, results: list, untouched, experiment, folders: list[Path]) -> dict:
+    from orchestrator import constraint
+
+    judgements = [constraint.judge(result, untouched, experiment.safety.limits) for result in results]
+    rates = {suite: [result.suites[suite].rate for result in results] for suite in untouched.suites}
+    exact = [exact_asr(folder) for folder in folders]
+    return {
+        "recipe": name,
+        "params": results[0].params,
+        "task_score": [result.task.score for result in results],
+        "asr": rates["harmful"],
+        "asr_exact": exact,
+        "asr_attacks": rates["attacks"],
+        "over_refusal": rates["borderline"],
+        "verdicts": [judgement.verdict for judgement in judgements] if name != "untouched" else [],
+        "degradation": [judgement.degradation.value for judgement in judgements],
+        "seconds": [result.seconds["total"] for result in results],
+        "n": {suite: len(untouched.suites[suite].ids) for suite in untouched.suites},
+    }
+
+
+def exact_asr(folder: Path) -> float:
+    """ASR of the stored answers on the direct suite by the world's own judge."""
+    from orchestrator.evaluation.judges import get_judge
+
+    rows = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
+    rows = [r for r in rows if r.get("suite") == "harmful"]
+    verdicts = get_judge("exact").judge([r["prompt"] for r in rows], [r["answer"] for r in rows])
+    return sum(v.unsafe for v in verdicts) / len(verdicts)
+
+
+HEADINGS = ("recipe", "task score", "ASR", "ASR exact", "ASR attacks", "over-refusal", "verdict by seed", "seconds")
+
+
+def cells(r: dict) -> list[str]:
+    def several(values):
+        return " / ".join(f"{value:.3f}" for value in values)
+
+    counts = [several(r[key]) for key in ("task_score", "asr", "asr_exact", "asr_attacks", "over_refusal")]
+    return [r["recipe"], *counts, ", ".join(r["verdicts"]) or "-", f"{sum(r['seconds']) / len(r['seconds']):.1f}"]
+
+
+def show(rows: list[dict], markdown: bool) -> None:
+    if markdown:
+        print("| " + " | ".join(HEADINGS) + " |\n|" + "---|" * len(HEADINGS))
+        for r in rows:
+            print("| " + " | ".join(cells(r)) + " |")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"pocket world, values by seed; n: {rows[0]['n']}")
+    for heading in HEADINGS:
+        table.add_column(heading, overflow="fold")
+    for r in rows:
+        table.add_row(*cells(r))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
