@@ -46,6 +46,9 @@ class DeepSpeedEngine(PlainEngine):
         self._zero: Any = None
         super().__init__(model, training=training, max_steps=max_steps, rank=rank, world_size=world_size, device=device)
 
+    def _signature(self) -> dict[str, Any]:
+        return super()._signature() | {"stage": self.stage}
+
     def _build(self) -> None:
         deepspeed = _import(self.device)
         _process_group(self.device, self.world_size)

@@ -1,0 +1,71 @@
+"""What a user may write under `deepspeed:`; nothing of DeepSpeed is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from orchestrator import engine_config
+from orchestrator.config import Training
+from orchestrator.errors import ConfigError
+
+TRAINING = Training(per_device_train_batch_size=4, gradient_accumulation_steps=2, max_grad_norm=0.7)
+
+
+@pytest.mark.parametrize(
+    "deepspeed",
+    [
+        {},
+        {"zero_optimization": {"stage": 3, "overlap_comm": True, "offload_optimizer": {"device": "none"}}, "steps_per_print": 5},
+        {"train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto", "gradient_clipping": "auto", "bf16": {"enabled": "auto"}},
+        {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 2, "gradient_clipping": 0.7, "bf16": {"enabled": False}},
+        {"fp16": {"enabled": False}, "zero_allow_untested_optimizer": True},
+    ],
+)
+def test_configs_that_agree_are_taken(deepspeed):
+    engine_config.validate(deepspeed, TRAINING)
+
+
+@pytest.mark.parametrize(
+    "deepspeed, message",
+    [
+        ({"optimizer": {"type": "AdamW"}}, "deepspeed.optimizer cannot be used: AdamW comes from training.learning_rate"),
+        ({"scheduler": {"type": "WarmupLR"}}, "training.lr_scheduler_type"),
+        ({"fp16": {"enabled": True}}, "use training.bf16=true"),
+        ({"bf16": {"enabled": True}}, "deepspeed.bf16.enabled=True contradicts training.bf16=False"),
+        ({"gradient_clipping": 1.0}, "deepspeed.gradient_clipping=1.0 contradicts training.max_grad_norm=0.7"),
+        ({"train_micro_batch_size_per_gpu": 8}, "contradicts training.per_device_train_batch_size=4"),
+        ({"gradient_accumulation_steps": 1}, "contradicts training.gradient_accumulation_steps=2"),
+        ({"train_batch_size": 8}, "contradicts training's batch size x accumulation x ray.num_workers=16"),
+        ({"zero_optimisation": {"stage": 2}}, "did you mean zero_optimization"),
+        ({"zero_optimization": {"stage": 4}}, "stage=4 is not 0, 1, 2 or 3"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "copied to the host before a strategy can combine"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "cannot be shifted and restored"),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "quantised weights"),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 4}}, "second copies"),
+        ({"gradient_allreduce_op": "sum"}, "must be mean"),
+        ({"tensor_parallel": {"autotp_size": 2}}, "remove deepspeed.tensor_parallel"),
+    ],
+)
+def test_contradictions_name_key_value_and_remedy(deepspeed, message):
+    with pytest.raises(ConfigError) as error:
+        engine_config.validate(deepspeed, TRAINING, num_workers=2)
+    assert message in str(error.value)
+
+
+def test_what_deepspeed_is_given():
+    user = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000}, "gradient_clipping": "auto", "bf16": {"enabled": "auto"}}
+    made = engine_config.complete(user, TRAINING, world_size=2)
+    assert made["gradient_clipping"] == 0.0  # DeepSpeed's own default is 1.0
+    assert (made["gradient_accumulation_steps"], made["train_micro_batch_size_per_gpu"], made["train_batch_size"]) == (1, 4, 8)
+    assert made["zero_optimization"]["reduce_bucket_size"] == 1000 and "bf16" not in made
+    made["zero_optimization"]["reduce_bucket_size"] = 1
+    assert user["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert engine_config.complete({}, TRAINING, 1)["zero_optimization"] == {"stage": 0}
+
+
+def test_validation_imports_nothing_heavy():
+    code = "import sys, orchestrator.engine_config; print([n for n in ('torch', 'deepspeed') if n in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,0 +1,73 @@
+"""Search spaces: every sample is a valid recipe, defaults lie inside, rates have the right scale."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+import search_spaces
+import strategies
+from strategies.recipe import check
+
+RECIPES = [r for n in (1, 2) for r in itertools.permutations(strategies.STRATEGIES, n) if not {"full", "lora"} <= set(r)]
+
+
+def sample(draw, distribution):
+    if isinstance(distribution, CategoricalDistribution):
+        return draw(st.sampled_from(distribution.choices))
+    if isinstance(distribution, IntDistribution):
+        return draw(st.integers(distribution.low, distribution.high))
+    assert isinstance(distribution, FloatDistribution)
+    return draw(st.floats(distribution.low, distribution.high))
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_every_sample_is_a_valid_recipe(data):
+    recipe = data.draw(st.sampled_from(RECIPES))
+    layers = data.draw(st.integers(1, 90))
+    space = search_spaces.space(recipe, num_layers=layers, learning_rate=1e-3)
+    params = {name: sample(data.draw, distribution) for name, distribution in space.items()}
+    knobs, training = search_spaces.to_spec(recipe, params)
+    assert set(knobs) == set(recipe) and set(training) == {"learning_rate"}
+    assert check([(name, knobs[name]) for name in recipe], 3, 2, layers, {"safety"}) == []
+
+
+def test_a_sampled_freeze_range_never_leaves_the_model():
+    for layers in range(1, 100):
+        space = search_spaces.space(["freeze_layers"], num_layers=layers, learning_rate=1e-3)
+        start, width = space["freeze_layers.start"], space["freeze_layers.width"]
+        assert 0 <= start.low <= start.high and width.low >= 1
+        assert start.high + width.high <= layers
+
+
+def test_the_learning_rate_is_searched_around_the_configured_one():
+    full = search_spaces.space(["full"], num_layers=8, learning_rate=2e-3)["learning_rate"]
+    assert (full.low, full.high, full.log) == (5e-4, 8e-3, True)
+    assert search_spaces.defaults(["safegrad"], num_layers=8, learning_rate=2e-3)["learning_rate"] == 2e-3
+
+
+def test_lora_is_searched_on_its_own_scale():
+    for recipe in (["lora"], ["freeze_layers", "lora"]):
+        rate = search_spaces.space(recipe, num_layers=8, learning_rate=2e-3)["learning_rate"]
+        assert (rate.low, rate.high) == pytest.approx((2.5e-3, 4e-2))
+        assert search_spaces.defaults(recipe, num_layers=8, learning_rate=2e-3)["learning_rate"] == pytest.approx(1e-2)
+
+
+def test_defaults_are_the_papers():
+    found = search_spaces.defaults(["freeze_layers", "safegrad"], num_layers=32, learning_rate=1e-3)
+    assert (found["freeze_layers.start"], found["freeze_layers.width"]) == (9, 6)  # Llama-2-7b-chat: 9 to 14
+    assert (found["safegrad.rho"], found["safegrad.temperature"]) == (1.0, 1.0)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="no search space for strategy 'zzz'; add search_spaces/zzz.py"):
+        search_spaces.space(["zzz"], num_layers=8, learning_rate=1e-3)
+    with pytest.raises(ValueError, match="belongs to none"):
+        search_spaces.to_spec(["full"], {"lora.lora_r": 4})
+    with pytest.raises(ValueError, match="must be above 0"):
+        search_spaces.space(["full"], num_layers=8, learning_rate=0.0)
