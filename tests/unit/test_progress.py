@@ -1,0 +1,44 @@
+"""What a person reads while a search runs, on a terminal and in a job's log."""
+
+from __future__ import annotations
+
+import io
+
+import made_up
+import pytest
+from rich.console import Console
+
+from orchestrator import constraint
+from orchestrator.config import Limits
+from orchestrator.progress import Dashboard, duration
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (75, "1m15s"), (3700, "1h01m"), (-5, "0s")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def lines(terminal: bool):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=160, color_system=None)
+    untouched = made_up.result("baseline", "", {}, phase="baseline", asr=0.02)
+    limits = Limits(max_degradation=0.1)
+    with Dashboard(console, total=3, lanes=2) as board:
+        board.event("t1", {"kind": "train", "recipe": "full", "step": 5, "steps": 10, "loss": 1.5})
+        board.event("t1", {"kind": "probe", "step": 5, "degradation": 0.3, "breach": True})
+        for result in (made_up.result("t1", "full", {}, asr=0.9), made_up.result("t2", "safegrad", {}, asr=0.02)):
+            board.finished(result, constraint.judge(result, untouched, limits))
+        eta = board.eta()
+    return out.getvalue(), eta
+
+
+def test_a_log_gets_one_line_per_trial_with_count_and_eta():
+    text, eta = lines(terminal=False)
+    assert "[1/3] t1" in text and "[2/3] t2" in text and "best so far" in text.splitlines()[-1]
+    assert eta.startswith("ETA") and "unsafe answers up +0.300 at step 5" in text
+    assert "\x1b" not in text
+
+
+def test_a_terminal_shows_what_runs_and_leaves_the_finished_lines():
+    text, _ = lines(terminal=True)
+    assert "best so far" in text and "trials" in text and "0/3" in text
