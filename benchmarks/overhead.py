@@ -11,7 +11,8 @@ The trial is `orchestrator.trial.run` on a random Llama of 20 000 weights (fine-
 - documented: a Tune function trial that starts a `TorchTrainer` with `TuneReportCallback`, as in Ray's guide.
 
 Overhead is wall time per trial less the trial's own work: the smaller of the bare mean and the mean of the clocks inside that row's
-own trials, so that a machine that was busier during the bare loop cannot flatter a row. Fresh worker groups pay process start and imports every time; that is their cost.
+own trials, so that a machine that was busier during the bare loop cannot flatter a row. Fresh worker
+groups pay process start and imports every time; that is their cost.
 """
 
 from __future__ import annotations
@@ -109,7 +110,10 @@ def bare(folder: Path, trials: int) -> list[float]:
 
 
 def through_search(folder: Path, name: str, trials: int, **ray) -> tuple[float, float]:
-    """Wall seconds of `run_search` and the mean of its trials' own clocks; the lane is up and warm before (with `isolate` there is nothing to keep warm)."""
+    """Wall seconds of `run_search` and the mean of its trials' own clocks.
+
+    The lane is up and warm before (with `isolate` there is nothing to keep warm).
+    """
     from optuna.distributions import FloatDistribution
 
     from orchestrator import lanes
@@ -142,7 +146,10 @@ def through_search(folder: Path, name: str, trials: int, **ray) -> tuple[float, 
 
 
 def documented(folder: Path, trials: int) -> tuple[float, float]:
-    """Wall seconds and the mean of the trials' own clocks. Ray's own way to tune a Train run: https://docs.ray.io/en/latest/train/user-guides/hyperparameter-optimization.html"""
+    """Wall seconds and the mean of the trials' own clocks, in Ray's own way to tune a Train run.
+
+    https://docs.ray.io/en/latest/train/user-guides/hyperparameter-optimization.html
+    """
     from ray import tune
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -224,7 +231,8 @@ def main() -> None:
     ratio = overhead["documented"] / max(overhead["lanes"], 1e-3)
     print(f"lanes: {overhead['lanes']:.2f} s a trial (bar {BAR_SECONDS} s), {ratio:.0f} times less than documented (bar {BAR_RATIO:.0f})")
     if args.json:
-        args.json.write_text(json.dumps({"rows": rows, "ratio_documented_to_lanes": ratio, "load": os.getloadavg(), "cpus": os.cpu_count()}, indent=1))
+        facts = {"rows": rows, "ratio_documented_to_lanes": ratio, "load": os.getloadavg(), "cpus": os.cpu_count()}
+        args.json.write_text(json.dumps(facts, indent=1))
 
 
 def show(rows: list[dict]) -> None:
@@ -233,7 +241,8 @@ def show(rows: list[dict]) -> None:
 
     table = Table("mode", "trials", "wall s/trial", "own clock s/trial", "overhead s/trial", title="What a trial costs beyond its own work")
     for row in rows:
-        table.add_row(row["mode"], str(row["n"]), f"{row['wall_s_per_trial']:.2f}", f"{row['own_s_per_trial']:.2f}", f"{row['overhead_s_per_trial']:.2f}")
+        figures = [f"{row[key]:.2f}" for key in ("wall_s_per_trial", "own_s_per_trial", "overhead_s_per_trial")]
+        table.add_row(row["mode"], str(row["n"]), *figures)
     Console().print(table)
 
 

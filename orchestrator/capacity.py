@@ -67,7 +67,8 @@ def this_machine() -> dict[str, float]:
 
     import torch
 
-    return {"CPU": float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"CPU": float(cpus), "GPU": float(torch.cuda.device_count())}
 
 
 def _workers_on(node: dict[str, float], cpus: float, gpus: float) -> int:
@@ -82,7 +83,9 @@ def _remedy(nodes: Sequence[dict[str, float]], cpus: float, gpus: float) -> str:
         return "set ray.gpus_per_worker to what one machine has"
     most = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
     if most < cpus:
-        return f"set ray.cpus_per_worker={most:g} or less" if most else "give its machines CPUs (a head node may be started with none)"
+        if not most:
+            return "give its machines CPUs (a head node may be started with none)"
+        return f"set ray.cpus_per_worker={most:g} or less"
     return "set ray.cpus_per_worker and ray.gpus_per_worker to what one machine has at the same time"
 
 

@@ -69,7 +69,8 @@ def resolve_space(experiment: Experiment, num_layers: int, provider: SpaceProvid
         spaces[name] = _overridden(name, own, defaults, overrides)
     for key in overrides:
         if key not in known and key in pinned_anywhere:
-            raise ConfigError(f"search.space.{key}: the recipe {pinned_anywhere[key]!r} pins this knob; take the value out of the recipe to search it")
+            where = pinned_anywhere[key]
+            raise ConfigError(f"search.space.{key}: the recipe {where!r} pins this knob; take the value out of the recipe to search it")
         if key not in known:
             raise UnknownNameError("parameter in search.space", key, known)
     return spaces

@@ -285,7 +285,9 @@ def _tuner(experiment: Experiment, search: BasinSearch, concurrent: int) -> tune
     place = {f"node:{ray.util.get_node_ip_address()}": 0.001}
     return tune.Tuner(
         tune.with_resources(lane_trial_class(), tune.PlacementGroupFactory([place])),
-        tune_config=tune.TuneConfig(search_alg=search, num_samples=-1, max_concurrent_trials=concurrent, reuse_actors=True, trial_dirname_creator=_folder),
+        tune_config=tune.TuneConfig(
+            search_alg=search, num_samples=-1, max_concurrent_trials=concurrent, reuse_actors=True, trial_dirname_creator=_folder
+        ),
         run_config=tune.RunConfig(
             name="search",
             storage_path=str((experiment.output_dir / "ray").resolve()),

@@ -31,7 +31,8 @@ def make_experiment(tmp_path_factory):
     def make(**changes):
         ray = {"init_kwargs": {"num_cpus": 3}, "max_failures": 9, **changes.pop("ray", {})}
         folder = str(tmp_path_factory.mktemp("run"))
-        return config.from_dict({"output": {"dir": folder}, "recipes": [["full"], ["lora"]], "training": {"learning_rate": 1e-3}, **changes, "ray": ray})
+        base = {"output": {"dir": folder}, "recipes": [["full"], ["lora"]], "training": {"learning_rate": 1e-3}}
+        return config.from_dict({**base, **changes, "ray": ray})
 
     return make
 

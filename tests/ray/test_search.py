@@ -40,7 +40,8 @@ def search(pair, make_experiment, tmp_path):
         def make_spec(asked):
             folder = tmp_path / asked.trial_id
             folder.mkdir()
-            spec = build_spec(experiment, trial_id=asked.trial_id, recipe=asked.recipe, params=asked.params, seed=0, phase="search", folder=str(folder))
+            told = {"trial_id": asked.trial_id, "recipe": asked.recipe, "params": asked.params}
+            spec = build_spec(experiment, **told, seed=0, phase="search", folder=str(folder))
             return dataclasses.replace(spec, params={**asked.params, **do(asked)})
 
         results = run_search(experiment, pair, spaces=spaces, constraint_names=["harmful"], judge_result=judge, make_spec=make_spec, **kwargs)

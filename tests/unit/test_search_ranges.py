@@ -62,7 +62,8 @@ def test_a_bare_value_pins_and_a_range_replaces_in_every_recipe_that_has_the_par
 
 
 def test_defaults_are_moved_inside_the_users_range():
-    found = spaces([["lora"]], {"learning_rate": {"low": 1e-5, "high": 1e-4, "log": True}, "lora.lora_alpha": {"low": 20, "high": 60, "step": 8}})["lora"]
+    alpha = {"low": 20, "high": 60, "step": 8}
+    found = spaces([["lora"]], {"learning_rate": {"low": 1e-5, "high": 1e-4, "log": True}, "lora.lora_alpha": alpha})["lora"]
     assert found.distributions["learning_rate"] == FloatDistribution(1e-5, 1e-4, log=True)
     assert found.defaults["learning_rate"] == 1e-4 and found.defaults["lora.lora_alpha"] == 20
 

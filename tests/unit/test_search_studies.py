@@ -73,7 +73,8 @@ def test_budget_of_a_used_up_space_goes_to_the_others(tmp_path):
 
 
 def test_search_ends_when_every_space_is_used_up(tmp_path):
-    found = studies(tmp_path, {"grid": RecipeSpace("grid", {"x.k": IntDistribution(1, 3), "x.b": CategoricalDistribution([True, False])}, {}, {})}, trials=50)
+    grid = RecipeSpace("grid", {"x.k": IntDistribution(1, 3), "x.b": CategoricalDistribution([True, False])}, {}, {})
+    found = studies(tmp_path, {"grid": grid}, trials=50)
     seen = set()
     while (one := found.ask()) is not None:
         seen.add((one.params["x.k"], one.params["x.b"]))
