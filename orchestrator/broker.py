@@ -166,11 +166,14 @@ class Broker:
         """
 
         def may() -> bool:
-            return self._closing or not self._expected or (self._present >= self._expected and not self._leaving)
+            if self._closing or not self._expected:
+                return True
+            if self._present < self._expected or self._leaving:
+                return False
+            self._leaving = True  # here, so that of two that wake together only one goes
+            return True
 
-        met = await self._until(may, timeout)
-        self._leaving = True
-        return met
+        return await self._until(may, timeout)
 
     async def members(self) -> list[Any]:
         """Handles of the actors (controllers and workers) that registered, for a forced end."""
