@@ -15,6 +15,7 @@ from optuna.distributions import BaseDistribution
 
 from search_spaces import common
 
+
 def space(strategies: Sequence[str], *, num_layers: int, learning_rate: float) -> dict[str, BaseDistribution]:
     """Distributions of a recipe's parameters: the learning rate first, then each strategy's own.
 
