@@ -143,6 +143,8 @@ def check_output(folder: Path, overwrite: bool) -> None:
         raise StorageError(f"output.dir: {parent} cannot be written; give a folder you own")
     free = shutil.disk_usage(parent).free
     if free < MIN_FREE_BYTES:
-        raise StorageError(f"output.dir: {free >> 20} MiB are free on the disk of {parent}, at least {MIN_FREE_BYTES >> 20} are needed; free some or move output.dir")
+        raise StorageError(
+            f"output.dir: {free >> 20} MiB are free on the disk of {parent}, at least {MIN_FREE_BYTES >> 20} are needed; free some or move it"
+        )
 
 

@@ -116,7 +116,7 @@ def _ray(experiment) -> Iterator[Finding]:
     yield Finding("ray cluster", "ok", f"joins {address}")
     has_token = bool(token) or (Path.home() / ".ray" / "auth_token").exists()
     if mode != "token":
-        yield Finding("ray auth", "warn", "RAY_AUTH_MODE is not token: whoever reaches the cluster runs code on it; start it with RAY_AUTH_MODE=token")
+        yield Finding("ray auth", "warn", "RAY_AUTH_MODE is not token: who reaches the cluster runs code on it; start it with RAY_AUTH_MODE=token")
     elif not has_token:
         yield Finding("ray auth", "fail", "RAY_AUTH_MODE=token but no token: set RAY_AUTH_TOKEN_PATH or put it into ~/.ray/auth_token")
     else:

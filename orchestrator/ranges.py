@@ -18,11 +18,13 @@ RANGE_KEYS = ("type", "low", "high", "log", "step", "choices")
 
 
 class SpaceProvider(Protocol):
-    """The two functions of the `search_spaces` package this module uses."""
+    """The functions of the `search_spaces` package this module uses."""
 
     def space(self, strategies: list[str], *, num_layers: int, learning_rate: float) -> dict[str, BaseDistribution]: ...
 
     def defaults(self, strategies: list[str], *, num_layers: int, learning_rate: float) -> dict[str, Any]: ...
+
+    def superseded(self, strategies: list[str], pinned: set[str]) -> set[str]: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def resolve_space(experiment: Experiment, num_layers: int, provider: SpaceProvid
         pinned = {f"{strategy}.{knob}" for strategy, knobs in items for knob in knobs}
         pinned_anywhere |= dict.fromkeys(pinned, name)
         own = provider.space(strategies, num_layers=num_layers, learning_rate=rate)
-        own = {key: distribution for key, distribution in own.items() if key not in pinned}
+        left_out = pinned | provider.superseded(strategies, pinned)
+        own = {key: distribution for key, distribution in own.items() if key not in left_out}
         known |= dict.fromkeys(own)
         defaults = provider.defaults(strategies, num_layers=num_layers, learning_rate=rate)
         spaces[name] = _overridden(name, own, defaults, overrides)

@@ -116,7 +116,7 @@ def _train(spec, experiment, model, tokenizer, found, teller, context, clock):
         seed_everything(spec.seed)
         model = recipe.setup(model)
         if experiment.training.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         last = max_steps(experiment, len(rows.task), rows.batch_size)
         engine = make_engine(experiment, model, last, context)
     teller.result.facts.update(_counts(model))
@@ -125,6 +125,7 @@ def _train(spec, experiment, model, tokenizer, found, teller, context, clock):
             _loop(spec, experiment, recipe, engine, rows, guard, tokenizer, teller, last, context)
         with clock.part("save"):
             trained = recipe.finish(engine.export())
+            teller.result.facts["strategies"] = recipe.facts()
     finally:
         engine.close()
     return trained, recipe

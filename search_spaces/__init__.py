@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -33,6 +33,16 @@ def defaults(strategies: Sequence[str], *, num_layers: int, learning_rate: float
     found: dict[str, Any] = {"learning_rate": centre(strategies, learning_rate)}
     for name in strategies:
         found |= {f"{name}.{key}": value for key, value in _module(name).defaults(num_layers).items()}
+    return found
+
+
+def superseded(strategies: Sequence[str], pinned: Collection[str]) -> set[str]:
+    """Parameters that have no effect once those in `pinned` ("freeze_layers.end") are given."""
+    found = set()
+    for name in strategies:
+        for knob, others in getattr(_module(name), "SUPERSEDED", {}).items():
+            if f"{name}.{knob}" in pinned:
+                found |= {f"{name}.{other}" for other in others}
     return found
 
 

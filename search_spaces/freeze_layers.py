@@ -10,6 +10,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, IntDistribution
 
+SUPERSEDED = {"end": ("width",)}
+"""With `end` pinned the strategy ignores `width`, so it is not searched."""
+
 
 def space(num_layers: int) -> dict[str, BaseDistribution]:
     """`start` (0-based layer) and `width` (layers). The last layer of any sample is inside the model. Raises ValueError below 1 layer."""

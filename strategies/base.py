@@ -220,6 +220,10 @@ class Strategy:
         """
         return []
 
+    def leaves(self, layers: frozenset[int], num_layers: int) -> frozenset[int]:
+        """Of the decoder layers still trainable before this strategy's setup, those trainable after it. Raises StrategyError for none."""
+        return layers
+
     def prepare_data(self, data: TrainingData) -> TrainingData:
         """Mix or relabel rows; returns the data to train on. A method that draws batches of its own keeps `self.data = data`."""
         return data

@@ -36,9 +36,12 @@ NORM = re.compile(r"(norm|\.ln_)")
 
 
 def fallback_range(layers: int) -> tuple[int, int]:
-    """First and last layer frozen where no range is given: 0.28 and 0.45 of the depth, the middle of the paper's ranges."""
+    """First and last layer frozen where no range is given: 0.28 and 0.45 of the depth, the middle of the paper's ranges.
+
+    At least one layer of two or more stays trainable.
+    """
     start = round(0.28 * layers) if layers > 2 else 0
-    return start, max(start, round(0.45 * layers))
+    return start, max(start, min(round(0.45 * layers), layers - 2))
 
 
 def belongs(name: str, start: int, end: int, modules: str) -> bool:
@@ -117,6 +120,12 @@ class FreezeLayers(Strategy):
         if self.config.start is None:
             return [f"freeze_layers: no range given, layers {start} to {end} of {num_layers} are frozen unless the search finds better"]
         return []
+
+    def leaves(self, layers: frozenset[int], num_layers: int) -> frozenset[int]:
+        if self.config.modules not in ("all", "attention_mlp"):
+            return layers
+        start, end = self.range(num_layers)
+        return layers - frozenset(range(start, end + 1))
 
     def setup(self, model: nn.Module) -> nn.Module:
         start, end = self.range(num_layers(model))

@@ -94,6 +94,13 @@ class Lora(Strategy):
         parse_layers(self.config.layers, num_layers)
         return []
 
+    def leaves(self, layers: frozenset[int], num_layers: int) -> frozenset[int]:
+        named = parse_layers(self.config.layers)
+        adapted = layers if named is None else layers & frozenset(named)
+        if not adapted:
+            raise StrategyError(f"lora.layers={self.config.layers!r}: every layer it may adapt is frozen; narrow freeze_layers or widen lora.layers")
+        return adapted
+
     def prepare_data(self, data: TrainingData) -> TrainingData:
         self.data = data
         return data

@@ -89,7 +89,8 @@ def check(items: Items, zero_stage: int, num_workers: int, num_layers: int | Non
     `available` holds what there is of `Strategy.needs`; `num_layers` None leaves out what depends on the model's depth.
     """
     warnings: list[str] = []
-    for strategy in build(items).strategies:
+    layers = frozenset(range(num_layers or 0))
+    for strategy in sorted(build(items).strategies, key=lambda s: s.setup_rank):
         if zero_stage > strategy.max_zero_stage:
             raise StrategyError(
                 f"{strategy.name} runs up to ZeRO stage {strategy.max_zero_stage}, not {zero_stage}: {strategy.zero_reason};"
@@ -98,6 +99,8 @@ def check(items: Items, zero_stage: int, num_workers: int, num_layers: int | Non
         for need in sorted(strategy.needs - set(available)):
             raise StrategyError(f"{strategy.name} needs {NEEDS.get(need, need)}")
         warnings += strategy.check(num_layers=num_layers, num_workers=num_workers)
+        if num_layers is not None:
+            layers = strategy.leaves(layers, num_layers)
     return warnings
 
 

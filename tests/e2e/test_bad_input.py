@@ -85,7 +85,7 @@ CASES = {
     "unknown knob": (["recipes=[[{{lora: {{lora_rank: 4}}}}]]"], "lora_r"),
     "freeze range outside": (["recipes=[[{{freeze_layers: {{start: 1, end: 7}}}}, lora]]"], "outside the model"),
     "two step owners twice": (["recipes=[[safegrad, safegrad]]"], "safegrad"),
-    "all frozen": (["recipes=[[{{freeze_layers: {{start: 0, end: 1}}}}, lora]]"], "frozen"),
+    "all frozen": (["recipes=[[{{freeze_layers: {{start: 0, end: 1}}}}, lora]]"], "is frozen; narrow freeze_layers"),
     "safety data needed": (["recipes=[[safegrad]]", "safety.data=null"], "safety.data"),
     "unknown judge": (["safety.judge=refusl"], "refusal"),
     "unknown metric": (["task.metric=exact_mach"], "exact_match"),

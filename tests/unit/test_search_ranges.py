@@ -34,6 +34,10 @@ class Provider:
             defaults["freeze_layers.start"] = 1
         return defaults
 
+    @staticmethod
+    def superseded(strategies, pinned):
+        return set()
+
 
 def spaces(recipes, space=None, num_layers=4):
     experiment = config.from_dict({"recipes": recipes, "search": {"space": space or {}}, "training": {"learning_rate": 1e-3}})

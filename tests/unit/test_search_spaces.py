@@ -29,7 +29,7 @@ def sample(draw, distribution):
 @settings(max_examples=200, deadline=None)
 def test_every_sample_is_a_valid_recipe(data):
     recipe = data.draw(st.sampled_from(RECIPES))
-    layers = data.draw(st.integers(1, 90))
+    layers = data.draw(st.integers(2 if {"freeze_layers", "lora"} <= set(recipe) else 1, 90))  # one layer cannot be both
     space = search_spaces.space(recipe, num_layers=layers, learning_rate=1e-3)
     params = {name: sample(data.draw, distribution) for name, distribution in space.items()}
     knobs, training = search_spaces.to_spec(recipe, params)
@@ -71,3 +71,8 @@ def test_what_cannot_be_is_refused():
         search_spaces.to_spec(["full"], {"lora.lora_r": 4})
     with pytest.raises(ValueError, match="must be above 0"):
         search_spaces.space(["full"], num_layers=8, learning_rate=0.0)
+
+
+def test_a_knob_without_effect_is_not_searched():
+    assert search_spaces.superseded(["freeze_layers", "lora"], {"freeze_layers.end"}) == {"freeze_layers.width"}
+    assert search_spaces.superseded(["freeze_layers", "lora"], {"freeze_layers.start"}) == set()

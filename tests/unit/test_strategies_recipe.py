@@ -116,3 +116,12 @@ def test_cards_refuse_missing_and_empty_headings():
         cards.parse(text.replace("Limits: text", "Limits:"))
     with pytest.raises(StrategyError, match="did you mean 'lora'"):
         strategies.card("lorra")
+
+
+def test_adapters_on_frozen_layers_alone_are_refused_before_a_device_is_taken():
+    frozen = ("freeze_layers", {"start": 0, "end": 3})
+    with pytest.raises(StrategyError, match="narrow freeze_layers"):
+        check([frozen, ("lora", {})], zero_stage=0, num_workers=1, num_layers=4, available=set())
+    with pytest.raises(StrategyError, match="narrow freeze_layers"):
+        check([("lora", {"layers": "2-3"}), frozen], zero_stage=0, num_workers=1, num_layers=6, available=set())
+    assert check([frozen, ("lora", {})], zero_stage=0, num_workers=1, num_layers=6, available=set()) == []
