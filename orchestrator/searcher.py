@@ -2,7 +2,8 @@
 
 Knows Optuna and nothing of Ray. What it guards against (Optuna 5): a trial without constraints counts as feasible; a constraint
 is written once and NaN is refused; GPSampler wants the same constraints on every trial; a sampler's random state is not in the
-storage. So every trial that is told anything carries every named constraint, set before `tell`, and what is missing is infeasible.
+storage. So every trial that is told anything carries every named constraint, set before `tell`, what is missing is infeasible, and
+every ask gets a sampler seeded by how many trials its recipe had: a restored search goes on as if nothing had happened.
 
 States told: complete with a finite score -> COMPLETE; stopped by the monitor -> PRUNED (its constraints still steer TPE);
 failed, cancelled or without a score -> FAIL, which samplers ignore.
@@ -10,12 +11,11 @@ failed, cancelled or without a score -> FAIL, which samplers ignore.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import os
-import pickle
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,9 @@ class Asked:
 class _Recipe:
     space: RecipeSpace
     study: optuna.Study
+    sampler: Callable[[int], optuna.samplers.BaseSampler]
+    """Seed -> sampler."""
+    seed: int
     seen: dict[str, int] = field(default_factory=dict)
     """Point (canonical JSON of the sampled parameters) -> number of the trial that ran it."""
     count: int = 0
@@ -81,57 +84,55 @@ def make_sampler(name: str, seed: int, budget: int, *, early_stopping: bool = Fa
 class Studies:
     """The search of one experiment. Build with `create` or `restore`; then `ask` and `tell` until `ask` returns None."""
 
-    def __init__(self, recipes: dict[str, _Recipe], trials: int, constraint_names: Sequence[str], state_path: Path):
+    def __init__(self, recipes: dict[str, _Recipe], trials: int, constraint_names: Sequence[str]):
         self._recipes = recipes
         self._trials = trials
         self._names = tuple(constraint_names)
-        self._state_path = state_path
         self._running: dict[str, tuple[str, optuna.Trial]] = {}
         self._next = 1 + max((_number(t) for r in recipes.values() for t in r.study.get_trials(deepcopy=False)), default=0)
 
     @classmethod
     def create(cls, experiment: Experiment, spaces: dict[str, RecipeSpace], constraint_names: Sequence[str]) -> Studies:
         """New studies in `search.storage` (else `<output.dir>/study.journal`). Raises StorageError where they exist already."""
-        return cls._open(experiment, spaces, constraint_names, {})
+        return cls._open(experiment, spaces, constraint_names, restored=False)
 
     @classmethod
     def restore(cls, experiment: Experiment, spaces: dict[str, RecipeSpace], constraint_names: Sequence[str]) -> Studies:
         """Go on with an interrupted search: trials that were running are closed as FAIL and their budget is free again.
 
-        Samplers go on from their saved random state. Raises StorageError where there is nothing to go on with.
+        Raises StorageError where there is nothing to go on with.
         """
-        path = _state_path(experiment)
+        path = storage_path(experiment)
         if not path.exists():
             raise StorageError(f"{path} does not exist, so there is no search to go on with; start a new one")
-        samplers = pickle.loads(path.read_bytes())["samplers"]  # our own file, written by `save`
-        return cls._open(experiment, spaces, constraint_names, samplers)
+        return cls._open(experiment, spaces, constraint_names, restored=True)
 
     @classmethod
-    def _open(cls, experiment, spaces, constraint_names, samplers) -> Studies:
+    def _open(cls, experiment, spaces, constraint_names, *, restored: bool) -> Studies:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         search = experiment.search
         storage = open_storage(experiment)
         budget = max(1, search.trials // len(spaces))
         early = experiment.monitor.every_steps > 0 and experiment.monitor.on_breach == "stop"
+        make = functools.partial(make_sampler, search.sampler, budget=budget, early_stopping=early)
         recipes = {}
         for position, (name, space) in enumerate(spaces.items()):
-            fresh = make_sampler(search.sampler, search.sampler_seed + position, budget, early_stopping=early)
             study_name = f"{experiment.name}/{name}"
+            seed = (search.sampler_seed * 1009 + position) * 100_003
             try:
-                if samplers:
-                    study = optuna.load_study(study_name=study_name, storage=storage, sampler=samplers.get(name, fresh))
+                if restored:
+                    study = optuna.load_study(study_name=study_name, storage=storage, sampler=make(seed))
                 else:
-                    study = optuna.create_study(study_name=study_name, storage=storage, sampler=fresh, direction="maximize")
+                    study = optuna.create_study(study_name=study_name, storage=storage, sampler=make(seed), direction="maximize")
             except optuna.exceptions.DuplicatedStudyError as error:
                 raise StorageError(f"{storage_path(experiment)} holds a study {study_name!r} already; resume that run, or set "
                                    "search.storage or output.dir to another place") from error
             except KeyError as error:
                 raise StorageError(f"{storage_path(experiment)} holds no study {study_name!r}, so there is nothing to resume") from error
-            recipes[name] = _Recipe(space, study)
-        studies = cls(recipes, search.trials, constraint_names, _state_path(experiment))
+            recipes[name] = _Recipe(space, study, make, seed)
+        studies = cls(recipes, search.trials, constraint_names)
         for recipe in recipes.values():
-            studies._rebuild(recipe) if samplers else studies._enqueue(recipe)
-        studies.save()
+            studies._rebuild(recipe) if restored else studies._enqueue(recipe)
         return studies
 
     # -- asking ------------------------------------------------------------------------------------------------------
@@ -157,13 +158,13 @@ class Studies:
         recipe.seen[_point(trial.params)] = trial.number
         recipe.count += 1
         self._running[trial_id] = (name, trial)
-        self.save()
         return Asked(trial_id, name, {**recipe.space.fixed, **trial.params})
 
     def _ask_new(self, recipe: _Recipe) -> optuna.Trial | None:
         if len(recipe.seen) >= recipe.space.size:
             return None
-        for _ in range(RE_ASKS):
+        for attempt in range(RE_ASKS):
+            recipe.study.sampler = recipe.sampler(recipe.seed + RE_ASKS * recipe.count + attempt)
             trial = recipe.study.ask(recipe.space.distributions)
             if _point(trial.params) not in recipe.seen:
                 return trial
@@ -212,7 +213,6 @@ class Studies:
             told = TrialState.PRUNED if state == "stopped" else TrialState.FAIL
             study.tell(trial, state=told)
         del self._running[trial_id]
-        self.save()
         return told
 
     def _constrain(self, trial: optuna.Trial, values: dict[str, float | None]) -> None:
@@ -231,13 +231,6 @@ class Studies:
     def running(self) -> tuple[str, ...]:
         """Ids of trials asked and not yet told."""
         return tuple(self._running)
-
-    def save(self) -> None:
-        """Write the samplers (their random state is not in Optuna's storage) beside the journal, atomically."""
-        self._state_path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._state_path.with_suffix(".partial")
-        partial.write_bytes(pickle.dumps({"samplers": {name: recipe.study.sampler for name, recipe in self._recipes.items()}}))
-        os.replace(partial, self._state_path)
 
     def _enqueue(self, recipe: _Recipe) -> None:
         if recipe.space.defaults:
@@ -272,11 +265,6 @@ def open_storage(experiment: Experiment) -> optuna.storages.BaseStorage:
 def storage_path(experiment: Experiment) -> Path:
     """Where the Optuna journal is."""
     return Path(experiment.search.storage) if experiment.search.storage else experiment.output_dir / "study.journal"
-
-
-def _state_path(experiment: Experiment) -> Path:
-    path = storage_path(experiment)
-    return path.with_name(path.name + ".samplers")
 
 
 def _point(params: dict[str, Any]) -> str:
