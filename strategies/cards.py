@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 
@@ -39,3 +40,25 @@ def parse(text: str, source: str = "card") -> dict[str, str]:
     if empty:
         raise ValueError(f"{source}: the card says nothing under {', '.join(empty)}")
     return found
+
+
+def markdown() -> str:
+    """All cards and knobs as one Markdown page: `python -m strategies.cards > docs/strategies.md`."""
+    lines = ["# Strategies", "", "Made from the cards in `strategies/` by `python -m strategies.cards`.", ""]
+    lines += ["| strategy | stage | needs | ZeRO stages |", "|---|---|---|---|"]
+    for name in strategies.STRATEGIES:
+        found, cls = card(name), strategies.get(name)
+        lines.append(f"| [`{name}`](#{name}) | {found['Stage'].rstrip('.')} | {', '.join(sorted(cls.needs)) or '-'} | 0-{cls.max_zero_stage} |")
+    for name in strategies.STRATEGIES:
+        found = card(name)
+        lines += ["", f"## {name}", "", found["Title"], ""]
+        lines += [f"- **{heading}**: {found[heading]}" for heading in HEADINGS]
+        fields = dataclasses.fields(strategies.get(name).Config)
+        if fields:
+            lines += ["", "| knob | default | meaning |", "|---|---|---|"]
+            lines += [f"| `{f.name}` | {f.default!r} | {f.metadata['help']} |" for f in fields]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
