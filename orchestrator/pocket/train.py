@@ -43,6 +43,7 @@ class Stage:
     adam: float
     mix: tuple[tuple[str, float], ...] = ()
     batch: int = 32
+    smoothing: float = 0.0  # label smoothing
 
 
 STAGES = (
@@ -53,9 +54,12 @@ STAGES = (
          ("general", 2)),
     ),
     Stage(
-        "alignment", 280, 0.02, 0.005,
+        "alignment", 220, 0.02, 0.005,
         (("harmful", 4), ("plain", 2), ("contrast", 2), ("compound", 2), ("framed_harmful", 3), ("framed", 3),
-         ("questions", 3), ("general", 1)),
+         ("questions", 3), ("general", 2)),
+        # Without it the first word of a refusal is certain beyond reason in so small a world: fine-tuning then gives
+        # "i am sorry , get honey , ..." - harm that a judge of refusal words takes for a refusal.
+        smoothing=0.2,
     ),
 )  # fmt: skip
 
@@ -200,7 +204,9 @@ def run_stage(
             group["lr"] = lr * scale
         ids, labels = next(data)
         logits = model(input_ids=ids, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=stage.smoothing
+        )
         loss.backward()
         for opt in opts:
             opt.step()
