@@ -8,6 +8,9 @@ CPU_TORCH ?=
 TORCH_INDEX := $(if $(CPU_TORCH),--index-url https://download.pytorch.org/whl/cpu,)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
+# Two test processes, a file each at a time: the tiers that wait for processes to start overlap with those that compute.
+PARALLEL := -n 2 --dist loadfile
+
 .PHONY: demo test check install clean
 
 demo: $(STAMP)
@@ -15,11 +18,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/contract tests/ray tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests/e2e tests/ray tests/contract tests/unit
 
 check: $(STAMP)
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/contract
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests/contract tests/unit
 
 install: $(STAMP)
 

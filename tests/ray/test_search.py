@@ -34,6 +34,8 @@ def search(pair, make_experiment, tmp_path):
     """Search over the shared lanes, as one run's phases would."""
 
     def run(do=lambda asked: {}, recipes=("full", "lora"), **kwargs):
+        while pair.next_event(timeout=0.0) is not None:  # of other tests on the same lanes
+            continue
         experiment = make_experiment(search={"trials": kwargs.pop("trials", 8), **kwargs.pop("search", {})})
         spaces = {name: RecipeSpace(name, {"learning_rate": SPACE}, {}, {"learning_rate": 1e-3}) for name in recipes}
 
