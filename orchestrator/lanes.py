@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import config
-from orchestrator.broker import Broker, lane_loop
+from orchestrator.broker import Broker
 from orchestrator.capacity import LanePlan, plan
 from orchestrator.errors import ConfigError, LaneError
+from orchestrator.lane_worker import lane_loop
 from orchestrator.records import TrialResult, TrialSpec
 
 __all__ = ["ClusterInfo", "LanePlan", "Lanes", "connect", "plan", "shutdown", "stop_on_signals"]

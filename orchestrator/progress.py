@@ -35,6 +35,9 @@ def outcome_line(result: TrialResult, judgement: Judgement, best: bool = False) 
     d = judgement.degradation
     change = "-" if d is None else f"{d.value:+.3f} [{d.lower:+.3f}, {d.upper:+.3f}]"
     text = Text(f"{result.trial_id:<6} {result.recipe:<20} score {score}  ASR {asr}  degradation {change}  ")
+    rise = judgement.over_refusal_rise
+    if rise is not None and any(c.verdict != "feasible" and c.estimate == rise for c in judgement.constraints):
+        text.append(f"over-refusal {rise.value:+.3f} [{rise.lower:+.3f}, {rise.upper:+.3f}]  ")
     text.append(result.state if result.state != "complete" else judgement.verdict, style=VERDICT_STYLE[judgement.verdict])
     if result.error:
         text.append(f"  {result.error}", style="red")

@@ -14,7 +14,7 @@ PACKAGES = ("orchestrator", "strategies", "search_spaces")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 DOORS = {
-    "ray": {"orchestrator/search.py", "orchestrator/lanes.py", "orchestrator/broker.py"},
+    "ray": {"orchestrator/search.py", "orchestrator/lanes.py", "orchestrator/lane_worker.py"},
     "deepspeed": {"orchestrator/engine.py"},
     "mlflow": {"orchestrator/tracking.py"},
     "optuna": {"orchestrator/search.py", "orchestrator/searcher.py", "orchestrator/ranges.py", "search_spaces/"},
@@ -28,6 +28,7 @@ LEVELS = (
     {"experiment"},
     {"search", "searcher", "report", "summary", "tracking", "tracker", "tracking_values", "spool", "handover", "progress", "baseline", "checks"},
     {"lanes", "plots"},
+    {"broker", "lane_worker", "capacity"},
     {"trial"},
     {"guard", "materials", "constraint", "summary", "ranges"},
     {"engine", "evaluation", "models", "data"},
