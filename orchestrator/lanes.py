@@ -64,7 +64,7 @@ def connect(settings: config.Ray) -> ClusterInfo:
     if address.startswith("ray://"):
         raise ConfigError(
             f"ray.address={address}: lanes cannot be driven through the Ray Client, because trials report to this process; "
-            "run on the cluster itself (`safebasin submit`, or ray.address=auto on one of its machines)"
+            "run on the cluster itself (`ray job submit`, or ray.address=auto on one of its machines)"
         )
     started = False
     if not ray.is_initialized():

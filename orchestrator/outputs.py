@@ -27,8 +27,8 @@ TRIAL_COLUMNS = (
 """Fixed columns of trials.csv, before the `params.*` ones."""
 
 _REMEDY = {
-    errno.ENOSPC: "the disk is full; free space there or set output.dir to another disk, then `safebasin resume`",
-    errno.EDQUOT: "your disk quota is used up; free space there or set output.dir to another disk, then `safebasin resume`",
+    errno.ENOSPC: "the disk is full; free space there or set output.dir to another disk",
+    errno.EDQUOT: "your disk quota is used up; free space there or set output.dir to another disk",
     errno.EACCES: "this user may not write there; change its permissions or set output.dir to a folder of yours",
     errno.EPERM: "this user may not write there; change its permissions or set output.dir to a folder of yours",
     errno.EROFS: "the file system is read-only; set output.dir to a writable one",

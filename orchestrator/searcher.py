@@ -125,7 +125,7 @@ class Studies:
                 else:
                     study = optuna.create_study(study_name=study_name, storage=storage, sampler=make(seed), direction="maximize")
             except optuna.exceptions.DuplicatedStudyError as error:
-                raise StorageError(f"{storage_path(experiment)} holds a study {study_name!r} already; resume that run, or set "
+                raise StorageError(f"{storage_path(experiment)} holds a study {study_name!r} already; set "
                                    "search.storage or output.dir to another place") from error
             except KeyError as error:
                 raise StorageError(f"{storage_path(experiment)} holds no study {study_name!r}, so there is nothing to resume") from error

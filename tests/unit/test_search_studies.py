@@ -210,7 +210,7 @@ def test_restore_frees_interrupted_trials_and_goes_on_as_if_nothing_happened(tmp
 
 def test_a_second_search_in_the_same_place_is_refused(tmp_path):
     studies(tmp_path)
-    with pytest.raises(StorageError, match="resume"):
+    with pytest.raises(StorageError, match="another place"):
         studies(tmp_path)
 
 
