@@ -9,7 +9,7 @@ TORCH_INDEX := $(if $(CPU_TORCH),--index-url https://download.pytorch.org/whl/cp
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 # Two test processes, a file each at a time: the tiers that wait for processes to start overlap with those that compute.
-PARALLEL := -n 2 --dist loadfile
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check install clean
 
@@ -29,6 +29,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "safebasin needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; give one with PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): torch, ray, mlflow and what they need; about three minutes the first time"
 	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $(STAMP)
