@@ -8,8 +8,9 @@ CPU_TORCH ?=
 TORCH_INDEX := $(if $(CPU_TORCH),--index-url https://download.pytorch.org/whl/cpu,)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-# Two test processes, a file each at a time: the tiers that wait for processes to start overlap with those that compute.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# What only computes runs in two processes, a file each at a time; what starts clusters has the machine to itself.
+FAST := -n 2 --dist loadfile tests/contract tests/unit
+SLOW := tests/ray tests/e2e
 
 .PHONY: demo test check install clean
 
@@ -18,11 +19,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests/e2e tests/ray tests/contract tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SLOW)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests/contract tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAST)
 
 install: $(STAMP)
 

@@ -93,10 +93,26 @@ def _init(ray, address: str, extra: dict[str, Any]) -> None:
     elif not installed and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         options["runtime_env"] = {"py_modules": [str(Path(root) / name) for name in ("orchestrator", "strategies", "search_spaces")]}
     try:
-        ray.init(**(options | extra))
+        with _own_signals():
+            ray.init(**(options | extra))
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = "start a cluster on this machine" if address == "local" else f"join the Ray cluster at {address!r}"
         raise ConfigError(f"could not {where}: {error}; see ray.address and ray.init_kwargs (RAY_ADDRESS is read too)") from error
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Put SIGINT and SIGTERM back to what they were: `ray.init` installs a handler in C that prints a stack and aborts on SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: installed by something other than Python, which cannot be put back
+                signal.signal(number, handler)
 
 
 def shutdown(cluster: ClusterInfo) -> None:

@@ -86,14 +86,14 @@ def _pocket(name: str) -> Path:
 
 
 def test_best_yaml_is_a_config_with_nothing_left_to_search(finished):
-    from orchestrator import checks, config, search
+    from orchestrator import checks, config, ranges
 
     _, folder = finished
     experiment = config.load(folder / "best.yaml")
     found = checks.check(experiment)
-    spaces = search.resolve_space(experiment, found.num_layers)
+    spaces = ranges.resolve_space(experiment, found.num_layers)
     assert experiment.search.trials == 1 and len(experiment.recipes) == 1
-    assert all(not space.sampled for space in spaces.values())
+    assert all(not space.distributions for space in spaces.values())
 
 
 def test_mlflow_holds_parent_baseline_and_children(finished):
