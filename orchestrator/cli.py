@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 import signal
 import sys
 import threading
@@ -47,18 +48,26 @@ def run(config: ConfigOption = None, overrides: Overrides = None) -> None:
     """Run an experiment: baseline, search, confirmation, report."""
     from rich.console import Console
 
-    from orchestrator import config as configuration
     from orchestrator import experiment
 
     stop = threading.Event()
     console = Console()
-    settings = configuration.load(config, overrides or [])
-    _stop_on_signals(stop)
-    outcome = experiment.run(settings, console, stop)
+    settings = _load(config, overrides)
+    outcome = experiment.run(settings, console, stop, on_checked=lambda: _stop_on_signals(stop))
     style = {0: "bold green", 3: "bold yellow"}.get(outcome.exit_code, "bold red")
     console.print(outcome.sentence, style=style, highlight=False)
     console.print(f"report: {outcome.folder / 'report.html'}", highlight=False, soft_wrap=True)
     raise typer.Exit(outcome.exit_code)
+
+
+def _load(path: str | None, overrides: list[str] | None):
+    """The experiment; libraries that would look for a GPU are told when none is wanted, so that they do not warn."""
+    from orchestrator import config as configuration
+
+    settings = configuration.load(path, overrides or [])
+    if not settings.ray.use_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return settings
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
@@ -80,10 +89,9 @@ def validate(config: ConfigOption = None, overrides: Overrides = None) -> None:
     from rich.console import Console
 
     from orchestrator import checks
-    from orchestrator import config as configuration
 
     console = Console()
-    settings = configuration.load(config, overrides or [])
+    settings = _load(config, overrides)
     found = checks.check(settings, build_pocket=False)
     checks.check_output(settings.output_dir.absolute(), settings.output.overwrite)
     for line in found.facts:

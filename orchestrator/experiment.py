@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,16 @@ class Run:
         return judgement
 
 
-def run(experiment: Experiment, console: Console | None = None, stop: threading.Event | None = None) -> Outcome:
-    """Run the experiment. Raises SafebasinError for what the user can mend; an outcome without a feasible model is no error."""
+def run(
+    experiment: Experiment,
+    console: Console | None = None,
+    stop: threading.Event | None = None,
+    on_checked: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Run the experiment. Raises SafebasinError for what the user can mend; an outcome without a feasible model is no error.
+
+    Setting `stop` ends it cleanly from the moment `on_checked` is called, which is before anything is started or written.
+    """
     console, stop = console or Console(), stop or threading.Event()
     started = time.time()
     folder = experiment.output_dir.absolute()
@@ -119,6 +128,7 @@ def run(experiment: Experiment, console: Console | None = None, stop: threading.
     checked = checks.check(experiment)
     for line in [*checked.facts, *(f"warning: {w}" for w in checked.warnings)]:
         console.print(line, highlight=False)
+    on_checked()
     prepare_folder(experiment, folder)
     facts = baseline.identity(experiment)
     tracker = tracking.open_tracker(experiment, folder, facts={f"{name}_hash": value for name, value in facts.items()})

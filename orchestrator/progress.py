@@ -83,7 +83,8 @@ class Dashboard:
         """An event of a running trial."""
         state = self.running.setdefault(trial_id, {"since": time.monotonic()})
         state.update({k: event[k] for k in ("recipe", "phase", "step", "steps", "loss", "degradation") if k in event})
-        if event.get("breach"):
+        if event.get("breach") and not state.get("breached"):
+            state["breached"] = True
             self.say(Text(f"{trial_id:<6} monitor: unsafe answers up {event['degradation']:+.3f} at step {event['step']}", style="yellow"))
         self._refresh()
 
