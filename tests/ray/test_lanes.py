@@ -47,7 +47,7 @@ def test_a_process_that_is_connected_stays_so(cluster, make_experiment):
 
 
 def test_the_ray_client_is_refused_with_the_way_out(make_experiment):
-    with pytest.raises(ConfigError, match="safebasin submit"):
+    with pytest.raises(ConfigError, match="ray job submit"):
         connect(make_experiment(ray={"address": "ray://head:10001"}).ray)
 
 
