@@ -305,11 +305,12 @@ class Lanes:
         self._events.append(event)
 
     def _give_up(self, sentence: str) -> None:
-        """Tell every trial that waits failed, here in the driver (the broker cannot any more)."""
+        """Tell every trial that waits failed (stopped, while closing), here in the driver: the broker cannot any more."""
         with self._news:
             self.broken = self.broken or sentence
             for spec in list(self._pending.values()):
-                result = TrialResult(spec.trial_id, spec.recipe, dict(spec.params), spec.seed, spec.phase, "failed", error=sentence)
+                state = "stopped" if self._closing else "failed"
+                result = TrialResult(spec.trial_id, spec.recipe, dict(spec.params), spec.seed, spec.phase, state, error=sentence)
                 self._take_in({"kind": "finished", "time": time.time(), "trial_id": spec.trial_id, "result": result.to_dict()})
             self._news.notify_all()
 
