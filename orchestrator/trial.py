@@ -118,8 +118,8 @@ def _train(spec, experiment, model, tokenizer, found, teller, context, clock):
         if experiment.training.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         last = max_steps(experiment, len(rows.task), rows.batch_size)
+        teller.result.facts.update(_counts(model))  # before ZeRO-3 leaves empty tensors in the model
         engine = make_engine(experiment, model, last, context)
-    teller.result.facts.update(_counts(model))
     try:
         with clock.part("train"):
             _loop(spec, experiment, recipe, engine, rows, guard, tokenizer, teller, last, context)
