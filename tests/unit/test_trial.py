@@ -128,3 +128,16 @@ def test_a_breach_stops_the_trial_where_the_monitor_says_so(folder, tmp_path, mo
 def test_steps_follow_epochs_where_max_steps_is_not_set(folder):
     made = experiment(folder, max_steps=None, num_train_epochs=2.5)
     assert trial.max_steps(made, rows=10, batch_size=4) == math.ceil(10 * 2.5 / 4)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_whole_trial_under_zero_is_the_plain_one(folder, tmp_path, stage):
+    made = experiment(folder)
+    plain = trial.run(spec_of(made, tmp_path / "plain"), Recorder(), LaneContext())
+    sharded = config.from_dict(made.model_dump(mode="json") | {
+        "training": made.training.model_dump() | {"engine": "deepspeed"}, "deepspeed": {"zero_optimization": {"stage": stage}},
+    })  # fmt: skip
+    result = trial.run(spec_of(sharded, tmp_path / "zero"), Recorder(), LaneContext())
+    assert result.state == "complete" and result.facts["trainable_parameters"] == plain.facts["trainable_parameters"] > 0
+    losses = [[e["loss"] for e in r.history if e["kind"] == "train"] for r in (plain, result)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
