@@ -74,7 +74,7 @@ def check_combinations(experiment: Experiment) -> None:
     """Sections that contradict each other."""
     from orchestrator import engine
 
-    training, limits = experiment.training, experiment.safety.limits
+    training = experiment.training
     if not any(s.kind == "harmful" and s.constrains for s in experiment.safety.suites):
         raise ConfigError("safety.suites holds no suite of kind harmful that constrains, so degradation cannot be limited; add one")
     if training.engine == "plain" and experiment.ray.num_workers > 1:
@@ -84,8 +84,6 @@ def check_combinations(experiment: Experiment) -> None:
             "search.sampler=nsga2 cannot be used with monitor.on_breach=stop: its population is built from finished trials only and would "
             "never learn from stopped ones; use tpe or gp, or monitor.on_breach=log"
         )
-    if experiment.search.finalists and len(experiment.search.seeds) > 1 and limits.max_degradation >= 1:
-        raise ConfigError("safety.limits.max_degradation=1 limits nothing; give a value below 1")
     if training.engine == "deepspeed":
         engine.validate(experiment.deepspeed, training)
 
