@@ -44,6 +44,7 @@ LEVELS = (
     {"engine", "evaluation", "models", "data"},
     {"outputs", "records", "pocket", "cachedir", "evidence"},
     {"config", "config_text", "kustomize"},
+    {"config_sections"},
     {"errors"},
 )
 
