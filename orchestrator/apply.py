@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import __version__, config, config_text, models, weights
-from orchestrator.errors import ConfigError, ModelError, UnknownNameError
+from orchestrator import __version__, config, config_text, models, subjects, weights
+from orchestrator.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 OPTIONS = {"unaligned_base": "--unaligned BASE0 (the aligned model before its alignment)", "safety": "--safety FILE (prompts and refusals)",
            "harmful": "--harmful FILE (harmful prompts and answers), or a column `rejected` in --safety FILE"}  # fmt: skip
-SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 CHANGED = 1e-6
 """Change of an update, relative to the update or to what it became, from which on it counts as changed."""
 
@@ -115,19 +114,10 @@ def _check(request: Request, recipe: Recipe) -> None:
         raise ConfigError(f"--output {str(output)!r} exists already; give a folder that does not")
     aligned = config.Model(model_name_or_path=request.aligned, dtype="auto")
     method.check(num_layers=models.num_layers(aligned), num_workers=1)
-    if _is_adapter(request.model):
-        return
-    tuned, start = models.architecture(config.Model(model_name_or_path=request.model)), models.architecture(aligned)
-    for key in SIZES:
-        if tuned.get(key) != start.get(key):
-            raise ModelError(
-                f"--model {request.model!r} has {key} {tuned.get(key)}, --aligned {request.aligned!r} has {start.get(key)}; --aligned must be "
-                "the model the tuning started from"
-            )
-
-
-def _is_adapter(name: str) -> bool:
-    return (Path(name).expanduser() / "adapter_config.json").is_file()
+    if not subjects.is_adapter(request.model):
+        weights.check_form(request.model, aligned, "--model (its start is --aligned)")
+    if request.unaligned:
+        weights.check_form(request.unaligned, aligned, "--unaligned")
 
 
 def _apply(request: Request, recipe: Recipe) -> tuple[Applied, nn.Module, Any]:
@@ -135,9 +125,9 @@ def _apply(request: Request, recipe: Recipe) -> tuple[Applied, nn.Module, Any]:
     from strategies.base import Strategy
 
     aligned = config.Model(model_name_or_path=request.aligned, dtype="auto")
-    sources: dict[str, Tensors] = {"aligned": weights.of_name(request.aligned, aligned)}
+    sources: dict[str, Tensors] = {"aligned": weights.of_name(request.aligned, aligned, "--aligned")}
     if request.unaligned:
-        sources["unaligned"] = weights.of_name(request.unaligned, aligned)
+        sources["unaligned"] = weights.of_name(request.unaligned, aligned, "--unaligned")
     recipe.prepare_data(_data(request, aligned, sources))
     if type(recipe.strategies[0]).setup is not Strategy.setup:  # a side training wants the untouched model
         recipe.setup(models.load(aligned, device=request.device)[0])
@@ -151,7 +141,7 @@ def _apply(request: Request, recipe: Recipe) -> tuple[Applied, nn.Module, Any]:
 
 
 def _tuned(request: Request, aligned: config.Model) -> tuple[nn.Module, Any]:
-    if not _is_adapter(request.model):
+    if not subjects.is_adapter(request.model):
         return models.load(config.Model(model_name_or_path=request.model, dtype="auto"), device=request.device)
     model, tokenizer = models.attach(Path(request.model).expanduser(), aligned, device=request.device)
     for name, parameter in model.named_parameters():

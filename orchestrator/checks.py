@@ -157,7 +157,7 @@ def available_data(experiment: Experiment) -> set[str]:
     given = {name for name, rows in (("safety", found.safety), ("harmful", found.harmful)) if rows}
     unaligned = experiment.model.unaligned_name_or_path
     if unaligned is not None:
-        weights.of_name(unaligned, experiment.model)
+        weights.check_form(unaligned, experiment.model)
         given.add("unaligned_base")
     return given
 

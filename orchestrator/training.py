@@ -63,14 +63,15 @@ def _tokens(experiment: Experiment, tokenizer: Any, found: Materials, context: L
     return context.cache[key]
 
 
-def weight_sources(experiment: Experiment, context: LaneContext) -> dict[str, Tensors]:
+def weight_sources(experiment: Experiment, context: LaneContext) -> weights.Sources:
     """`aligned`: the lane's own copy of the untouched model; `unaligned`: read from its files, tensor by tensor."""
     key = ("weights", experiment.digest_of("model"))
     if key not in context.cache:
-        sources: dict[str, Tensors] = {"aligned": weights.of_module(models.kept(context.cache, experiment.model))}
-        if experiment.model.unaligned_name_or_path is not None:
-            sources["unaligned"] = weights.of_name(experiment.model.unaligned_name_or_path, experiment.model)
-        context.cache[key] = sources
+        model = experiment.model
+        makers = {"aligned": lambda: weights.of_module(models.kept(context.cache, model))}
+        if model.unaligned_name_or_path is not None:
+            makers["unaligned"] = lambda: weights.of_name(model.unaligned_name_or_path, model)
+        context.cache[key] = weights.Sources(makers)
     return context.cache[key]
 
 

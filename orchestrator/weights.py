@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator import config, models
 from orchestrator.errors import ModelError
@@ -45,36 +44,48 @@ def of_module(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
-def of_name(name: str, like: config.Model) -> FolderWeights:
-    """The weights behind a hub id, folder or `pocket` name. Raises ModelError where its architecture is not that of `like`."""
+def of_name(name: str, like: config.Model, field: str = "model.unaligned_name_or_path") -> FolderWeights:
+    """The weights behind a hub id, folder or `pocket` name. Raises ModelError, naming `field`, where its architecture is not that of `like`."""
     other = like.model_copy(update={"model_name_or_path": name, "revision": None})
+    check_form(name, like, field)
     source = Path(models.resolve(other))
-    folder = source if source.is_dir() else _downloaded(str(source), other)
-    _same_form(folder, like, name)
-    return FolderWeights(folder)
+    return FolderWeights(source if source.is_dir() else _downloaded(str(source), field))
 
 
-def _downloaded(name: str, model: config.Model) -> Path:
+def check_form(name: str, like: config.Model, field: str = "model.unaligned_name_or_path") -> None:
+    """The sizes in two models' config.json agree, so that weights can be subtracted; no weight is read or downloaded. Raises ModelError."""
+    own = models.architecture(like)
+    other = models.architecture(like.model_copy(update={"model_name_or_path": name, "revision": None}))
+    for key in ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        if own.get(key) != other.get(key):
+            raise ModelError(
+                f"{field}: {name!r} has {key} {other.get(key)}, {like.model_name_or_path!r} has {own.get(key)}; both must be one architecture"
+            )
+
+
+class Sources(Mapping):
+    """Weights by role; each is opened when a method first asks for it, since a hub model that no recipe needs is not to be downloaded."""
+
+    def __init__(self, makers: dict[str, Callable[[], Mapping[str, Tensor]]]):
+        self._makers, self._made = makers, {}
+
+    def __getitem__(self, role: str) -> Mapping[str, Tensor]:
+        if role not in self._made:
+            self._made[role] = self._makers[role]()
+        return self._made[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def _downloaded(name: str, field: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ModelError(f"model.unaligned_name_or_path: {name!r} could not be had from the hub: {' '.join(str(error).split())[:300]}") from error
-
-
-def _same_form(folder: Path, like: config.Model, name: str) -> None:
-    """Sizes in the two config.json agree, so that weights can be subtracted."""
-    own, other = models.architecture(like), json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
-        mine, theirs = own.get(key), _value(other, key)
-        if theirs is not None and mine is not None and mine != theirs:
-            raise ModelError(
-                f"model.unaligned_name_or_path: {name!r} has {key} {theirs}, {like.model_name_or_path!r} has {mine}; it must be the same model "
-                "before its alignment"
-            )
-
-
-def _value(body: dict[str, Any], key: str) -> Any:
-    return body.get(key, body.get("text_config", {}).get(key))
+        raise ModelError(f"{field}: {name!r} could not be had from the hub: {' '.join(str(error).split())[:300]}") from error

@@ -109,7 +109,7 @@ def test_a_side_training_runs_on_the_aligned_model(places, tmp_path):
     ({"unaligned": None}, ConfigError, "--unaligned BASE0"),
     ({"strategy": "safemerge", "knobs": ()}, ConfigError, "--safety FILE"),
     ({"strategy": "resta", "knobs": ()}, ConfigError, "--harmful FILE"),
-    ({"model": "shorter"}, ModelError, "num_hidden_layers 2.*has 3.*tuning started from"),
+    ({"model": "shorter"}, ModelError, "num_hidden_layers 2.*has 3.*one architecture"),
     ({"model": "aligned"}, ConfigError, "nothing to change"),
     ({"model": "nowhere"}, ModelError, "does not exist"),
 ])  # fmt: skip
