@@ -218,8 +218,9 @@ def _baseline(state: Run, group) -> None:
     result = baseline.recall(where)
     if result is None and state.resumed:
         result = baseline.recall(state.folder / "baseline.json")
-    if state.resumed and result is not None and state.tracker.run_id("baseline"):
+    if state.resumed and result is not None:
         state.baseline = result
+        outputs.write_json(state.folder / "baseline.json", result.to_dict())
         state.tracker.know_baseline(result)
         return
     state.tracker.start_baseline()

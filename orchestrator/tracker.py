@@ -121,16 +121,23 @@ class Tracker:
         self._finish(BASELINE, result, None, {})
 
     def know_baseline(self, result: TrialResult) -> None:
-        """The untouched model as an earlier driver measured and logged it."""
+        """The untouched model as an earlier driver measured it; written again only where its run is missing or never ended."""
         self.baseline = result
+        if not self._told(BASELINE):
+            self.start_baseline()
+            self.finish_baseline(result)
 
     def reconcile(self, spec: TrialSpec, result: TrialResult, judgement: Judgement | None) -> None:
         """A trial that an earlier driver finished: written again only where its run is missing or never ended (the driver died
         between the trial's record and MLflow's)."""
-        waiting = {record["run"] for record in self._spool.peek(len(self._spool)) if record["op"] == "status"}
-        if result.trial_id not in waiting and not self.sink.ended(result.trial_id):
+        if not self._told(result.trial_id):
             self.start_trial(spec)
             self.finish_trial(result, judgement)
+
+    def _told(self, run: str) -> bool:
+        """Whether the end of a run has reached MLflow or waits in the spool."""
+        waiting = any(record["op"] == "status" and record["run"] == run for record in self._spool.peek(len(self._spool)))
+        return waiting or self.sink.ended(run)
 
     def start_trial(self, spec: TrialSpec) -> None:
         """Make a trial's run, or continue it where the trial was interrupted (same trial id)."""
