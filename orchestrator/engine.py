@@ -48,7 +48,11 @@ class DeepSpeedEngine(PlainEngine):
         self.stage = engine_config.stage_of(deepspeed)
         self._config = engine_config.complete(deepspeed, training, world_size)
         self._zero: Any = None
-        super().__init__(model, training=training, max_steps=max_steps, rank=rank, world_size=world_size, device=device)
+        try:
+            super().__init__(model, training=training, max_steps=max_steps, rank=rank, world_size=world_size, device=device)
+        except BaseException:
+            torch.nn.functional.linear = _LINEAR
+            raise
 
     def _signature(self) -> dict[str, Any]:
         return super()._signature() | {"stage": self.stage}
@@ -134,10 +138,10 @@ class DeepSpeedEngine(PlainEngine):
 
     def close(self) -> None:
         """Destroy the DeepSpeed engine and cut what it tied to the model, so that a process can build many. May be called twice."""
+        torch.nn.functional.linear = _LINEAR  # stage 3 puts its own in its place, for every model of the process
         if getattr(self, "_ds", None) is None:
             return super().close()
         engine, module, self._ds = self._ds, self.module, None
-        torch.nn.functional.linear = _LINEAR  # stage 3 puts its own in its place, for every model of the process
         engine.module_forward_pre_hook.remove()
         engine.module_forward_post_hook.remove()
         engine.destroy()

@@ -16,12 +16,6 @@ from strategies.recipe import build
 SMALL = {"harmful_steps": 3, "harmful_rank": 2, "num_harmful": 6}
 
 
-@pytest.fixture(autouse=True)
-def torch_linear(monkeypatch):
-    """References here are derivatives through torch's own linear function, whatever DeepSpeed left in its place in this process."""
-    monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
-
-
 
 def reference_interference(a, b, ratio):
     """As the official code has it, on dense matrices."""
