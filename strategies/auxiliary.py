@@ -4,7 +4,6 @@ one of RESTA and EnchTable. The model itself is not changed; the result is a set
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 
 from strategies.base import Example, Loss, StrategyError, TrainingData, lm_loss
 from strategies.linear import Update, block_linears
+from strategies.rows import evaluating
+from strategies.rows import remembered as once
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Weight name -> (left (d_out, r), right (r, d_in)), float32: the update is left @ right."""
@@ -73,17 +74,11 @@ def remembered(model: nn.Module, rows: Sequence[Example], data: TrainingData, pl
 
     `what` names the purpose (safe, harmful) and whatever `options` of `train` are given, which are no part of the key themselves.
     """
-    content = hashlib.sha256(repr([(row.input_ids, row.labels) for row in rows]).encode()).hexdigest()
-    key = ("side training", what, data.fingerprint, content, plan)
-    if key not in data.cache:
-        data.cache[key] = {name: (left.cpu(), right.cpu()) for name, (left, right) in train(model, rows, data, plan, **options).items()}
-    return data.cache[key]
 
+    def make() -> Factors:
+        return {name: (left.cpu(), right.cpu()) for name, (left, right) in train(model, rows, data, plan, **options).items()}
 
-def sample(rows: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
-    """`count` of the rows, drawn with a seed of their own; all of them where there are no more."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    return tuple(rows[i] for i in order[:count])
+    return once(data, f"side training: {what}", rows, make, plan)
 
 
 def as_updates(factors: Factors, scale: float = 1.0) -> dict[str, Update]:
@@ -118,15 +113,12 @@ def _new(module: nn.Module, rank: int, generator: torch.Generator) -> tuple[Tens
 @contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (no dropout, no random draw) and no parameter gradients inside."""
-    modes = [(module, module.training) for module in model.modules()]
     wanted = [p for p in model.parameters() if p.requires_grad]
-    model.eval()
     for parameter in wanted:
         parameter.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-        for module, mode in modes:
-            module.training = mode

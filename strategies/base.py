@@ -194,7 +194,7 @@ class TrainingData:
     def _permutation(self, count: int, epoch: int, stream: str) -> list[int]:
         key = ("permutation", self.seed, stream, count, epoch)
         if self.cache.get("permutation key " + stream) != key:
-            generator = torch.Generator().manual_seed(_stable_seed(key))
+            generator = torch.Generator().manual_seed(stable_seed(key))
             # one permutation per stream is kept: steps walk through epochs in order
             self.cache["permutation key " + stream] = key
             self.cache["permutation " + stream] = torch.randperm(count, generator=generator).tolist()
@@ -229,7 +229,8 @@ class TrainingData:
         return {k: v.to(self.device) for k, v in {"input_ids": ids, "attention_mask": mask, "labels": labels, "rows": row}.items()}
 
 
-def _stable_seed(key: tuple) -> int:
+def stable_seed(key: tuple) -> int:
+    """A seed of 56 bits for plain values: the same in every process."""
     import hashlib
 
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
@@ -277,6 +278,7 @@ class Strategy:
     def __init__(self, config: Any = None):
         self.config = config if config is not None else self.Config()
         self.data: TrainingData | None = None
+        self._facts: dict[str, Any] = {}
 
     def check(self, *, num_layers: int | None, num_workers: int) -> list[str]:
         """Refuse knobs that cannot work for a model of `num_layers` decoder layers (None: not known yet); returns warnings.
@@ -290,12 +292,13 @@ class Strategy:
         return layers
 
     def prepare_data(self, data: TrainingData) -> TrainingData:
-        """Mix or relabel rows; returns the data to train on. A method that draws batches of its own keeps `self.data = data`."""
+        """Mix or relabel rows; returns the data to train on."""
         return data
 
     def take_rows(self, data: TrainingData) -> None:
-        """The rows as all strategies of the recipe left them, told right after the last `prepare_data`: what a method that only reads
-        rows should keep, so that the order of the recipe does not matter to it."""
+        """The rows as all strategies of the recipe left them, told right after the last `prepare_data`: kept as `self.data`, so that the
+        order of the recipe does not matter to a method that only reads rows."""
+        self.data = data
 
     def setup(self, model: nn.Module) -> nn.Module:
         """Freeze, attach adapters, compute what needs the untouched model. The model is whole and on its device, not yet sharded."""
@@ -326,8 +329,9 @@ class Strategy:
         return generate
 
     def facts(self) -> dict[str, Any]:
-        """What shows that the method acted (tensors frozen, conflicts met), for the trial's record; plain values."""
-        return {}
+        """What shows that the method acted (tensors frozen, conflicts met), for the trial's record; plain values. `_facts` unless a method
+        counts otherwise."""
+        return dict(self._facts)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed trial needs; plain values and tensors only."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies import rows
-from strategies.base import IGNORE, Batch, Engine, Forward, Strategy, StrategyError, TrainingData
+from strategies.base import IGNORE, Batch, Engine, Forward, Strategy, StrategyError
 
 SMALLEST_WEIGHT = 1e-3
 
@@ -74,9 +74,6 @@ class ConstrainedSft(Strategy):
         self._reference: Tensor | None = None
         self._sums: list[Tensor] = []
         self._last = 1.0
-
-    def take_rows(self, data: TrainingData) -> None:
-        self.data = data
 
     def setup(self, model: nn.Module) -> nn.Module:
         if self.config.beta == 0:

@@ -158,7 +158,6 @@ class CurvatureRestore(Strategy):
         self.needs = {"refusal": frozenset({"safety"}), "harmful": frozenset({"harmful"})}.get(self.config.objective, type(self).needs)
         self.goals: list[tuple[float, tuple[Example, ...]]] = []
         self.task: tuple[Example, ...] = ()
-        self._facts: dict[str, float | int | str] = {}
 
     def prepare_data(self, data: TrainingData) -> TrainingData:
         self.data, knobs = data, self.config
@@ -179,9 +178,6 @@ class CurvatureRestore(Strategy):
             with after.moving(model, parameters):
                 self._facts = _Path(self, model, parameters).walk()
         return model
-
-    def facts(self):
-        return dict(self._facts)
 
 
 class _Path:

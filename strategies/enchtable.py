@@ -39,8 +39,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from strategies import auxiliary, linear
-from strategies.base import Strategy, StrategyError, TrainingData
+from strategies.base import Strategy, StrategyError
 from strategies.linear import Update
+from strategies.rows import sample
 
 CONTAINERS = {
     "attention": re.compile(r"\.(self_attn|attn|attention|self_attention)$"),
@@ -117,17 +118,6 @@ def containers(model: nn.Module, pattern: re.Pattern[str]) -> list[str]:
 
 
 @contextmanager
-def _torch_linear() -> Iterator[None]:
-    """Torch's own linear function inside: DeepSpeed's stage 3 leaves one in its place that has no forward-mode derivative."""
-    found = torch.nn.functional.linear
-    torch.nn.functional.linear = torch._C._nn.linear
-    try:
-        yield
-    finally:
-        torch.nn.functional.linear = found
-
-
-@contextmanager
 def linearised(model: nn.Module, modules: dict[str, nn.Module], factors: auxiliary.Factors, pattern: re.Pattern[str]) -> Iterator[None]:
     """Inside, modules whose names match give f(x; W0) + d/de f(x; W0 + e * left @ right) at e = 0: first order in their weights.
 
@@ -160,8 +150,7 @@ def linearised(model: nn.Module, modules: dict[str, nn.Module], factors: auxilia
                 return output
 
             start = torch.zeros((), device=next(iter(factors.values()))[0].device)
-            with _torch_linear():
-                value, slope = torch.func.jvp(moved, (start,), (torch.ones_like(start),))
+            value, slope = torch.func.jvp(moved, (start,), (torch.ones_like(start),))
             return (value + slope, *[None] * (several[0] - 1)) if several else value + slope
 
         return first_order
@@ -225,11 +214,6 @@ class EnchTable(Strategy):
     def __init__(self, config=None):
         super().__init__(config)
         self.safety: dict[str, Update] = {}
-        self._facts: dict[str, float] = {}
-
-    def prepare_data(self, data: TrainingData) -> TrainingData:
-        self.data = data
-        return data
 
     def setup(self, model: nn.Module) -> nn.Module:
         if self.config.beta > 0:
@@ -245,7 +229,7 @@ class EnchTable(Strategy):
         if not inside:
             raise StrategyError("enchtable: no attention module found in the decoder blocks (names end in self_attn, attn or attention)")
         plan = auxiliary.Plan(knobs.harmful_steps, knobs.harmful_learning_rate, knobs.harmful_rank, seed=self.data.seed)
-        rows = auxiliary.sample(self.data.harmful, knobs.num_harmful, self.data.seed)
+        rows = sample(self.data.harmful, knobs.num_harmful, self.data.seed)
         options = {"only": lambda name: name.startswith(tuple(inside))}
         if knobs.ntk:
             options["attach"] = lambda model, modules, factors: linearised(model, modules, factors, pattern)
@@ -282,6 +266,3 @@ class EnchTable(Strategy):
             "mean_score": sum(scores) / len(scores) if scores else 0.0, "smallest_score": min(scores, default=0.0),
         }  # fmt: skip
         return model
-
-    def facts(self):
-        return dict(self._facts)

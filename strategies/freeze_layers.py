@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies import locate
-from strategies.base import Strategy, StrategyError, TrainingData, layer_index, num_layers
+from strategies.base import Strategy, StrategyError, layer_index, num_layers
 from strategies.linear import original_name
 
 ATTENTION = re.compile(r"\.(self_attn|attn|attention|self_attention)\.")
@@ -112,13 +112,8 @@ class FreezeLayers(Strategy):
     def __init__(self, config=None):
         super().__init__(config)
         self._hashes: dict[str, str] = {}
-        self._facts: dict[str, int] = {}
         if self.config.range == "auto":
             self.needs = frozenset({"safety"})
-
-    def prepare_data(self, data: TrainingData) -> TrainingData:
-        self.data = data
-        return data
 
     def range(self, layers: int) -> tuple[int, int]:
         """(start, end) for a model of `layers` layers. Raises StrategyError where it lies outside."""

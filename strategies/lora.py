@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from strategies.base import Strategy, StrategyError, TrainingData, layer_index, num_layers
+from strategies.base import Strategy, StrategyError, layer_index, num_layers
 from strategies.linear import is_linear
 
 
@@ -96,10 +96,6 @@ class Lora(Strategy):
         if not adapted:
             raise StrategyError(f"lora.layers={self.config.layers!r}: every layer it may adapt is frozen; narrow freeze_layers or widen lora.layers")
         return adapted
-
-    def prepare_data(self, data: TrainingData) -> TrainingData:
-        self.data = data
-        return data
 
     def setup(self, model: nn.Module) -> nn.Module:
         from peft import LoraConfig, get_peft_model

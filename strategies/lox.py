@@ -82,7 +82,6 @@ class Lox(Strategy):
     def __init__(self, config=None):
         super().__init__(config)
         self.aligned: Tensors = {}
-        self._facts: dict[str, float] = {}
 
     def prepare_data(self, data: TrainingData) -> TrainingData:
         self.data, self.aligned = data, data.weights["aligned"]
@@ -132,6 +131,3 @@ class Lox(Strategy):
     def finish(self, model: nn.Module) -> nn.Module:
         """A whole model: adapters alone would be put on the model without its extrapolation."""
         return model.merge_and_unload() if self.config.coef and linear.adapters(model) else model
-
-    def facts(self):
-        return dict(self._facts)

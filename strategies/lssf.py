@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies import linear
-from strategies.base import Strategy, StrategyError, TrainingData
+from strategies.base import Strategy, StrategyError
 from strategies.linear import Update
 
 
@@ -88,14 +88,6 @@ class Lssf(Strategy):
             if self.top < 0:
                 raise StrategyError(f"lssf.top={self.top} is negative; 1 weighs all directions alike")
 
-    def __init__(self, config=None):
-        super().__init__(config)
-        self._facts: dict[str, float] = {}
-
-    def prepare_data(self, data: TrainingData) -> TrainingData:
-        self.data = data
-        return data
-
     def finish(self, model: nn.Module) -> nn.Module:
         if self.config.alpha == 0:
             return model
@@ -118,6 +110,3 @@ class Lssf(Strategy):
             "restored": len(ranks), "mean_rank": sum(ranks) / len(ranks) if ranks else 0.0, "task_norm": task_sq**0.5, "added_norm": added_sq**0.5,
         }  # fmt: skip
         return model
-
-    def facts(self):
-        return dict(self._facts)

@@ -79,7 +79,6 @@ class OneShotPatch(Strategy):
     def __init__(self, config=None):
         super().__init__(config)
         self.rows: tuple[Example, ...] = ()
-        self._facts: dict[str, float] = {}
 
     def prepare_data(self, data: TrainingData) -> TrainingData:
         self.data, self.rows = data, rows.refusals(data, self.config.examples, self.name)
@@ -91,6 +90,3 @@ class OneShotPatch(Strategy):
             before, now = patch(model, self.rows, self.data, self.config.steps, rate)
             self._facts = {"patched_rows": len(self.rows), "refusal_loss_before": before, "refusal_loss_after": now}
         return model
-
-    def facts(self):
-        return dict(self._facts)

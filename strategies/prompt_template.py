@@ -66,10 +66,6 @@ class PromptTemplate(Strategy):
                     "evaluation's prompt; leave it out, or use form=given"
                 )
 
-    def __init__(self, config=None):
-        super().__init__(config)
-        self._facts: dict[str, str | None] = {}
-
     def _prompts(self, own: str | None) -> tuple[str | None, str | None]:
         return prompts(own, self.config.form, self.config.train_system_prompt, self.config.eval_system_prompt)
 
@@ -84,6 +80,3 @@ class PromptTemplate(Strategy):
 
     def system_prompt(self, system_prompt: str | None) -> str | None:
         return self._prompts(system_prompt)[1]
-
-    def facts(self):
-        return dict(self._facts)

@@ -20,7 +20,6 @@ Deviations: only the output space is random, the input side and all singular val
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies import linear
-from strategies.base import Strategy, StrategyError, TrainingData
+from strategies.base import Strategy, StrategyError, stable_seed
 from strategies.linear import Update
 
 
@@ -41,11 +40,6 @@ def rotated(matrix: Tensor, seed: int) -> Tensor:
     q, r = torch.linalg.qr(noise)
     q = q * torch.sign(torch.diagonal(r))  # makes the draw uniform
     return q.to(matrix.device) @ torch.linalg.qr(matrix.float())[1]
-
-
-def seed_of(seed: int, name: str) -> int:
-    """Seed of one weight's direction."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7], "big")
 
 
 class RandomSubspace(Strategy):
@@ -71,14 +65,6 @@ class RandomSubspace(Strategy):
                 )
             if self.rank < 0:
                 raise StrategyError(f"random_subspace.rank={self.rank} is negative; give how many singular directions are taken, 0 for all")
-
-    def __init__(self, config=None):
-        super().__init__(config)
-        self._facts: dict[str, float] = {}
-
-    def prepare_data(self, data: TrainingData) -> TrainingData:
-        self.data = data
-        return data
 
     def finish(self, model: nn.Module) -> nn.Module:
         if self.config.strength == 0:
@@ -134,7 +120,4 @@ class RandomSubspace(Strategy):
         return linear.added(update, step, 1.0, self.config.strength)
 
     def _seed(self, update: Update) -> int:
-        return seed_of(self.data.seed, update.name)
-
-    def facts(self):
-        return dict(self._facts)
+        return stable_seed((self.data.seed, update.name))

@@ -38,11 +38,6 @@ from strategies import rows
 from strategies.base import IGNORE, Batch, Engine, Example, Forward, Strategy, StrategyError, TrainingData
 
 
-def answer_log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    """(R,) sums of log p over each row's labelled tokens, float32. logits (R, L, V), labels (R, L), -100 where nothing counts."""
-    return rows.token_log_probabilities(logits, labels).sum(dim=1)
-
-
 def dpo_losses(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float) -> Tensor:
     """(P,) losses of P pairs from log-probabilities of whole answers, (P,) each, of the model and of the reference."""
     return -logsigmoid(beta * ((chosen - reference_chosen) - (rejected - reference_rejected)))
@@ -135,7 +130,7 @@ class RefusalTraining(Strategy):
         """Log-probabilities of both answers of every pair, (pairs, 2) float32."""
 
         def look(output, batch: Batch) -> Tensor:
-            return answer_log_probabilities(output.logits, batch["labels"])
+            return rows.answer_log_probabilities(output.logits, batch["labels"])
 
         return torch.stack([torch.stack(rows.read(model, group, self.data, look)) for group in (self.refusals, self.harmful)], dim=1)
 
@@ -156,7 +151,7 @@ class RefusalTraining(Strategy):
         logits = forward(input_ids=both["input_ids"], attention_mask=both["attention_mask"]).logits
         if not (batch["labels"] != IGNORE).any():
             return logits.float().sum() * 0.0, torch.zeros((), device=logits.device)
-        chosen, rejected = answer_log_probabilities(logits, both["labels"]).chunk(2)
+        chosen, rejected = rows.answer_log_probabilities(logits, both["labels"]).chunk(2)
         reference = self.reference[numbers].to(logits.device)
         losses = dpo_losses(chosen, rejected, reference[:, 0], reference[:, 1], self.config.beta)
         return losses.sum(), torch.tensor(float(len(numbers)), device=logits.device)

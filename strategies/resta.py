@@ -22,15 +22,15 @@ Deviations: formula from the paper's abstract and other groups' tables (reconstr
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from strategies import auxiliary, linear
-from strategies.base import Strategy, StrategyError, TrainingData
+from strategies.base import Strategy, StrategyError, stable_seed
 from strategies.linear import Update
+from strategies.rows import sample
 
 
 def dare(vector: Tensor, drop: float, seed: int) -> Tensor:
@@ -49,11 +49,6 @@ def dare(vector: Tensor, drop: float, seed: int) -> Tensor:
 def merge(task: Tensor, safety: Tensor, gamma: float, drop: float = 0.9, seed: int = 0) -> Tensor:
     """The update task + gamma * DARE(safety) of one weight; both tensors of one shape, safety = aligned - harmfully tuned."""
     return task + gamma * dare(safety, drop, seed)
-
-
-def seed_of(seed: int, name: str) -> int:
-    """Seed of one weight's mask."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7], "big")
 
 
 class Resta(Strategy):
@@ -88,11 +83,6 @@ class Resta(Strategy):
     def __init__(self, config=None):
         super().__init__(config)
         self.safety: dict[str, Update] = {}
-        self._facts: dict[str, float] = {}
-
-    def prepare_data(self, data: TrainingData) -> TrainingData:
-        self.data = data
-        return data
 
     def setup(self, model: nn.Module) -> nn.Module:
         knobs = self.config
@@ -100,7 +90,7 @@ class Resta(Strategy):
             if not self.data.harmful:
                 raise StrategyError("resta needs harmful answers: give safety.harmful_data, or a column `rejected` in safety.data")
             plan = auxiliary.Plan(knobs.harmful_steps, knobs.harmful_learning_rate, knobs.harmful_rank, seed=self.data.seed)
-            rows = auxiliary.sample(self.data.harmful, knobs.num_harmful, self.data.seed)
+            rows = sample(self.data.harmful, knobs.num_harmful, self.data.seed)
             self.safety = auxiliary.as_updates(auxiliary.remembered(model, rows, self.data, plan, "harmful"), -1.0)
         return model
 
@@ -117,7 +107,7 @@ class Resta(Strategy):
                 return None
             safety = self.safety[update.name].on(update.device)
             if knobs.drop > 0:
-                safety = safety.replaced(full=dare(safety.dense(), knobs.drop, seed_of(self.data.seed, update.name)))
+                safety = safety.replaced(full=dare(safety.dense(), knobs.drop, stable_seed((self.data.seed, update.name))))
             task_sq, added_sq = task_sq + linear.norm(update) ** 2, added_sq + (knobs.gamma * linear.norm(safety)) ** 2
             merges.append(update.name)
             return linear.added(update, safety, 1.0, knobs.gamma)
@@ -125,6 +115,3 @@ class Resta(Strategy):
         model = linear.edit(model, self.data.weights["aligned"], change)
         self._facts = {"merged": len(merges), "task_norm": task_sq**0.5, "added_norm": added_sq**0.5}
         return model
-
-    def facts(self):
-        return dict(self._facts)

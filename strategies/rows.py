@@ -88,6 +88,11 @@ def token_log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
     return logp.view(wanted.shape)
 
 
+def answer_log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
+    """(R,) float32: log-probability of each row's labelled tokens together. logits (R, L, V), labels (R, L), -100 where nothing counts."""
+    return token_log_probabilities(logits, labels).sum(dim=1)
+
+
 def output_layer(model: nn.Module, owner: str) -> nn.Module:
     """The layer that makes logits of the last hidden states. Raises StrategyError, naming the strategy `owner`, where there is none."""
     head = model.get_output_embeddings()

@@ -29,7 +29,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from strategies import linear
-from strategies.base import Strategy, StrategyError, TrainingData
+from strategies.base import Strategy, StrategyError
 
 
 def project(delta: Tensor, aligned: Tensor, unaligned: Tensor) -> Tensor:
@@ -71,14 +71,6 @@ class SafeLora(Strategy):
             if not -1 <= self.threshold <= 1:
                 raise StrategyError(f"safe_lora.threshold={self.threshold} is no cosine; it lies in [-1, 1], usually 0.2 to 0.8")
 
-    def __init__(self, config=None):
-        super().__init__(config)
-        self._facts: dict[str, float] = {}
-
-    def prepare_data(self, data: TrainingData) -> TrainingData:
-        self.data = data
-        return data
-
     def finish(self, model: nn.Module) -> nn.Module:
         knobs, aligned = self.config, self.data.weights["aligned"]
         if knobs.select == "number" and not knobs.number:
@@ -110,6 +102,3 @@ class SafeLora(Strategy):
         if len(update.shape) != 2:
             return None
         return linear.alignment(update, self.data.weights["aligned"], self.data.weights["unaligned"])
-
-    def facts(self):
-        return dict(self._facts)

@@ -29,8 +29,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from strategies import auxiliary, linear
-from strategies.base import Strategy, StrategyError, TrainingData
+from strategies.base import Strategy, StrategyError
 from strategies.linear import Update
+from strategies.rows import refusals
 
 
 def merge(task: Tensor, safe: Tensor, aligned: Tensor, unaligned: Tensor, threshold: float = 0.35, weight: float = 0.8) -> Tensor:
@@ -82,20 +83,12 @@ class SafeMerge(Strategy):
     def __init__(self, config=None):
         super().__init__(config)
         self.safe: dict[str, Update] = {}
-        self._facts: dict[str, float] = {}
-
-    def prepare_data(self, data: TrainingData) -> TrainingData:
-        self.data = data
-        return data
 
     def setup(self, model: nn.Module) -> nn.Module:
         knobs = self.config
         if knobs.weight < 1:
-            refusals = [row for row in self.data.safety if row.kind == "refusal"]
-            if not refusals:
-                raise StrategyError("safemerge needs safety rows of kind refusal (harmful prompt, safe answer): give safety.data")
             plan = auxiliary.Plan(knobs.safe_steps, knobs.safe_learning_rate, knobs.safe_rank, seed=self.data.seed)
-            rows = auxiliary.sample(refusals, knobs.num_safety, self.data.seed)
+            rows = refusals(self.data, knobs.num_safety, self.name)
             self.safe = auxiliary.as_updates(auxiliary.remembered(model, rows, self.data, plan, "safe"))
         return model
 
@@ -123,6 +116,3 @@ class SafeMerge(Strategy):
             "smallest_cosine": min(seen, default=0.0), "largest_cosine": max(seen, default=0.0),
         }  # fmt: skip
         return model
-
-    def facts(self):
-        return dict(self._facts)

@@ -53,11 +53,6 @@ def contrastive(logp_chosen: Tensor, logp_rejected: Tensor, temperature: float =
     return -nn.functional.logsigmoid(margin) if form == "log_sigmoid" else -margin
 
 
-def answer_log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    """(R,) float32: log-probability of each row's labelled tokens, shifted labels. logits (R, L, V), labels (R, L), -100 elsewhere."""
-    return rows.token_log_probabilities(logits, labels).sum(dim=1)
-
-
 def probes(shifted: Sequence[Tensor], here: Sequence[Tensor], beta: float, form: str = "unit") -> list[Tensor]:
     """The probes of each layer, from the task loss's gradients (d,) with respect to them at the shifted weights and at the weights.
 
@@ -186,7 +181,7 @@ class Sap(Strategy):
 
     def _contrastive(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = forward(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        logp = answer_log_probabilities(logits, batch["labels"])
+        logp = rows.answer_log_probabilities(logits, batch["labels"])
         if len(logp) % 2:  # one row without labels, which only keeps workers in step
             return logp.sum() * 0.0, torch.zeros_like(logp[0])
         chosen, rejected = logp.chunk(2)

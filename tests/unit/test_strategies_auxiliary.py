@@ -8,6 +8,7 @@ import toy
 
 from strategies import auxiliary, linear
 from strategies.base import StrategyError, lm_loss
+from strategies.rows import sample
 
 PLAN = auxiliary.Plan(steps=5, rank=2, batch_size=4)
 
@@ -104,8 +105,8 @@ def test_factors_have_the_orientation_of_updates_where_weights_are_stored_transp
 
 def test_sample_takes_each_row_once_and_all_where_there_are_no_more():
     rows = toy.rows(9, 1)
-    assert set(auxiliary.sample(rows, 99, 0)) == set(rows) and len(auxiliary.sample(rows, 99, 0)) == 9
-    assert len(set(auxiliary.sample(rows, 4, 0))) == 4 and auxiliary.sample(rows, 4, 0) != auxiliary.sample(rows, 4, 1)
+    assert set(sample(rows, 99, 0)) == set(rows) and len(sample(rows, 99, 0)) == 9
+    assert len(set(sample(rows, 4, 0))) == 4 and sample(rows, 4, 0) != sample(rows, 4, 1)
 
 
 def test_what_cannot_be_trained_is_refused():

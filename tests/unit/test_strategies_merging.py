@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies import lox, lssf, random_subspace, resta
-from strategies.base import StrategyError
+from strategies.base import StrategyError, stable_seed
 from strategies.recipe import build
 
 SMALL = {"harmful_steps": 3, "harmful_rank": 2, "num_harmful": 6}
@@ -87,7 +87,7 @@ def test_resta_adds_the_safety_vector_by_name(drop):
         if name not in vector:
             assert torch.equal(weight, trained[name])
             continue
-        expected = resta.merge(trained[name] - start[name], vector[name].dense(), 0.3, drop, resta.seed_of(7, name))
+        expected = resta.merge(trained[name] - start[name], vector[name].dense(), 0.3, drop, stable_seed((7, name)))
         torch.testing.assert_close(weight, start[name] + expected, atol=1e-6, rtol=1e-4)
         assert drop == 0 or 0.02 < float((weight != trained[name]).float().mean()) < 0.25
 
@@ -288,7 +288,7 @@ def test_each_operation_is_the_methods_with_another_space(operation, kind):
             u, s, vh = torch.linalg.svd(own)
             torch.testing.assert_close(torch.linalg.svdvals(got - delta)[:2], 0.4 * s[:2], atol=1e-4, rtol=1e-3)
         elif (got - delta).abs().max() > 1e-5:
-            v = random_subspace.rotated(own, random_subspace.seed_of(7, name))
+            v = random_subspace.rotated(own, stable_seed((7, name)))
             torch.testing.assert_close(got, v @ v.T @ delta / v.norm(), atol=1e-5, rtol=1e-3)
     assert changed == recipe.facts()["random_subspace"]["changed"] == (round(0.4 * len(deltas)) if operation == "project" else len(deltas))
 

@@ -9,6 +9,7 @@ import torch
 import toy
 
 from strategies import refusal_training
+from strategies import rows as answers
 from strategies.base import StrategyError
 from strategies.plain import PlainEngine
 from strategies.recipe import build
@@ -60,7 +61,7 @@ def test_answers_are_scored_token_by_token():
     data, model = toy.data(), toy.model()
     batch = data.collate(data.safety, [0, 3, 5])
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    found = refusal_training.answer_log_probabilities(logits, batch["labels"])
+    found = answers.answer_log_probabilities(logits, batch["labels"])
     assert found.tolist() == pytest.approx([by_hand(model, data.safety[i]) for i in (0, 3, 5)], rel=1e-5)
 
 

@@ -105,9 +105,9 @@ def test_adapters_stay_adapters_and_a_frozen_weight_stays_untouched():
 def test_the_safe_update_learns_the_refusals_and_is_made_once_per_lane():
     data = toy.data()
     _, recipe = finished(toy.model(0), {"safe_steps": 30, "safe_rank": 4, "num_safety": 16}, data)
-    calls = [key for key in data.cache if key[0] == "side training"]
+    calls = [key for key in data.cache if key[0] == "side training: safe"]
     finished(toy.model(0), {"safe_steps": 30, "safe_rank": 4, "num_safety": 16, "weight": 0.5}, data)
-    assert len(calls) == 1 and [key for key in data.cache if key[0] == "side training"] == calls
+    assert len(calls) == 1 and [key for key in data.cache if key[0] == "side training: safe"] == calls
     model, rows = toy.model(0).eval(), [row for row in data.safety if row.kind == "refusal"]
     from strategies.linear import block_linears
 
