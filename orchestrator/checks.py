@@ -28,6 +28,8 @@ def check(experiment: Experiment, *, build_pocket: bool = True) -> Checked:
 
     With `build_pocket` false and an embedded world that was never built, the model and data of the pocket world are taken on trust.
     """
+    from orchestrator import materials
+
     found = Checked()
     check_names(experiment)
     check_combinations(experiment)
@@ -39,7 +41,7 @@ def check(experiment: Experiment, *, build_pocket: bool = True) -> Checked:
     else:
         found.num_layers = check_model(experiment)
         found.facts += check_data(experiment)
-        found.warnings += check_templates(experiment)
+        found.warnings += materials.warnings(materials.load(experiment)) + check_templates(experiment)
         found.warnings += check_sequential(experiment)
     found.warnings += check_recipes(experiment, found.num_layers)
     return found

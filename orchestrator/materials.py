@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,28 +58,50 @@ def safety_rows(experiment: Experiment) -> tuple[list[Conversation], list[Conver
         rows = data.load_rows(settings.data, split=split, field="safety.data")
         safety = data.normalise(rows, "auto", settings.columns, settings.data, field="safety.data", kind="safety")
         harmful = data.harmful_answers(rows, safety, settings.columns, "safety.data")
-        _check_refusals(safety)
+        _check_refusals(safety, harmful)
     if settings.harmful_data is not None:
         rows = data.load_rows(settings.harmful_data, split=split, field="safety.harmful_data")
         harmful = data.normalise(rows, "auto", settings.columns, settings.harmful_data, field="safety.harmful_data", kind="harmful")
     return safety, harmful
 
 
-MIN_REFUSALS = 0.8
+MIN_REFUSALS, SUSPICIOUS = 0.8, 0.5
+"""Share of safe answers to harmful prompts that should read as refusals; and the share below which they cannot be meant as such."""
 
 
-def _check_refusals(safety: list[Conversation]) -> None:
-    """Most safe answers to harmful prompts read as refusals; several published copies have the two columns the wrong way round."""
+def _check_refusals(safety: list[Conversation], harmful: list[Conversation]) -> None:
+    """Raises DataError where the safe answers are no refusals; several published copies have the two columns the wrong way round.
+
+    Pairs are held to MIN_REFUSALS. Where there is no harmful answer to mix them up with, safe answers may also advise against it, as
+    those of safety-tuned-llamas do (71 % read as refusals), so less than half is refused and less than MIN_REFUSALS warned about.
+    """
+    count, share = _refused(safety)
+    if count and share < (MIN_REFUSALS if harmful else SUSPICIOUS):
+        raise DataError(
+            f"safety.data: {share:.0%} of the {count} safe answers to harmful prompts read as refusals, at least "
+            f"{MIN_REFUSALS if harmful else SUSPICIOUS:.0%} are expected; are the columns swapped (safety.columns.response, .rejected)? "
+            "Mark helpful rows with kind=harmless"
+        )
+
+
+def warnings(found: Materials) -> list[str]:
+    """What the rows make doubtful, in sentences."""
+    count, share = _refused(found.safety)
+    if not count or share >= MIN_REFUSALS:
+        return []
+    return [
+        f"safety.data: only {share:.0%} of the {count} safe answers to harmful prompts read as refusals; the others are learnt as they stand. "
+        "Look at them, and mark helpful rows with kind=harmless"
+    ]
+
+
+def _refused(safety: Sequence[Conversation]) -> tuple[int, float]:
+    """(how many safe answers to harmful prompts, the share that reads as refusals)."""
     from orchestrator.evaluation.judges import get_judge
 
     rows = [row for row in safety if row.kind == "refusal"]
     verdicts = get_judge("refusal").judge([row.prompt[-1]["content"] for row in rows], [row.answer for row in rows])
-    share = sum(v.refused for v in verdicts) / len(rows) if rows else 1.0
-    if share < MIN_REFUSALS:
-        raise DataError(
-            f"safety.data: {share:.0%} of the {len(rows)} safe answers to harmful prompts read as refusals, at least {MIN_REFUSALS:.0%} are "
-            "expected; are the columns swapped (safety.columns.response, .rejected)? Mark helpful rows with kind=harmless"
-        )
+    return len(rows), sum(v.refused for v in verdicts) / max(len(rows), 1)
 
 
 def task_rows(experiment: Experiment) -> tuple[list[Conversation], list[Conversation]]:

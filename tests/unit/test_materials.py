@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -62,15 +63,19 @@ def test_swapped_columns_are_refused_with_the_remedy(tmp_path):
     assert [row.answer for row in found.harmful] == [HARM[i % 3] for i in range(6)]
 
 
-@pytest.mark.parametrize("wrong, refused", [(2, False), (3, True)])
-def test_a_fifth_of_the_answers_may_be_no_refusal(tmp_path, wrong, refused):
+@pytest.mark.parametrize("paired, wrong, said", [
+    (True, 2, None), (True, 3, "70% of the 10 .* at least 80%"), (False, 2, None), (False, 3, "only 70% of the 10"),
+    (False, 5, "only 50%"), (False, 6, "40% of the 10 .* at least 50%"),
+])  # fmt: skip
+def test_a_fifth_of_paired_answers_and_half_of_others_may_be_no_refusal(tmp_path, paired, wrong, said):
     rows = [{"prompt": f"p{i}", "response": HARM[0] if i < wrong else REFUSALS[0]} for i in range(10)]
-    made = experiment(tmp_path, data=write(tmp_path, "safety", rows))
-    if refused:
-        with pytest.raises(DataError, match="70% of the 10"):
+    made = experiment(tmp_path, data=write(tmp_path, "safety", [row | {"rejected": HARM[1]} if paired else row for row in rows]))
+    if said and not said.startswith("only"):
+        with pytest.raises(DataError, match=said):
             materials.load(made)
-    else:
-        assert len(materials.load(made).safety) == 10
+        return
+    warned = materials.warnings(materials.load(made))
+    assert len(warned) == bool(said) and re.search(said or "", " ".join(warned))
 
 
 def test_harmless_rows_count_neither_as_refusals_nor_as_harm(tmp_path):
