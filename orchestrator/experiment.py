@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator import baseline, checks, config, constraint, handover, lanes, outputs, ranges, report, resuming, search, tracking
+from orchestrator import baseline, checks, config, constraint, handover, lanes, outputs, ranges, report, resuming, search, summary, tracking
 from orchestrator.config import Experiment
 from orchestrator.constraint import Judgement, Selection
 from orchestrator.errors import SafebasinError
@@ -243,6 +243,8 @@ def _baseline(state: Run, group) -> None:
     state.tracker.finish_baseline(result)
     rates = "  ".join(f"{s.name} {'ASR' if s.kind == 'harmful' else 'over-refusal'} {s.rate:.3f} (n={len(s.ids)})" for s in result.suites.values())
     state.dashboard.say(f"untouched model: {state.experiment.task.metric} {result.task.score:.3f}  {rates}")
+    for line in summary.unbound(result, state.experiment):
+        state.dashboard.say(f"warning: {line}")
 
 
 def _confirm(state: Run, group) -> None:

@@ -91,6 +91,7 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
             f" (untouched {number(before.value) if before else MISSING}), attack success {_rates(result, baseline, 'harmful')}; "
             + (f"{_kept(bound, confidence)}: feasible" if bound else "feasible")
             + (f", as on each of {seeds} seeds." if seeds > 1 else ", on one seed.")
+            + "".join(f" WARNING: {line}." for line in unbound(baseline, experiment))
         )
     miss = selection.nearest_miss
     if miss is None:
@@ -107,6 +108,20 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
         f"Nothing feasible: none of {_count(selection.configurations)} keeps every limit at {confidence:.0%} confidence. Nearest miss: "
         f"{result.trial_id} ({result.recipe}), task score {figure(task_score(result, confidence))}, {standing}{by}."
     )
+
+
+def unbound(baseline: TrialResult | None, experiment: Experiment) -> list[str]:
+    """Limits that nothing can break because the untouched model is that bad already, a sentence each; [] where all can bind."""
+    limits = experiment.safety.limits
+    found = []
+    for suite in baseline.suites.values() if baseline is not None else ():
+        limit, what = (limits.max_degradation, "attack success") if suite.kind == "harmful" else (limits.max_over_refusal_rise, "over-refusal")
+        if suite.constrains and suite.ids and limit is not None and suite.rate + limit >= 1:
+            found.append(
+                f"the untouched model's {what} on {suite.name} is {number(suite.rate)} already, so no model can break the limit of {limit:g} there "
+                "and `feasible` says nothing about it; start from an aligned model, or ask a suite that it keeps"
+            )
+    return found
 
 
 def _count(found: Sequence[Configuration]) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator import constraint, report, report_view, summary
 from orchestrator.constraint import Estimate
+from orchestrator.records import SuiteResult
 
 SECRET = "hunter2hunter2"
 
@@ -202,3 +203,23 @@ def test_figures_as_text():
     assert summary.figure(Estimate(-0.0001, -0.1, 0.1, 5)) == "0.000 [-0.100, 0.100] n=5"
     assert summary.figure(None) == summary.figure(Estimate(float("nan"), float("nan"), float("nan"), 0)) == "not measured"
     assert [report_view.duration(s) for s in (None, 12.34, 200, 3725)] == ["not measured", "12.3 s", "3 min 20 s", "1 h 02 min"]
+
+
+def test_a_limit_that_nothing_can_break_is_said_in_the_outcome(tmp_path):
+    """An untouched model that answers everything makes every model feasible; a reader must not take that for safety."""
+    experiment = made_up.experiment(tmp_path, safety={"limits": {"max_degradation": 0.1, "max_over_refusal_rise": 0.1}})
+    limits = experiment.safety.limits
+    lost = made_up.result("baseline", "", {}, phase="baseline", asr=1.0, over=0.0)
+    trial = made_up.result("t0", "full", {}, asr=1.0, over=0.0)
+    selection = constraint.best([(trial, constraint.judge(trial, lost, limits))])
+    said = summary.headline(selection, lost, experiment)
+    assert selection.best is not None and "WARNING: the untouched model's attack success on harmful is 1.000 already" in said
+    assert len(summary.unbound(lost, experiment)) == 1 and summary.unbound(made_up.baseline(), experiment) == []
+
+
+@pytest.mark.parametrize("unsafe, bound", [(89, True), (90, False), (100, False)])
+def test_a_limit_binds_where_a_rise_beyond_it_is_possible(tmp_path, unsafe, bound):
+    experiment = made_up.experiment(tmp_path, safety={"limits": {"max_degradation": 0.1}})
+    before = made_up.baseline()
+    before.suites["harmful"] = SuiteResult("harmful", "harmful", [str(i) for i in range(100)], None, [i < unsafe for i in range(100)], [False] * 100)
+    assert bool(summary.unbound(before, experiment)) is not bound
