@@ -27,8 +27,10 @@ def identity(experiment: Experiment) -> dict[str, str]:
 
 def key(experiment: Experiment) -> str:
     """Hash of model, data, suites, judge, decoding and template: what the baseline's figures depend on."""
-    from orchestrator.evaluation import judges
+    from orchestrator.evaluation import judges, vllm_backend
 
+    device = "cuda" if experiment.ray.use_gpu else "cpu"
+    writer = {"backend": "vllm"} if vllm_backend.chosen(experiment.safety.generation, device) else {}
     found = materials.load(experiment)
     parts = {
         **identity(experiment),
@@ -38,7 +40,7 @@ def key(experiment: Experiment) -> str:
         "suites": [(s.name, s.kind, s.constrains, s.phase, s.attack, s.hash) for s in found.suites],
         "judge": [judges.from_setting(experiment.safety.judge).describe(), experiment.safety.second_judge],
         "external": [one.model_dump(mode="json") for one in experiment.safety.external],
-        "decoding": {"safety": experiment.safety.max_new_tokens, "task": experiment.task.max_new_tokens, "greedy": True},
+        "decoding": {"safety": experiment.safety.max_new_tokens, "task": experiment.task.max_new_tokens, "greedy": True} | writer,
         "metric": experiment.task.metric,
         "max_length": experiment.task.max_length,
         "format": 2,

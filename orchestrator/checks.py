@@ -86,6 +86,7 @@ def check_combinations(experiment: Experiment) -> None:
 
     training = experiment.training
     _check_suites(experiment)
+    check_generation(experiment)
     if training.engine == "plain" and experiment.ray.num_workers > 1:
         raise ConfigError(f"training.engine=plain trains on one worker, but ray.num_workers={experiment.ray.num_workers}; use deepspeed")
     if experiment.search.sampler == "nsga2" and experiment.monitor.actions - {"log"}:
@@ -95,6 +96,13 @@ def check_combinations(experiment: Experiment) -> None:
         )
     if training.engine == "deepspeed":
         engine.validate(experiment.deepspeed, training)
+
+
+def check_generation(experiment: Experiment) -> None:
+    """What is to write the answers can be had. Raises ConfigError."""
+    from orchestrator.evaluation import vllm_backend
+
+    vllm_backend.chosen(experiment.safety.generation, "cuda" if experiment.ray.use_gpu else "cpu")
 
 
 def _check_suites(experiment: Experiment) -> None:

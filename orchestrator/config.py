@@ -18,6 +18,7 @@ from orchestrator.config_sections import (
     Columns,
     Escalation,
     External,
+    Generation,
     Limits,
     Model,
     Monitor,
@@ -38,7 +39,7 @@ from orchestrator.config_sections import (
 from orchestrator.errors import ConfigError
 
 __all__ = [
-    "Columns", "Escalation", "Experiment", "External", "Limits", "Model", "Monitor", "Output", "Quick", "Ray", "RecipeItem", "Safety",
+    "Columns", "Escalation", "Experiment", "External", "Generation", "Limits", "Model", "Monitor", "Output", "Quick", "Ray", "RecipeItem", "Safety",
     "Search", "Section", "Sequential", "Suite", "Task", "Tracking", "Training", "dump_yaml", "from_dict", "json_schema", "load", "recipe_items",
 ]  # fmt: skip
 

@@ -118,6 +118,12 @@ class Sequential(Section):
     by: Literal["group", "prompt"] = Field("group", description="What is drawn where a suite has groups: whole groups, or prompts regardless of their group (fewer prompts where groups are few).")
 
 
+class Generation(Section):
+    backend: Literal["auto", "transformers", "vllm"] = Field("transformers", description="Who writes the answers to suites and task rows. `vllm`: on GPUs, with the extra `vllm`; adapters are loaded beside their base, not merged. `auto`: vllm where it is installed and the workers have GPUs. Probes during training always use transformers.")
+    gpu_memory_utilization: float = Field(0.5, gt=0, le=1, description="Share of a GPU's memory that vllm may take while it answers; between trials it sleeps and holds next to none.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Passed to `vllm.LLM`, e.g. {max_model_len: 4096, enforce_eager: true}.")
+
+
 class Safety(Section):
     suites: tuple[Suite, ...] = Field(
         (
@@ -136,6 +142,7 @@ class Safety(Section):
     limits: Limits = Field(default_factory=Limits, description="What the tuned model may lose.")
     sequential: Sequential = Field(default_factory=Sequential, description="Stopping the evaluation of a searched trial as soon as its limits are decided, at the level of `limits.confidence`.")
     max_new_tokens: int = Field(32, gt=0, description="Tokens generated per safety prompt.")
+    generation: Generation = Field(default_factory=Generation, description="What writes the answers when a model is evaluated.")
     keep_generations: bool = Field(False, description="Store answers to safety prompts (sensitive; file mode 0600). Otherwise only verdicts are kept.")
 
     @field_validator("suites", mode="before")

@@ -15,7 +15,7 @@ from orchestrator import constraint, evaluating_report, evaluation, materials, m
 from orchestrator.config import Experiment
 from orchestrator.constraint import Constraint, Verdict
 from orchestrator.errors import ConfigError, SafebasinError
-from orchestrator.evaluation import external
+from orchestrator.evaluation import external, vllm_backend
 from orchestrator.evaluation.suites import PromptSuite, load_suite
 from orchestrator.records import TrialResult
 
@@ -109,6 +109,7 @@ def run(experiment: Experiment, request: Request, console: Console) -> Evaluated
     from orchestrator.evaluation import judges
 
     checks.check_names(experiment)
+    checks.check_generation(experiment)
     suites = tuple(load_suite(suite) for suite in experiment.safety.suites)
     for suite in suites:
         if suite.kind != "choice":
@@ -147,9 +148,14 @@ class _Measure:
         model, tokenizer = subjects.load(name, experiment.model, base=base, device=device)
         phase = "baseline" if trial_id == "baseline" else "confirm"
         result = TrialResult(trial_id, "", {}, 0, phase, "complete")
-        with bar(self.console, f"{trial_id} {subjects.label(name)}") as progress:
+        weights = vllm_backend.named(*subjects.files(name, experiment.model, base))
+        with (
+            bar(self.console, f"{trial_id} {subjects.label(name)}") as progress,
+            vllm_backend.generator(model, tokenizer, experiment, device, weights=weights) as generator,
+        ):
+            result.facts |= vllm_backend.facts(generator)
             result.task, result.suites, answers = evaluation.evaluate(
-                model, tokenizer, experiment, suites=self.suites, task_rows=self.rows, progress=progress
+                model, tokenizer, experiment, suites=self.suites, task_rows=self.rows, progress=progress, generator=generator
             )
         measured = external.measure(model, tokenizer, experiment.safety.external)
         if measured:
@@ -198,6 +204,7 @@ def content(found: Evaluated) -> dict[str, Any]:
         "constraints": found.constraints, "rates": evaluating_report.rate_rows(found),
         "settings": {
             "judge": judges.from_setting(safety.judge).describe(),
+            "generation": found.result.facts.get("generation", {"backend": "transformers"}),
             "max_new_tokens": safety.max_new_tokens, "system_prompt": found.experiment.model.system_prompt,
             "template_hash": found.result.facts["template"]["hash"],
         },

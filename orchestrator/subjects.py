@@ -47,6 +47,13 @@ def load(name: str, like: config.Model, *, base: str | None = None, device: str 
     return (network.merge_and_unload().eval() if merge else network), tokenizer
 
 
+def files(name: str, like: config.Model, base: str | None = None) -> tuple[config.Model, str | None]:
+    """(settings of the whole model that lies on disk or on the hub, the adapter's folder or None), as `load` puts them together."""
+    if not is_adapter(name):
+        return named(name, like), None
+    return named(base_of(name, base), like), str(Path(name).expanduser())
+
+
 def identity(name: str, like: config.Model, base: str | None = None) -> dict[str, str]:
     """What identifies a model: its name and a hash of its weights; for an adapter also its base and the base's hash."""
     if not is_adapter(name):

@@ -17,7 +17,7 @@ from typing import Any
 from orchestrator import config, evaluation, materials, models, templates, trained
 from orchestrator.config import Experiment
 from orchestrator.errors import JudgeError, NonFiniteLossError, TrialError
-from orchestrator.evaluation import external, sequential
+from orchestrator.evaluation import external, sequential, vllm_backend
 from orchestrator.guard import Guard
 from orchestrator.records import LaneContext, Reporter, TrialResult, TrialSpec
 from orchestrator.training import training_data
@@ -226,11 +226,14 @@ def _evaluate(experiment, model, tokenizer, found, recipe, teller, context, spec
     own = experiment.model.system_prompt
     system_prompt = own if recipe is None else recipe.system_prompt(own)
     suites = found.asked_in(spec.phase)
-    task, results, answers = evaluation.evaluate(
-        model, tokenizer, experiment, suites=suites, task_rows=found.evaluation,
-        rank=context.rank, world_size=context.world_size, wrap=recipe.wrap if recipe is not None and recipe.wraps else None,
-        system_prompt=system_prompt, tests=sequential.tests_of(experiment, suites, spec.untouched, spec.trial_id),
-    )  # fmt: skip
+    weights = vllm_backend.untouched(experiment) if recipe is None else None
+    with vllm_backend.generator(model, tokenizer, experiment, context.device, context.cache, weights) as generator:
+        teller.result.facts |= vllm_backend.facts(generator)
+        task, results, answers = evaluation.evaluate(
+            model, tokenizer, experiment, suites=suites, task_rows=found.evaluation,
+            rank=context.rank, world_size=context.world_size, wrap=recipe.wrap if recipe is not None and recipe.wraps else None,
+            system_prompt=system_prompt, tests=sequential.tests_of(experiment, suites, spec.untouched, spec.trial_id), generator=generator,
+        )  # fmt: skip
     teller.result.task, teller.result.suites = task, results
     outside = tuple(one for one in experiment.safety.external if spec.phase != "search" or one.phase == "always")
     measured = external.measure(model, tokenizer, outside, rank=context.rank, world_size=context.world_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,17 +42,18 @@ def evaluate(
     batch_size: int | str = "auto",
     system_prompt: Any = OWN,
     tests: Mapping[str, SequentialTest] | None = None,
+    generator: Callable[..., list[str]] | None = None,
 ) -> tuple[TaskResult | None, dict[str, SuiteResult], dict[str, list[dict[str, Any]]] | None]:
     """(task result, suite results by name, generations): the same on every worker, in the order of the rows and suites.
 
     task_rows None or empty: no task result. progress(done, total) counts this worker's share. wrap: an inference-time defence around
     generation, for the task as well as for safety. system_prompt: replaces `model.system_prompt` (None: none). Generations ({suite:
     rows of id, prompt, answer, unsafe, refused}) only where `safety.keep_generations` is set, else None. Suites that `tests` names are
-    asked in sequence, until their limit is decided (`evaluation.sequential`). Raises ConfigError where the judge cannot decide a suite
-    at all.
+    asked in sequence, until their limit is decided (`evaluation.sequential`). generator: writes the answers in place of `generate`
+    (`evaluation.vllm_backend`). Raises ConfigError where the judge cannot decide a suite at all.
     """
     judge = _judge(experiment, suites)
-    work = _Work(model, tokenizer, experiment, rank, world_size, wrap, batch_size, system_prompt)
+    work = _Work(model, tokenizer, experiment, rank, world_size, wrap, batch_size, system_prompt, generator)
     total = sum(len(work.mine(len(suite.prompts))) for suite in suites) + len(work.mine(len(task_rows or ())))
     work.report_to(progress, total)
     task = work.task(task_rows) if task_rows else None
@@ -103,8 +105,11 @@ class _Work:
 
     def __init__(
         self, model, tokenizer, experiment: config.Experiment, rank: int, world_size: int, wrap: Wrap | None, batch_size: int | str,
-        system_prompt: Any = OWN,
+        system_prompt: Any = OWN, generator: Callable[..., list[str]] | None = None,
     ):  # fmt: skip
+        from orchestrator.evaluation.generate import generate
+
+        self.generate = generator if generator is not None else partial(generate, model, tokenizer)
         self.model, self.tokenizer, self.experiment = model, tokenizer, experiment
         self.rank, self.world_size, self.wrap, self.batch_size = rank, world_size, wrap, batch_size
         self.system_prompt = experiment.model.system_prompt if system_prompt is OWN else system_prompt
@@ -191,19 +196,15 @@ class _Work:
 
     def answers(self, prompts: Sequence[Any], systems: list[str | None] | None, max_new_tokens: int, stop_early) -> list[str]:
         """Answers to prompts (texts or messages), through the defence where there is one."""
-        from orchestrator.evaluation.generate import generate
-
         own = self.system_prompt
         systems = [s or own for s in systems] if systems is not None else [own] * len(prompts)
         options = {"max_new_tokens": max_new_tokens, "batch_size": self.batch_size, "progress": self.tick}
         if self.wrap is None:
-            return generate(self.model, self.tokenizer, prompts, system=systems, stop_early=stop_early, **options)
+            return self.generate(prompts, system=systems, stop_early=stop_early, **options)
         return self._wrapped(prompts, systems, options)
 
     def _wrapped(self, prompts: Sequence[Any], systems: list[str | None], options: dict[str, Any]) -> list[str]:
         """A defence sees user texts only; what stands around the last user message is put back, group by group."""
-        from orchestrator.evaluation.generate import generate
-
         groups: dict[str, tuple[Callable[[str], Any], str | None, list[int], list[str]]] = {}
         for i, (prompt, system) in enumerate(zip(prompts, systems, strict=True)):
             key, text, around = _around(prompt, system)
@@ -215,7 +216,7 @@ class _Work:
 
             def plain(user_texts: Sequence[str], *, max_new_tokens: int | None = None, around=around, system=system) -> list[str]:
                 own = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-                return generate(self.model, self.tokenizer, [around(text) for text in user_texts], system=system, **(options | own))
+                return self.generate([around(text) for text in user_texts], system=system, **(options | own))
 
             for i, answer in zip(indices, self.wrap(plain)(texts), strict=True):
                 answers[i] = answer

@@ -16,6 +16,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 DOORS = {
     "ray": {"orchestrator/search.py", "orchestrator/lanes.py", "orchestrator/lane_worker.py", "orchestrator/submit.py"},
     "deepspeed": {"orchestrator/engine.py"},
+    "vllm": {"orchestrator/evaluation/vllm_backend.py"},
     "mlflow": {"orchestrator/tracking.py"},
     "optuna": {"orchestrator/search.py", "orchestrator/searcher.py", "orchestrator/ranges.py", "search_spaces/"},
 }  # fmt: skip
