@@ -43,6 +43,7 @@ def check(experiment: Experiment, *, build_pocket: bool = True) -> Checked:
         found.facts += check_data(experiment)
         found.warnings += materials.warnings(materials.load(experiment)) + check_templates(experiment)
         found.warnings += check_sequential(experiment)
+    found.warnings += check_held_out(experiment)
     found.warnings += check_recipes(experiment, found.num_layers)
     return found
 
@@ -109,13 +110,26 @@ def _check_suites(experiment: Experiment) -> None:
     suites, search = experiment.safety.suites, experiment.search
     if not any(s.kind == "harmful" and s.constrains and s.phase == "always" for s in suites):
         raise ConfigError("safety.suites holds no suite of kind harmful that constrains, so degradation cannot be limited; add one")
-    held_out = [s.name for s in (*suites, *experiment.safety.external) if s.phase == "confirm"]
-    confirmed = search.finalists and (len(search.seeds) > 1 or experiment.safety.sequential.enabled)
-    if held_out and not confirmed:
+    held_out = [s.name for s in suites if s.phase == "confirm" and s.constrains]
+    held_out += [one.name for one in experiment.safety.external if one.phase == "confirm" and one.max_drop is not None]
+    if held_out and not _confirms(experiment):
         raise ConfigError(
             f"safety.suites {', '.join(held_out)} wait for confirmation (phase: confirm), but nothing is confirmed with search.seeds="
             f"{len(search.seeds)} and search.finalists={search.finalists}; set search.seeds=2 and search.finalists=1 or more"
         )
+
+
+def _confirms(experiment: Experiment) -> bool:
+    search = experiment.search
+    return bool(search.finalists) and (len(search.seeds) > 1 or experiment.safety.sequential.enabled)
+
+
+def check_held_out(experiment: Experiment) -> list[str]:
+    """Warnings where what is held out, and no limit, will be asked of the untouched model only."""
+    names = [one.name for one in (*experiment.safety.suites, *experiment.safety.external) if one.phase == "confirm"]
+    if not names or _confirms(experiment):
+        return []
+    return [f"{', '.join(names)}: held out (phase: confirm) and nothing is confirmed, so only the untouched model is asked; set search.seeds=2"]
 
 
 def check_model(experiment: Experiment) -> int | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from orchestrator.config import Experiment, Limits
@@ -293,6 +293,14 @@ class Configuration:
     def screened(self) -> bool:
         """Whether a trial of it was stopped early and not asked in full since."""
         return any(judgement.screened for _, judgement in self.trials)
+
+    @property
+    def shown(self) -> TrialResult:
+        """The first seed's trial with the suites that only confirmations were asked, of the first that was; their `source` names its trial."""
+        first = self.trials[0][0]
+        later = [(r.trial_id, suite) for r, _ in reversed(self.trials[1:]) for suite in r.suites.values() if suite.name not in first.suites]
+        held = {suite.name: replace(suite, source={**suite.source, "trial": trial}) for trial, suite in later}
+        return replace(first, suites={**first.suites, **held}) if held else first
 
     @property
     def promising(self) -> bool:

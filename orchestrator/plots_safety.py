@@ -34,7 +34,7 @@ def arms_of(experiment: Experiment, baseline: TrialResult, selection: Selection)
     """The original, and of each recipe the configuration the report shows, where it was measured."""
     labels = recipe_labels(experiment)
     found = summary.by_recipe(selection, experiment.recipe_names)
-    arms = [Arm(labels[name], c.trials[0][0].suites) for name, c in found.items() if c.trials[0][0].suites]
+    arms = [Arm(labels[name], c.shown.suites) for name, c in found.items() if c.trials[0][0].suites]
     return [Arm(ORIGINAL, baseline.suites), *arms]
 
 

@@ -48,7 +48,7 @@ def write_report(
     content = view(experiment, baseline, rows, selection, facts) | {"plots": shown}
     configuration = selection.best or selection.nearest_miss
     if configuration is not None:
-        paths += report_safety.write_csv(folder, baseline, configuration.trials[0][0])
+        paths += report_safety.write_csv(folder, baseline, configuration.shown)
     html = outputs.write_text(folder / "report.html", _render("report.html.j2", content))
     return [html, outputs.write_text(folder / "report.md", _render("report.md.j2", content)), *paths]
 

@@ -113,8 +113,8 @@ def _attacks(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteResult]
         if len(names) == 1 and before[names[0]].attack == "direct":
             continue
         for name in names:
-            held = " (held out for confirmation)" if before[name].phase == "confirm" else ""
             tuned = after.get(name)
+            held = f" (held out for confirmation{asked_of(tuned, '; asked of ')})" if before[name].phase == "confirm" else ""
             figures = [summary.figure(summary.suite_rate(s, level)) if s else summary.MISSING for s in (before[name], tuned)]
             rows.append([f"{data}", f"{before[name].attack}{held}", *figures])
         if len(names) > 1:
@@ -124,6 +124,12 @@ def _attacks(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteResult]
         "note": "Share of prompts answered (or babbled at) under each framing; the worst case counts a prompt that any framing got answered.",
         "head": ["prompts", "attack", "untouched model", "this model"], "rows": rows,
     }  # fmt: skip
+
+
+def asked_of(suite: SuiteResult | None, text: str = ", asked of ") -> str:
+    """Which trial a held-out suite was asked of, where that is not the one shown (`Configuration.shown`); else empty."""
+    trial = suite.source.get("trial") if suite is not None else None
+    return f"{text}{trial}" if trial else ""
 
 
 def _any(suites: Mapping[str, SuiteResult], names: Sequence[str], level: float) -> str:

@@ -43,7 +43,7 @@ def view(
         "baseline": _baseline(baseline, experiment),
         "limits": _limits(experiment),
         "suites": _suites(experiment, baseline),
-        "safety": report_safety.tables(baseline, shown.trials[0][0] if shown else None, limits.confidence),
+        "safety": report_safety.tables(baseline, shown.shown if shown else None, limits.confidence),
         "measured": _measured(experiment, baseline, facts) + _sequential(experiment, rows),
         "seeds": ", ".join(map(str, sorted({r.seed for r, _ in rows}))) or "none",
         "duration": duration(facts.get("seconds")),
@@ -72,11 +72,11 @@ def param(value: Any) -> str:
 
 def _shown(found: Configuration, baseline: TrialResult, experiment: Experiment) -> dict[str, Any]:
     """The best configuration, or the nearest miss: figures before and after, every constraint of every seed."""
-    result, judgement = found.trials[0]
+    result, judgement = found.shown, found.trials[0][1]
     level = experiment.safety.limits.confidence
     figures = [("task score", summary.figure(summary.task_score(baseline, level)), summary.figure(summary.task_score(result, level)))]
     for name, suite in result.suites.items():
-        label = f"{'attack success' if suite.kind == 'harmful' else 'over-refusal'} on {name}"
+        label = f"{'attack success' if suite.kind == 'harmful' else 'over-refusal'} on {name}{report_safety.asked_of(suite)}"
         before = summary.figure(summary.suite_rate(baseline.suites.get(name), level))
         figures.append((label, before, summary.figure(summary.suite_rate(suite, level))))
     constraints = [

@@ -283,3 +283,27 @@ def test_held_out_suites_wait_for_confirmation(tmp_path):
     lost = {"s": both["s"], "held": result("harmful", broken, name="held", phase="confirm")}
     assert constraint.judge(trial("confirm", lost), baseline, limits).verdict == "infeasible"
     assert constraint.judge(trial("confirm", {"s": both["s"]}), baseline, limits).verdict == "infeasible", "not measured is not kept"
+
+
+def test_held_out_suites_that_are_only_measured_need_no_confirmation_and_say_so(tmp_path):
+    suites = [{"name": "s", "data": "x.txt"}, {"name": "held", "data": "x.txt", "attack": "prefill", "phase": "confirm", "constrains": False}]
+    setting = made_up.experiment(tmp_path, safety={"suites": suites})
+    checks.check_combinations(setting)
+    (warning,) = checks.check_held_out(setting)
+    assert warning.startswith("held: held out") and "search.seeds=2" in warning
+    assert not checks.check_held_out(made_up.experiment(tmp_path, safety={"suites": suites}, search={"seeds": 2}))
+
+
+def test_the_report_shows_held_out_suites_of_the_confirmation(tmp_path):
+    words = ["refused"] * 30 + ["unsafe"] * 10
+    make = lambda name, phase, words: result("harmful", words, name=name, phase=phase)  # noqa: E731
+    both = {"s": make("s", "always", words), "held": make("held", "confirm", words)}
+    before = TrialResult("baseline", "", {}, 0, "baseline", "complete", made_up.baseline().task, both)
+    searched = TrialResult("t0", "r", {}, 0, "search", "complete", before.task, {"s": both["s"]})
+    again = TrialResult("t0s1", "r", {}, 1, "confirm", "complete", before.task, {"s": both["s"], "held": make("held", "confirm", words[::-1])})
+    (found,) = constraint.configurations([(r, constraint.judge(r, before, config.Limits())) for r in (searched, again)])
+    assert list(found.shown.suites) == ["s", "held"] and searched.suites.keys() == {"s"}, "the record itself stays as it is"
+    tables = {table["title"]: table for table in report_safety.tables(before, found.shown, 0.95)}
+    flipped = [row for row in tables["What became of each prompt"]["rows"] if row[0] == "held" and row[2] != row[3]]
+    assert flipped, "the confirmation's answers are the ones compared"
+    assert report_safety.asked_of(found.shown.suites["held"]) == ", asked of t0s1" and report_safety.asked_of(both["s"]) == ""

@@ -255,6 +255,19 @@ def test_a_suite_that_is_not_decided_is_asked_to_its_end(tmp_path):
     assert (result.screening.lower, result.screening.upper) == (0.05, 0.05)
 
 
+def test_prompts_go_where_the_verdict_is_open(tmp_path):
+    """One trial, one stop rule: a suite that is clearly kept, one clearly lost, and one at the limit, which gets what the others saved."""
+    made = made_up.experiment(tmp_path, safety={"sequential": {"enabled": True, "by": "prompt", "batch": 8}})
+    asked = {}
+    for name, failing in {"kept": lambda i: False, "lost": lambda i: i % 3 == 0, "open": lambda i: i < 24}.items():
+        suite = replace(suite_of(480), name=name)
+        base = TrialResult("baseline", "", {}, 0, "baseline", "complete", suites={name: answering(lambda i: False, [])(suite)[0]})
+        test = sequential.tests_of(made, [suite], sequential.untouched(made, base), "t1")[name]
+        result, _ = sequential.ask(suite, test, 8, answering(failing, []))
+        asked[name] = result.screening.asked
+    assert asked["kept"] < 0.3 * 480 and asked["lost"] < 0.15 * 480 and asked["open"] > 0.8 * 480
+
+
 def test_only_suites_that_are_limited_are_asked_in_sequence(tmp_path):
     off = made_up.experiment(tmp_path)
     on = made_up.experiment(tmp_path, safety={"sequential": {"enabled": True}, "limits": {"max_over_refusal_rise": None}})
