@@ -152,7 +152,8 @@ def need_column(rows: Sequence[Row], column: str, field: str) -> str:
 
     for number, row in enumerate(rows, start=1):
         if column not in row:
-            close = difflib.get_close_matches(column, list(row), n=1, cutoff=0.4)
+            own = [str(name) for name in row if not str(name).startswith("__")]  # without what a loader noted in the row
+            close = difflib.get_close_matches(column, own, n=1, cutoff=0.4)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise DataError(f"{field}: row {number} has no column {column!r}; columns found: {', '.join(map(str, row)) or 'none'}{hint}")
+            raise DataError(f"{field}: row {number} has no column {column!r}; columns found: {', '.join(own) or 'none'}{hint}")
     return column

@@ -14,9 +14,9 @@ def show(kind: str) -> None:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2), header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    table = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
+    for i, column in enumerate(columns):  # what is typed is never broken
+        table.add_column(column, overflow="fold", no_wrap=i == 0)
     return table
 
 
@@ -27,7 +27,8 @@ def _strategies() -> Table:
     table = _table("strategy", "stage", "idea", "needs", "ZeRO")
     for name in strategies.STRATEGIES:
         card, cls = cards.card(name), strategies.get(name)
-        table.add_row(name, card["Stage"], card["Idea"], ", ".join(sorted(cls.needs)) or "-", f"0-{cls.max_zero_stage}")
+        stage, idea = card["Stage"].split("(")[0].split(",")[0].strip(" ."), card["Idea"].split(". ")[0].split(": ")[0].rstrip(".")
+        table.add_row(name, stage, idea, ", ".join(sorted(cls.needs)) or "-", f"0-{cls.max_zero_stage}")
     return table
 
 
