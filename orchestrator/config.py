@@ -115,8 +115,9 @@ class Experiment(Section):
         return Path(self.output.dir.replace("{name}", self.name))
 
     def digest(self) -> str:
-        """Hash of what decides the results: not of where they go (ray, tracking, output)."""
-        return _hash(self.model_dump(mode="json", exclude={"ray", "tracking", "output", "name", "variables"}))
+        """Hash of what decides the results, the number of workers (rows per step) among it: not of where they are made and go."""
+        body = self.model_dump(mode="json", exclude={"ray", "tracking", "output", "name", "variables"})
+        return _hash(body | {"num_workers": self.ray.num_workers})
 
     def digest_of(self, *sections: str) -> str:
         """Hash of some sections, for what is cached between trials and runs."""

@@ -53,7 +53,10 @@ def _difference(a: Experiment, b: Experiment) -> str:
             return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}{key}.").items()}
         return {prefix.rstrip("."): value}
 
-    one, other = (flat(x.model_dump(mode="json", exclude={"ray", "tracking", "output", "name", "variables"})) for x in (a, b))
+    one, other = (
+        flat(x.model_dump(mode="json", exclude={"ray", "tracking", "output", "name", "variables"})) | {"ray.num_workers": x.ray.num_workers}
+        for x in (a, b)
+    )
     keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
     return ", ".join(f"{key}: {one.get(key)!r} there, {other.get(key)!r} here" for key in keys[:3])
 

@@ -118,6 +118,7 @@ def test_digest_ignores_where_and_notices_what():
     base = config.load()
     assert base.digest() == config.load(None, ["output.dir=elsewhere", "ray.lanes=1", "tracking.enabled=false"]).digest()
     assert base.digest() != config.load(None, ["training.weight_decay=0.1"]).digest()
+    assert base.digest() != config.load(None, ["ray.num_workers=2"]).digest(), "twice the rows per step"
 
 
 def test_every_field_is_documented_in_the_schema():

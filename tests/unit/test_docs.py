@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from orchestrator import config_docs
 from strategies import cards
 
 ROOT = Path(__file__).parents[2]
@@ -13,6 +14,13 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 
 def test_the_strategies_page_is_what_the_cards_say():
     assert (ROOT / "docs" / "strategies.md").read_text() == cards.markdown(), "run: python -m strategies.cards > docs/strategies.md"
+
+
+def test_the_config_page_is_what_the_fields_say():
+    assert (ROOT / "docs" / "config.md").read_text() == config_docs.markdown(), "run: python -m orchestrator.config_docs > docs/config.md"
+    dotted = "model.model_name_or_path task.data safety.limits.max_degradation safety.judge search.trials search.sampler tracking.uri output.dir".split()
+    for section, _, key in (name.rpartition(".") for name in dotted):  # names that scripts rely on
+        assert f"| `{key}` |" in config_docs.markdown().split(f"\n## {section}\n")[1].split("\n## ")[0]
 
 
 def test_links_lead_somewhere():
