@@ -1,4 +1,4 @@
-"""The reference of the config file as one Markdown page, from the fields' own descriptions: `python -m orchestrator.config_docs > docs/config.md`."""
+"""Every key of the config file as a Markdown page, from the fields' own descriptions: `python -m orchestrator.config_docs`."""
 
 from __future__ import annotations
 
