@@ -17,7 +17,8 @@ HEAD = """# Every key of a config file
 
 Made from the code by `python -m orchestrator.config_docs`. `safebasin config-schema` prints the same as JSON schema for an editor;
 `safebasin validate -c FILE` checks a file. Any key can be given on the command line by its dotted name, e.g.
-`safebasin run -c job.yaml search.trials=60 safety.limits.max_degradation=0.03`. Unknown keys are refused, with the nearest ones named. Knobs of strategies stand in [Strategies](strategies.md); `${name}` stands for a variable of
+`safebasin run -c job.yaml search.trials=60 safety.limits.max_degradation=0.03`. Unknown keys are
+refused, with the nearest ones named. Knobs of strategies stand in [Strategies](strategies.md); `${name}` stands for a variable of
 the file or the environment.
 """
 
