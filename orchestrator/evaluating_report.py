@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import config, outputs, page, plots_safety, report_safety, report_view, summary
-from orchestrator.constraint import Estimate, paired_difference, rate
 from orchestrator.evaluation.judges import name_of
+from orchestrator.intervals import Estimate, paired_difference, rate
 from orchestrator.plots_safety import Arm
 from orchestrator.records import SuiteResult, TrialResult
 

@@ -12,7 +12,7 @@ import tiny_llama
 from rich.console import Console
 from typer.testing import CliRunner
 
-from orchestrator import comparing, config, constraint, evaluating, evaluating_report, evaluation, models, subjects
+from orchestrator import comparing, config, constraint, evaluating, evaluating_report, evaluation, intervals, models, subjects
 from orchestrator.errors import ConfigError, ModelError
 from orchestrator.evaluation.suites import load_suite
 
@@ -168,7 +168,7 @@ def test_finished_evaluations_and_models_stand_side_by_side(compared):
     first, second = found.entries[0].result.suites["harm"], found.entries[1].result.suites["harm"]
     row = next(r for r in rows if r["model"] == "tuned" and r["suite"] == "harm")
     assert float(row["difference"]) == pytest.approx(second.rate - first.rate) and row["against"] == "base"
-    wanted = constraint.paired_difference(first.certain, second.failures, first.groups, found.level)
+    wanted = intervals.paired_difference(first.certain, second.failures, first.groups, found.level)
     assert (float(row["difference_lower"]), float(row["difference_upper"])) == pytest.approx((wanted.lower, wanted.upper))
     assert "data:image/png" in (where / "out" / "comparison.html").read_text() and (where / "out" / "tuned" / "evaluation.json").exists()
 
