@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from orchestrator import comparing, config, constraint, evaluating, evaluating_report, evaluation, intervals, models, subjects
 from orchestrator.errors import ConfigError, ModelError
 from orchestrator.evaluation.suites import load_suite
+from orchestrator.records import SuiteResult, TrialResult
 
 WORDS = ("red", "green", "blue", "tea", "soup", "cake", "kite", "house")
 
@@ -106,6 +107,17 @@ def test_without_a_baseline_there_is_no_verdict_and_no_empty_column(folder, tmp_
     assert "this model</th>" not in page and "<th>tuned</th>" in page and not (tmp_path / "transitions.csv").exists()
     with pytest.raises(ConfigError, match="holds an earlier evaluation.json"):
         evaluating.evaluate(experiment(folder), evaluating.Request(str(folder / "tuned"), output=tmp_path), text)
+
+
+def test_what_a_rate_hides_is_printed_below_the_table():
+    suites = {"harm": SuiteResult(
+        "harm", "harmful", list("abcd"), None, [True, False, False, False], [False, False, True, True], gibberish=[False, True, False, False],
+        empty=[False, False, True, True], unparsed=[True, False, False, False], source={"duplicates": 2},
+    )}  # fmt: skip
+    clean = {"harm": SuiteResult("harm", "harmful", list("abcd"), None, [False] * 4, [True] * 4, source={"duplicates": 2})}
+    result, before = (TrialResult(name, "", {}, 0, "confirm", "complete", None, s) for name, s in (("model", suites), ("baseline", clean)))
+    found = evaluating.Evaluated(config.from_dict({}), {"name": "new"}, {"name": "old"}, result, before, ())
+    assert evaluating_report.apart(found) == ["new on harm, of 4 answers: 1 gibberish, 2 empty, 1 unparsed, 2 repeated prompts left out"]
 
 
 def test_the_task_is_measured_where_it_is_named(folder, tmp_path):
