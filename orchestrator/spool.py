@@ -35,6 +35,10 @@ class Rejected(Exception):
     """The receiver will never take this record (unlike: it is away)."""
 
 
+class Later(Exception):
+    """The receiver does not take this record now, and what follows need not wait for it: a file, while the receiver's file store is away."""
+
+
 class Spool:
     """Records in order, in memory and in a file. Thread-safe.
 
@@ -52,11 +56,14 @@ class Spool:
             self._read()
 
     def _read(self) -> None:
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        for number, line in enumerate(text.splitlines(), 1):
             try:
                 self._records.append(json.loads(line))
             except ValueError:  # the line a dying process was writing
                 log.warning("%s line %d is cut off and is skipped", self.path, number)
+        if not text.endswith("\n"):  # the next record would be written onto the cut line
+            self._write(lambda: self._append_line("\n"))
 
     def __len__(self) -> int:
         with self._lock:
@@ -102,16 +109,28 @@ class Spool:
 class Pump(threading.Thread):
     """Sends a Spool's records in order on its own thread.
 
-    `send(records)` raises Rejected for what will never be taken and anything else while the receiver is away; `alive()` raises while
-    it is away. Rejected records go to `<spool>.rejected` with the reason, and one warning each is logged.
+    `send(records)` raises Rejected for what will never be taken, Later for a record whose place in the order does not matter and that is not
+    taken now, and anything else while the receiver is away; `alive()` raises while it is away. Rejected records go to
+    `<spool>.rejected.jsonl` with the reason, and one warning each is logged; those for later go to the end of the queue and stay in its file
+    until they are taken.
     """
 
-    def __init__(self, spool: Spool, send: Callable[[list[Record]], None], alive: Callable[[], None], name: str, pause: float = 1.0):
+    def __init__(
+        self,
+        spool: Spool,
+        send: Callable[[list[Record]], None],
+        alive: Callable[[], None],
+        name: str,
+        pause: float = 1.0,
+        longest: float = 30.0,
+    ):
         super().__init__(name=f"{name} pump", daemon=True)
         self.spool, self.send, self.alive, self.receiver, self.pause = spool, send, alive, name, pause
+        self.longest = longest  # seconds between tries while the receiver is away
         self.away_since: float | None = None
         self._closing, self._deadline = threading.Event(), float("inf")
         self._tries = 0
+        self._given_up: set[tuple[Any, str]] = set()  # (run, reason): further records of a run nobody may write to need no tries
 
     def run(self) -> None:
         failures = 0
@@ -121,47 +140,69 @@ class Pump(threading.Thread):
             if self._closing.is_set():
                 time.sleep(0.2 if failures else 0.0)
             else:
-                self._closing.wait(min(self.pause * 2**failures, 30.0))
+                self._closing.wait(min(self.pause * 2 ** min(failures, 30), self.longest))
 
     def _deliver(self, records: list[Record]) -> bool:
-        """Send a window, or where that fails its records one by one; False while the receiver is away."""
+        """Send a window, or where one of its records cannot be taken, the others; False: wait before the next try."""
         try:
             self.send(records)
         except Exception as error:
-            if not isinstance(error, Rejected) and not self._is_poison(error):
-                return False
-            return self._one_by_one(records)
+            if not isinstance(error, Rejected):
+                if not self._answers(error):
+                    return False
+                self._tries += 1
+                if not isinstance(error, Later) and self._tries < POISON_TRIES and (records[0].get("run"), str(error)) not in self._given_up:
+                    log.debug("%s failed to take a record: %s", self.receiver, error)
+                    return False
+            waiting = len(self.spool)
+            done = self._apart(records, error, str(error))
+            self._tries = 0
+            return done and len(self.spool) < waiting
         self._arrived(len(records))
+        self._tries = 0
         return True
 
-    def _is_poison(self, error: Exception) -> bool:
-        """Whether the receiver answers, and only this window fails again and again."""
+    def _answers(self, error: Exception) -> bool:
+        """Whether the receiver answers, so that the trouble is with these records."""
         try:
             self.alive()
         except Exception as outage:
             self._tries = 0
             self._note_away(outage)
             return False
-        self._tries += 1
-        if self._tries < POISON_TRIES:
-            log.debug("%s failed to take a record: %s", self.receiver, error)
-            return False
         return True
 
-    def _one_by_one(self, records: list[Record]) -> bool:
-        for record in records:
+    def _apart(self, records: list[Record], error: Exception, stubborn: str) -> bool:
+        """Find by halves which of `records` (the first of the queue) is not taken and set it aside; False at any trouble that is new."""
+        if len(records) == 1:
+            self._set_aside(records[0], error)
+            return True
+        for part in (records[: len(records) // 2], records[len(records) // 2 :]):
             try:
-                self.send([record])
-            except Exception as error:
-                if not isinstance(error, Rejected) and (self._tries < POISON_TRIES or not self._is_poison(error)):
+                self.send(part)
+            except Exception as trouble:
+                known = isinstance(trouble, (Rejected, Later)) or str(trouble) == stubborn
+                if not known or not isinstance(trouble, Rejected) and not self._answers(trouble) or not self._apart(part, trouble, stubborn):
                     return False
-                self._reject(record, error)
-            self._arrived(1)
+            else:
+                self._arrived(len(part))
         return True
+
+    def _set_aside(self, record: Record, error: Exception) -> None:
+        """The first record leaves the queue: for good, with its reason, or to the queue's end."""
+        if not isinstance(error, Later):
+            self._given_up.add((record.get("run"), str(error)))
+            self._reject(record, error)
+            self._arrived(1)
+            return
+        if not record.get("put_off"):
+            name = record.get("file") or record.get("path") or f"a record of run {record.get('run')}"
+            log.warning("%s does not take %s now (%s); it waits in %s", self.receiver, name, str(error)[:200], self.spool.path)
+        self.spool.append(record | {"put_off": True})  # before it is dropped: a crash in between leaves it twice, which changes nothing
+        self.spool.drop(1)
 
     def _arrived(self, count: int) -> None:
         self.spool.drop(count)
-        self._tries = 0
         if self.away_since is not None:
             log.warning("%s answers again after %.0f s; what waited is being sent", self.receiver, time.monotonic() - self.away_since)
             self.away_since = None
@@ -188,3 +229,4 @@ class Pump(threading.Thread):
         if self.is_alive():
             self.join(timeout + 0.5)
         return len(self.spool)
+

@@ -1,4 +1,4 @@
-"""What the driver says of a run to the tracking server, as records in a queue. Knows no MLflow: `tracking.Sink` does.
+"""What the driver says of a run to the tracking server, as records in a queue. Knows no MLflow: `tracking_sink` does.
 
 Shape, always: one parent run per experiment, one child run for the baseline and for each trial, made by the driver alone.
 """
@@ -20,7 +20,7 @@ from orchestrator.records import TrialResult, TrialSpec
 from orchestrator.spool import Pump, Spool
 
 if TYPE_CHECKING:
-    from orchestrator.tracking import Sink
+    from orchestrator.tracking_sink import Sink
 
 log = logging.getLogger(__name__)
 

@@ -7,36 +7,16 @@ only appends a record to a queue (`orchestrator.spool`) and returns; a thread se
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator import outputs
 from orchestrator import tracking_values as values
 from orchestrator.config import Experiment
 from orchestrator.errors import TrackingError
-from orchestrator.spool import Record, Rejected
-from orchestrator.tracker import PARENT, NullTracker, Tracker
-
-CHUNK = {"metrics": 900, "params": 40, "tags": 40}
-"""Entries per `log_batch`: MLflow takes 1000 metrics, 100 params, 100 tags and 1 MB at a time."""
-_REFUSALS = {
-    "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "NOT_FOUND",
-    "NOT_IMPLEMENTED", "ALREADY_EXISTS",
-}  # fmt: skip
-_TEXT_SUFFIXES = {".yaml", ".yml", ".json", ".md", ".txt", ".csv", ".jsonl", ".html", ".log"}
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens its view of training runs, not of traces
-_CLIENT_SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # MLflow's own defaults wait minutes for a server that is away: 7 retries of 120 s
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-}
+from orchestrator.tracker import NullTracker, Tracker
+from orchestrator.tracking_sink import Sink
 
 
 def resolve_uri(experiment: Experiment, output_dir: Path) -> str:
@@ -75,198 +55,25 @@ def _explained(uri: str, experiment: Experiment) -> Iterator[None]:
         source = (
             "tracking.uri" if experiment.tracking.uri else "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "default"
         )
-        reason = values.redact_uri(str(error).strip().splitlines()[0][:300]) if str(error).strip() else type(error).__name__
-        raise TrackingError(
-            f"the MLflow tracking server {values.redact_uri(uri)} ({source}) cannot be used: {reason}; start it, correct tracking.uri "
-            "(e.g. http://host:5000, or null for a sqlite file beside the output folder), or set tracking.enabled=false"
-        ) from error
+        server = f"the MLflow tracking server {values.redact_uri(uri)} ({source})"
+        raise TrackingError(f"{server} {_trouble(error, experiment)}") from error
 
 
-class Sink:
-    """Puts records into MLflow. Used by one thread at a time. Raises Rejected for what the server will never take."""
-
-    def __init__(self, uri: str, output_dir: Path):
-        for name, value in _CLIENT_SETTINGS.items():
-            os.environ.setdefault(name, value)
-        self.uri, self.state_path = uri, output_dir / "tracking.json"
-        self.experiment_id = ""
-        self.runs: dict[str, str] = {}
-        with _quiet():
-            from mlflow import MlflowClient
-
-            if uri.startswith("sqlite:///"):
-                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self._new_client = lambda: MlflowClient(tracking_uri=uri)
-        self._client: Any = None
-
-    @property
-    def client(self) -> Any:
-        """The MlflowClient; made at first use, which for sqlite creates the tables (one process at a time)."""
-        if self._client is None:
-            with _quiet(), self._migration_lock():
-                self._client = self._new_client()
-                self._client.search_experiments(max_results=1)
-        return self._client
-
-    def _migration_lock(self) -> contextlib.AbstractContextManager[Any]:
-        if not self.uri.startswith("sqlite:///") or self.uri == "sqlite:///:memory:":
-            return contextlib.nullcontext()
-        from filelock import FileLock
-
-        return FileLock(self.uri.removeprefix("sqlite:///") + ".lock", timeout=120)
-
-    def alive(self) -> None:
-        """Raises where the server does not answer."""
-        self.client.search_experiments(max_results=1)
-
-    def find_experiment(self, name: str) -> None:
-        """Make the experiment, or find it. Raises TrackingError where it was deleted."""
-        from mlflow.exceptions import MlflowException
-
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            place = (
-                f"file://{Path(self.uri.removeprefix('sqlite:///')).parent / 'mlartifacts'}" if self.uri.startswith("sqlite:///") else None
-            )
-            try:
-                self.experiment_id = self.client.create_experiment(name, artifact_location=place, tags=_EXPERIMENT_TAGS)
-                return
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                found = self.client.get_experiment_by_name(name)  # another driver made it a moment ago
-        if found.lifecycle_stage != "active":
-            raise TrackingError(
-                f"the MLflow experiment {name!r} was deleted; restore it with `mlflow experiments restore -x {found.experiment_id}` "
-                "or set tracking.experiment to another name"
-            )
-        self.experiment_id = found.experiment_id
-
-    def known_runs(self) -> dict[str, str]:
-        """Run ids of an earlier process on this folder, where its parent run still exists on this server; otherwise none."""
-        from mlflow.exceptions import MlflowException
-
-        state = outputs.read_json(self.state_path) or {}
-        if (
-            state.get("uri") != values.redact_uri(self.uri)
-            or state.get("experiment_id") != self.experiment_id
-            or PARENT not in state.get("runs", {})
-        ):
-            return {}
-        try:
-            parent = self.client.get_run(state["runs"][PARENT])
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return {}
-        return dict(state["runs"]) if parent.info.lifecycle_stage == "active" else {}
-
-    def ended(self, key: str) -> bool:
-        """Whether the run of a trial exists and has ended."""
-        return key in self.runs and self.client.get_run(self.runs[key]).info.status != "RUNNING"
-
-    def send(self, records: Sequence[Record]) -> None:
-        """Deliver records in order; log records of one run are joined into few requests. Sending one twice changes nothing."""
-        waiting: dict[str, Record] = {}
-        with _refusals():
-            for record in records:
-                if record["op"] == "log":
-                    joined = waiting.setdefault(record["run"], {"metrics": [], "params": {}, "tags": {}})
-                    joined["metrics"] += record["metrics"]
-                    joined["params"] |= record["params"]
-                    joined["tags"] |= record["tags"]
-                    continue
-                if record["run"] in waiting:
-                    self._log(record["run"], waiting.pop(record["run"]))
-                getattr(self, f"_{record['op']}")(record)
-            for run, joined in waiting.items():
-                self._log(run, joined)
-
-    def _run(self, key: str) -> str:
-        if key not in self.runs:
-            raise Rejected(f"run {key!r} was never made")
-        return self.runs[key]
-
-    def _create(self, record: Record) -> None:
-        key = record["run"]
-        if key in self.runs:  # an interrupted trial is taken up again
-            self.client.update_run(self.runs[key], status="RUNNING")
-            return
-        tags = dict(record["tags"])
-        if key != PARENT:
-            tags |= {"mlflow.parentRunId": self._run(PARENT), "safebasin.key": f"{self._run(PARENT)}/{key}"}
-            query = f"tags.`safebasin.key` = '{tags['safebasin.key']}'"
-            found = self.client.search_runs([self.experiment_id], query, max_results=1)
-        else:
-            found = []
-        run = (
-            found[0] if found else self.client.create_run(self.experiment_id, start_time=record["time"], tags=tags, run_name=record["name"])
+def _trouble(error: Exception, experiment: Experiment) -> str:
+    """Reason and remedy of an error at the start, the second half of a sentence."""
+    code, user = getattr(error, "error_code", None), os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+        if user or os.environ.get("MLFLOW_TRACKING_TOKEN"):
+            who = f"the user {user!r} with this MLFLOW_TRACKING_PASSWORD" if user else "this MLFLOW_TRACKING_TOKEN"
+            return f"does not accept {who}; correct it in the environment of the process that runs safebasin"
+        return "wants a login; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment of the process that runs safebasin"
+    if code == "PERMISSION_DENIED":
+        return (
+            f"does not let {f'the user {user!r}' if user else 'this user'} write to the experiment {experiment.tracking.experiment!r}; ask its owner "
+            "for the permission EDIT, or set tracking.experiment to a name that nobody has"
         )
-        self.runs[key] = run.info.run_id
-        state = {"uri": values.redact_uri(self.uri), "experiment_id": self.experiment_id, "runs": self.runs}
-        outputs.write_json(self.state_path, state)
-
-    def _log(self, key: str, joined: Record) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
-        tags = {k: self.runs.get(v["run"], "") if isinstance(v, dict) else v for k, v in joined["tags"].items()}
-        parts = {
-            "metrics": [Metric(name, value, moment, step) for name, value, moment, step in joined["metrics"]],
-            "params": [Param(name, value) for name, value in joined["params"].items()],
-            "tags": [RunTag(name, value) for name, value in tags.items()],
-        }
-        while any(parts.values()):
-            self.client.log_batch(self._run(key), **{name: rows[: CHUNK[name]] for name, rows in parts.items()}, synchronous=True)
-            parts = {name: rows[CHUNK[name] :] for name, rows in parts.items()}
-
-    def _inputs(self, record: Record) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        inputs = []
-        for data in record["datasets"]:
-            profile = json.dumps({"num_rows": data.get("rows"), "sha256": data["digest"]})
-            dataset = Dataset(
-                data["name"][:500], data["digest"][:36], "local", json.dumps({"uri": data.get("source", "")}), profile=profile
-            )
-            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", data.get("context", "evaluation"))]))
-        self.client.log_inputs(self._run(record["run"]), inputs)
-
-    def _text(self, record: Record) -> None:
-        self.client.log_text(self._run(record["run"]), record["text"], record["file"])
-
-    def _artifact(self, record: Record) -> None:
-        """A file or folder; texts go without secrets."""
-        path, run = Path(record["path"]), self._run(record["run"])
-        if not path.exists():
-            raise Rejected(f"{path} is gone")
-        if path.is_file() and path.suffix in _TEXT_SUFFIXES:
-            text = path.read_text(encoding="utf-8")
-            clean = values.redact_text(text)
-            if clean != text:
-                self.client.log_text(run, clean, f"{record['to']}/{path.name}" if record["to"] else path.name)
-                return
-        self.client.log_artifact(run, str(path), record["to"])
-
-    def _status(self, record: Record) -> None:
-        self.client.set_terminated(self._run(record["run"]), record["status"], record["time"])
-
-
-@contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """MLflow's permanent errors as Rejected; everything else (server away, login expired, database locked) passes through."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code in _REFUSALS:
-            raise Rejected(values.redact_uri(str(error))) from error
-        raise
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """MLflow and its migrations log to the terminal when they are imported; warnings and errors still pass."""
-    yield
-    for name in ("mlflow", "alembic", "alembic.runtime.migration"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    reason = values.redact_uri(str(error).strip().splitlines()[0][:300]) if str(error).strip() else type(error).__name__
+    return (
+        f"cannot be used: {reason}; start it, correct tracking.uri "
+        "(e.g. http://host:5000, or null for a sqlite file beside the output folder), or set tracking.enabled=false"
+    )

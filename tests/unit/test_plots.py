@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import constraint, plots
 from orchestrator.config import Limits
-from orchestrator.intervals import Estimate
+from orchestrator.constraint import Estimate
 
 
 @pytest.fixture(scope="module")

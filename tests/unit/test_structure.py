@@ -17,7 +17,7 @@ DOORS = {
     "ray": {"orchestrator/search.py", "orchestrator/lanes.py", "orchestrator/lane_worker.py", "orchestrator/submit.py"},
     "deepspeed": {"orchestrator/engine.py"},
     "vllm": {"orchestrator/evaluation/vllm_backend.py"},
-    "mlflow": {"orchestrator/tracking.py"},
+    "mlflow": {"orchestrator/tracking_sink.py"},
     "optuna": {"orchestrator/search.py", "orchestrator/searcher.py", "orchestrator/ranges.py", "search_spaces/"},
 }  # fmt: skip
 """vendor -> files that may import it; a name ending in / is a folder."""
@@ -32,7 +32,7 @@ LEVELS = (
     {"experiment"},
     {
         "search", "searcher", "report", "summary", "tracking", "tracker",
-        "tracking_values", "spool", "handover", "progress", "baseline", "checks", "resuming",
+        "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "resuming",
     },
     {"lanes", "plots_safety"},
     {"plots"},
@@ -41,12 +41,12 @@ LEVELS = (
     {"trial"},
     {"training", "trained"},
     {"guard", "materials", "constraint", "summary", "ranges", "templates"},
-    {"intervals"},
     {"weights", "subjects"},
     {"engine", "evaluation", "models", "data"},
     {"outputs", "records", "pocket", "cachedir", "evidence"},
     {"config", "config_text", "kustomize"},
     {"config_sections"},
+    {"redaction"},
     {"errors"},
 )
 

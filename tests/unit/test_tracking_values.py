@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from orchestrator import constraint, spool
 from orchestrator import tracking_values as values
 from orchestrator.config import Limits
-from orchestrator.spool import Pump, Rejected, Spool
+from orchestrator.spool import Later, Pump, Rejected, Spool
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ class Server:
 
     def __init__(self):
         self.got: list[dict] = []
-        self.away, self.refuses, self.chokes = False, None, None
+        self.away, self.refuses, self.chokes, self.no_files, self.asked = False, None, None, False, 0
 
     def alive(self):
         if self.away:
@@ -142,7 +142,10 @@ class Server:
 
     def send(self, records):
         self.alive()
+        self.asked += 1
         for record in records:
+            if self.no_files and "file" in record:
+                raise Later("HTTP 500 of the file store")
             if record["i"] == self.refuses:
                 raise Rejected("never")
             if record["i"] == self.chokes:
@@ -159,7 +162,7 @@ def wait_for(condition, seconds=10.0):
 
 def started(tmp_path, server, monkeypatch=None):
     queue = Spool(tmp_path / "tracking.spool.jsonl")
-    pump = Pump(queue, server.send, server.alive, "test server", pause=0.01)
+    pump = Pump(queue, server.send, server.alive, "test server", pause=0.01, longest=0.5)
     pump.start()
     return queue, pump
 
@@ -211,8 +214,11 @@ def test_what_waits_survives_the_process(tmp_path):
     with queue.path.open("a") as file:
         file.write('{"run": "a", "i":')  # the line a dying process was writing
     server.away = False
-    again, pump = started(tmp_path, server)
+    again = Spool(queue.path)
+    pump = Pump(again, server.send, server.alive, "test server", pause=0.01)
     again.append({"run": "a", "i": 3})
+    assert [record["i"] for record in Spool(queue.path).peek()] == [0, 1, 2, 3], "not written onto the cut line"
+    pump.start()
     assert pump.close(5) == 0 and server.got == [0, 1, 2, 3]
 
 
@@ -236,6 +242,34 @@ def test_a_record_that_always_chokes_a_living_server_does_not_block_the_queue(tm
         queue.append({"run": "a", "i": i})
     wait_for(lambda: server.got == [1, 2])
     assert pump.close(5) == 0 and "HTTP 500" in (tmp_path / "tracking.spool.rejected.jsonl").read_text()
+
+
+def test_one_refused_record_among_many_costs_few_requests(tmp_path):
+    server = Server()
+    server.refuses = 137
+    queue = Spool(tmp_path / "tracking.spool.jsonl")
+    for i in range(400):
+        queue.append({"run": "a", "i": i})
+    pump = Pump(queue, server.send, server.alive, "test server", pause=0.01)
+    pump.start()
+    assert pump.close(5) == 0
+    assert server.got == [i for i in range(400) if i != 137] and server.asked < 25
+
+
+def test_files_wait_for_their_store_and_nothing_waits_for_them(tmp_path, caplog):
+    server = Server()
+    server.no_files = True
+    queue, pump = started(tmp_path, server)
+    queue.append({"run": "a", "i": 0, "file": "config.yaml"})
+    for i in range(1, 4):
+        queue.append({"run": "a", "i": i})
+    wait_for(lambda: server.got == [1, 2, 3] and len(queue) == 1)
+    wait_for(lambda: server.asked > 2 + spool.POISON_TRIES, 30)  # more tries than a record that chokes the server gets
+    assert [json.loads(line)["i"] for line in queue.path.read_text().splitlines()][-1] == 0, "it waits on disk"
+    server.no_files = False
+    wait_for(lambda: server.got == [1, 2, 3, 0], 40)
+    assert pump.close(5) == 0 and not (tmp_path / "tracking.spool.rejected.jsonl").exists()
+    assert sum("config.yaml" in r.getMessage() for r in caplog.records) == 1, "said once"
 
 
 def test_a_full_disk_does_not_stop_the_queue(tmp_path, caplog):
