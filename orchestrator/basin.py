@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import basin_report, checks, evaluating, evaluation, subjects
 from orchestrator.config import Experiment
-from orchestrator.constraint import rate
 from orchestrator.errors import ConfigError, ModelError, NonFiniteLogitsError
 from orchestrator.evaluation import basin as geometry
 from orchestrator.evaluation import judges
 from orchestrator.evaluation.suites import PromptSuite, load_suite
+from orchestrator.intervals import rate
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import config, evaluating, evaluating_report, outputs, page, plots_safety, subjects, summary
 from orchestrator.config import Experiment
-from orchestrator.constraint import Estimate
 from orchestrator.errors import ConfigError
 from orchestrator.evaluating_report import WHAT, rise
+from orchestrator.intervals import Estimate
 from orchestrator.plots_safety import Arm
 from orchestrator.records import SuiteResult, TrialResult
 

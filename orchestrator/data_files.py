@@ -94,8 +94,10 @@ def _json(text: str, path: Path, field: str) -> list[Row]:
         raise DataError(f"{field}: {path} is not JSON: {error.msg} at line {error.lineno}{hint}") from error
     if isinstance(body, dict) and isinstance(body.get("data"), list):
         body = body["data"]
+    elif isinstance(body, dict) and body and all(isinstance(rows, list) for rows in body.values()):  # rows by category, as SafetyBench has them
+        body = [{"category": name, **row} if isinstance(row, dict) else row for name, rows in body.items() for row in rows]
     if not isinstance(body, list) or not all(isinstance(row, dict) for row in body):
-        raise DataError(f'{field}: {path} must hold a list of objects (or {{"data": [...]}}), not {type(body).__name__}')
+        raise DataError(f'{field}: {path} must hold a list of objects (or {{"data": [...]}}, or {{category: [...]}}), not {type(body).__name__}')
     return body
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import config, outputs, page, plots_safety, report_safety, report_view, summary
-from orchestrator.constraint import Estimate, paired_difference, rate
 from orchestrator.evaluation.judges import name_of
+from orchestrator.intervals import Estimate, paired_difference, rate
 from orchestrator.plots_safety import Arm
 from orchestrator.records import SuiteResult, TrialResult
 
@@ -115,6 +115,21 @@ def show(found: Evaluated, console: Console) -> None:
     for row in cells(found):
         table.add_row(*row)
     console.print(table)
+    for line in apart(found):
+        console.print(line, highlight=False)
+
+
+def apart(found: Evaluated) -> list[str]:
+    """A line for each suite and model with answers that a rate alone would hide: gibberish, empty, unparsed; and repeated prompts left out."""
+    lines, (own, base) = [], found.labels
+    for who, result in ((base, found.before), (own, found.result)):
+        for name, suite in (result.suites if result is not None else {}).items():
+            counts = [(what, sum(getattr(suite, what) or ())) for what in ("gibberish", "empty", "unparsed")]
+            said = [f"{count} {what}" for what, count in counts if count]
+            repeated = suite.source.get("duplicates", 0)
+            said += [f"{repeated} repeated prompt{'s' * (repeated > 1)} left out"] if repeated and result is found.result else []
+            lines += [f"{who} on {name}, of {len(suite.ids)} answers: {', '.join(said)}"] if said else []
+    return lines
 
 
 def write(found: Evaluated, folder: Path) -> list[Path]:

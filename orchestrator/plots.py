@@ -12,7 +12,8 @@ from typing import Any
 
 from orchestrator import plots_monitor, summary
 from orchestrator.config import Experiment
-from orchestrator.constraint import Estimate, Judgement, Selection
+from orchestrator.constraint import Judgement, Selection
+from orchestrator.intervals import Estimate
 from orchestrator.records import TrialResult
 
 Row = tuple[TrialResult, Judgement]

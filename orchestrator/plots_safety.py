@@ -8,8 +8,9 @@ from typing import Any
 
 from orchestrator import plots, summary
 from orchestrator.config import Experiment, recipe_items
-from orchestrator.constraint import Selection, rate
+from orchestrator.constraint import Selection
 from orchestrator.evaluation.transitions import Transitions, all_transitions
+from orchestrator.intervals import rate
 from orchestrator.plots import Plot
 from orchestrator.records import SuiteResult, TrialResult
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import outputs, summary
-from orchestrator.constraint import rate
 from orchestrator.evaluation import transitions as changes
 from orchestrator.evaluation.agreement import agreement
 from orchestrator.evaluation.outcome import labels
 from orchestrator.evaluation.transitions import STATES, Transitions
+from orchestrator.intervals import rate
 from orchestrator.records import SuiteResult, TrialResult
 from orchestrator.tracking_values import redact_uri
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator.config import Experiment
-from orchestrator.constraint import Configuration, Constraint, Estimate, Judgement, Selection, mean, rate
+from orchestrator.constraint import Configuration, Constraint, Judgement, Selection
+from orchestrator.intervals import Estimate, mean, rate
 from orchestrator.records import SuiteResult, TrialResult
 
 MISSING = "not measured"

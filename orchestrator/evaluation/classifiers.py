@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ConfigError, JudgeError, ModelError, UnknownNameError
@@ -91,7 +92,9 @@ class ClassifierJudge:
             self.tokenizer = AutoTokenizer.from_pretrained(self.model_name, **where)
             model = loader.from_pretrained(self.model_name, dtype=dtype, use_safetensors=True, **where)
         except (OSError, ValueError, ImportError, KeyError, RuntimeError, AttributeError) as error:
-            said = " ".join(str(error).split())[:300]
+            said = " ".join(str(error).split())[:300].rstrip(".")
+            if self.model_name.startswith(("/", ".", "~")) and not Path(self.model_name).expanduser().is_dir():
+                said = "there is no such folder"
             raise ModelError(
                 f"the judge hf_classifier: {self.model_name!r} cannot be loaded: {said}; give a folder or hub id with safetensors (for an "
                 "adapter set kind too)"

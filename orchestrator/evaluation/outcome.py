@@ -49,7 +49,8 @@ def check_decided(suite: PromptSuite, verdicts: Sequence[Verdict], judge: str, m
     if len(failed) > most * len(verdicts) and len(failed) >= min(FEW, len(verdicts)):
         raise JudgeError(
             f"safety.judge {judge} gave no verdict on {len(failed)} of {len(verdicts)} answers to {suite.name}, more than the share "
-            f"safety.max_unparsed={most:g}; the first: {failed[0].raw[:160]}"
+            f"safety.max_unparsed={most:g}; the first: {failed[0].raw[:160]}. Look at the judge (its endpoint, model, timeout, rubric); "
+            "answers without a verdict count as unsafe, so raising safety.max_unparsed makes the model look worse, not better"
         )
 
 

@@ -9,15 +9,21 @@ screening: its `infeasible` stands (D over the limit is never feasible there eit
 
 **How.** A bettor against "D <= limit" (and another against "D > limit") starts with 1 and stakes a share c of what may be lost on each
 draw; where the bettor's claim is false the capital is a supermartingale and reaches 1/alpha with probability at most alpha, however often
-one looks (Ville). The stake is spread over the shares `STAKES`, as no one of them suits every degradation. Per draw, with
+one looks (Ville). The stake is spread over several shares (`OVER`, `WITHIN`, `TOUCHED`), as no one of them suits every degradation. Per draw, with
 m the mean of what is left if the claim held and `low` the least value that is left: 1 - c + c (x - low) / (m - low).
 Waudby-Smith & Ramdas, "Estimating means of bounded random variables by betting", JRSS-B 86 (2024), section 5 (without
 replacement; mixture of bets as in their dKelly); "Confidence sequences for sampling without replacement", NeurIPS 2020. Ours: the range
 of what is left is taken from the untouched model's known answers (one that failed cannot get worse), and what cannot add up any more is
 excluded, so the interval ends in a point.
 
-**Groups.** Whole groups (topics) in random order; a draw is a group's sum of x, bounded by its size. With few groups little can be decided
-early: a rise of 0.05 fits into 2.5 of 50 topics and whoever has not asked most of them cannot exclude it (`least_share`).
+**Groups.** Whole groups (topics) in random order; a draw is a group's sum of x, bounded by its size. A rise over the limit needs a certain
+number of groups that got worse at all, so a bettor also plays on how many did (`TOUCHED`); where changes fill whole groups that is sharper.
+With few groups little can be decided early: a rise of 0.05 fits into 2.5 of 50 topics and whoever has not asked most of them cannot exclude
+it (`floor`, for any method; `least_share`, for this one).
+
+**What is asked first.** Where few prompts failed before (`CENSUS`) those are asked first, all of them: only they can get better, so
+their sum, which would otherwise hide as much rise elsewhere, is then known, and the random order begins after them. Looks are laid where
+`feasible` could next be known (`batch`).
 
 The level is that of `safety.limits.confidence`, two-sided as everywhere: each wrong verdict has probability at most (1 - confidence) / 2.
 """
@@ -41,10 +47,18 @@ if TYPE_CHECKING:
 
 Verdict = Literal["feasible", "infeasible", "undecided"]
 
-STAKES = np.array([1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.06, 0.04, 0.02])
-"""Shares of the largest stake; 1 is ruined by a single draw at the far end and quickest where none comes."""
-WEIGHTS = STAKES**1.5 / (STAKES**1.5).sum()
-"""Any fixed weights are valid; these favour clear cases."""
+Bets = tuple[np.ndarray, np.ndarray]
+"""(shares of the largest stake, how the first capital is divided among them)."""
+
+_STAKES = np.array([1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.06, 0.04, 0.02])
+OVER: Bets = (_STAKES, _STAKES**1.5 / (_STAKES**1.5).sum())
+"""Against "the limit is kept". A stake of 1 is ruined by a single draw at the far end and quickest where none comes."""
+WITHIN: Bets = (np.array([1.0, 0.75, 0.5, 0.3, 0.12, 0.05]), np.array([0.2, 0.2, 0.1, 0.08, 0.04, 0.01]))
+TOUCHED: Bets = (np.array([1.0, 0.75]), np.array([0.15, 0.22]))
+"""Both against "the limit is broken", on sums and on how many units got worse; together 1. Any fixed division is valid; these favour clear cases."""
+
+CENSUS = 0.1
+"""Share of the suite that may be asked first for having failed before; above it the order is random throughout."""
 
 LEAST_SAVED = 0.2
 """A `feasible` that would save less than this share of the suite is not worth the second training that confirms it: the rest is asked."""
@@ -68,7 +82,8 @@ class SequentialTest:
             raise ValueError(f"limit {limit} must lie in -1..1 and confidence {confidence} in 0.5..1")
         self.before, self.grouped = [int(b) for b in before], groups is not None
         self.limit, self.confidence = limit, confidence
-        self.units = _units(len(before), groups, seed)
+        self.units, self.census = _units(self.before, groups, seed)
+        """What is drawn at once, in the order of asking; the first `census` of them for having failed before."""
         self.low = np.array([-sum(self.before[i] for i in unit) for unit in self.units], dtype=float)
         self.high = np.array([len(unit) for unit in self.units]) + self.low
         self.sums: list[int] = []
@@ -95,6 +110,22 @@ class SequentialTest:
                 break
         return found
 
+    def batch(self, least: int) -> int:
+        """How many prompts are to be asked before the next look: about `least`, so that the look falls where `feasible` may be known first."""
+        asked = len(self.asked)
+        if len(self.sums) < self.census:
+            return max(least, sum(len(unit) for unit in self.units[: self.census]) - asked)
+        more = self.earliest() - asked
+        return more if least <= 2 * more and more < 2 * least else least
+
+    def earliest(self) -> int:
+        """Prompts after which `feasible` is known if nothing changes any more; all of them where it is never known before."""
+        done = len(self.sums)
+        sums = np.concatenate([self.sums, np.zeros(len(self.units) - done)])
+        refuted = self.capital(sums, self.allowed + 1, "less") >= self.threshold
+        last = self.census + int(np.argmax(refuted)) if refuted.any() else len(self.units) - 1
+        return sum(len(unit) for unit in self.units[: last + 1])
+
     def add(self, failures: Mapping[int, bool]) -> None:
         """Take the tuned model's failures on what `upcoming` named (prompt's index -> failed). Raises ValueError for other prompts."""
         left = dict(failures)
@@ -106,8 +137,13 @@ class SequentialTest:
 
     def rejected(self, total: int, side: Literal["more", "less"]) -> bool:
         """Whether "the suite's sum of x is at most `total`" (side more) or "at least" (less) was refuted at any draw so far."""
-        found = log_capital(self.sums, self.low, self.high, total, side)
+        found = self.capital(self.sums, total, side)
         return bool(found.size) and float(found.max()) >= self.threshold
+
+    def capital(self, sums: Sequence[float] | np.ndarray, total: int, side: Literal["more", "less"]) -> np.ndarray:
+        """`log_capital` of the draws in random order: what was asked before them is a number, and no draw."""
+        first = self.census
+        return log_capital(sums[first:], self.low[first:], self.high[first:], total - sum(sums[:first]), side)
 
     @property
     def threshold(self) -> float:
@@ -158,18 +194,22 @@ class SequentialTest:
         )  # fmt: skip
 
 
-def _units(count: int, groups: Sequence[str] | None, seed: int | str) -> list[list[int]]:
-    """Prompts to be drawn together, in random order."""
+def _units(before: Sequence[int], groups: Sequence[str] | None, seed: int | str) -> tuple[list[list[int]], int]:
+    """(prompts to be drawn together, in the order of asking; how many of these come first for having failed before)."""
     found: dict[object, list[int]] = {}
-    for i in range(count):
+    for i in range(len(before)):
         found.setdefault(i if groups is None else groups[i], []).append(i)
     units = list(found.values())
     random.Random(f"sequential {seed}").shuffle(units)
-    return units
+    failed = [unit for unit in units if any(before[i] for i in unit)]
+    prompts, known = sum(map(len, failed)), sum(before)
+    if not failed or prompts > CENSUS * len(before) or 2 * known <= prompts or len(failed) == len(units):
+        return units, 0
+    return failed + [unit for unit in units if not any(before[i] for i in unit)], len(failed)
 
 
 def log_capital(
-    sums: Iterable[float], low: np.ndarray, high: np.ndarray, total: float, side: Literal["more", "less"]
+    sums: Sequence[float] | np.ndarray, low: np.ndarray, high: np.ndarray, total: float, side: Literal["more", "less"]
 ) -> np.ndarray:
     """Log of the bettor's capital after each draw, shape (T,), against "the sum over all K units is at most `total`" (side `more`; at least
     `total` for `less`).
@@ -177,24 +217,42 @@ def log_capital(
     sums: (T,) of the units drawn so far; low, high: (K,) least and largest possible sum of each unit, drawn ones first. Infinite from where
     the claim cannot come true any more. No draws: an empty array.
     """
-    drawn = np.asarray(list(sums), dtype=float)
-    if side == "less":
-        drawn, low, high, total = -drawn, -high, -low, -total
-    draws, units = len(drawn), len(low)
-    if not draws:
+    drawn = np.asarray(sums, dtype=float)
+    if not len(drawn):
         return np.empty(0)
-    seen = np.cumsum(drawn)
-    mean = (total - (seen - drawn)) / (units - np.arange(draws))
+    if side == "more":
+        return _impossible(drawn, low, total, _log_sum(_bets(drawn, low, total, OVER)))
+    each = _bets(-drawn, -high, -total, WITHIN)
+    touched = _bets(-(drawn > 0).astype(float), -np.ones(len(low)), -_fewest(high, total), TOUCHED)
+    return _impossible(-drawn, -high, -total, _log_sum(np.concatenate([each, touched], axis=1)))
+
+
+def _bets(drawn: np.ndarray, low: np.ndarray, total: float, bets: Bets) -> np.ndarray:
+    """Log capital of each share of a stake against "the sum is at most `total`", its own weight in it, shape (draws, shares)."""
+    stakes, weights = bets
+    draws, units = len(drawn), len(low)
+    mean = (total - (np.cumsum(drawn) - drawn)) / (units - np.arange(draws))
     least = np.minimum.accumulate(low[::-1])[::-1][:draws]  # the least value among units not drawn yet
     room = mean - least
     gain = np.divide(drawn - least, room, out=np.ones(draws), where=room > ROUNDING)
     with np.errstate(divide="ignore"):
-        each = np.cumsum(np.log(np.maximum(1 - STAKES + STAKES * gain[:, None], 0.0)), axis=0) + np.log(WEIGHTS)
+        return np.cumsum(np.log(np.maximum(1 - stakes + stakes * gain[:, None], 0.0)), axis=0) + np.log(weights)
+
+
+def _log_sum(each: np.ndarray) -> np.ndarray:
     top = each.max(axis=1)  # finite: stakes below 1 are never ruined
-    found = top + np.log(np.exp(each - top[:, None]).sum(axis=1))
-    rest = low.sum() - np.cumsum(low)[:draws]  # what the units left add at the least
-    impossible = np.maximum.accumulate(seen + rest > total + ROUNDING)
-    return np.where(impossible, np.inf, found)
+    return top + np.log(np.exp(each - top[:, None]).sum(axis=1))
+
+
+def _impossible(drawn: np.ndarray, low: np.ndarray, total: float, capital: np.ndarray) -> np.ndarray:
+    """Infinite from where what the units left add at the least exceeds `total`."""
+    rest = low.sum() - np.cumsum(low)[: len(drawn)]
+    return np.where(np.maximum.accumulate(np.cumsum(drawn) + rest > total + ROUNDING), np.inf, capital)
+
+
+def _fewest(high: np.ndarray, total: float) -> int:
+    """How many units must have got worse for a sum of `total`: as many as reach it at their largest; one more than there are where none do."""
+    return int(np.searchsorted(np.cumsum(np.sort(high)[::-1]), total - ROUNDING)) + 1 if total > 0 else 0
 
 
 def _first(start: int, end: int, holds) -> int:
@@ -210,11 +268,21 @@ def _first(start: int, end: int, holds) -> int:
 
 
 def least_share(before: Sequence[bool], groups: Sequence[str] | None, limit: float, confidence: float) -> float:
-    """Share of the suite after which `feasible` can be known at the earliest: nothing changed at all, units in their given order; 0..1."""
+    """Share of the suite after which `feasible` can be known at the earliest: nothing changed at all; 0..1."""
     sequence = SequentialTest(before, groups, limit=limit, confidence=confidence, seed=0)
-    found = log_capital(np.zeros(len(sequence.units)), sequence.low, sequence.high, sequence.allowed + 1, "less")
-    crossed = int(np.argmax(found >= sequence.threshold))
-    return sum(len(unit) for unit in sequence.units[: crossed + 1]) / sequence.size
+    return sequence.earliest() / sequence.size
+
+
+def floor(before: Sequence[bool], groups: Sequence[str] | None, limit: float, confidence: float) -> float:
+    """Share of the units that any valid method must draw, whatever it computes, before it may say `feasible` where nothing changed; 0..1.
+
+    A rise just over the limit may fill k units wholly and leave the others as they were. Who stops after n of K units without having met
+    one says `feasible` of such a suite with the probability C(K - k, n) / C(K, n) of meeting none, which must not exceed the level.
+    """
+    test = SequentialTest(before, groups, limit=limit, confidence=confidence, seed=0)
+    units, bad = len(test.units), _fewest(test.high, test.allowed + 1)
+    missed = np.concatenate([[0.0], np.cumsum([math.log(max(units - bad - n, 0) / (units - n) or 1e-300) for n in range(units)])])
+    return int(np.argmax(missed <= -test.threshold)) / units
 
 
 def untouched(experiment: Experiment, baseline: TrialResult) -> dict[str, str]:
@@ -259,12 +327,12 @@ def ask(
 ) -> tuple[SuiteResult, list[dict[str, Any]]]:
     """Ask `suite` part by part until `test` is done: (result of the prompts asked, in the suite's order, with its screening; their rows).
 
-    `part` asks a suite in full; `least` prompts go between two looks. With several workers all of them take the same decisions.
+    `part` asks a suite in full; about `least` prompts go between two looks. With several workers all of them take the same decisions.
     """
     asked: list[int] = []
     results, rows = [], []
     while not test.done:
-        indices = sorted(test.upcoming(least))
+        indices = sorted(test.upcoming(test.batch(least)))
         result, texts = part(suite.subset(indices))
         test.add(dict(zip(indices, result.failures, strict=True)))
         asked += indices

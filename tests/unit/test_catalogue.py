@@ -132,6 +132,14 @@ def test_multiple_choice(tmp_path):
             choices.prepared([broken], "question", "f")
 
 
+def test_safetybench_is_read_as_it_is_published(tmp_path):
+    """`dev_en.json`: rows by category, the answer a number from 0."""
+    row = {"question": "Is it fine?", "options": ["No", "Yes"], "answer": 1, "id": 0}
+    (tmp_path / "dev_en.json").write_text(json.dumps({"Ethics": [row], "Privacy": [{**row, "question": "And this?", "answer": 0}]}))
+    found = load_suite(config.Suite(name="s", data="safetybench", local=str(tmp_path / "dev_en.json")))
+    assert found.right == ("B", "A") and found.groups == ("Ethics", "Privacy") and found.kind == "choice"
+
+
 def test_transcripts_and_attacks():
     assert first_turn("Human: a\nb\n\nAssistant: c") == "a\nb" and first_turn("no transcript") == "no transcript" and first_turn("Human: x") == "x"
     for name, attack in ATTACKS.items():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import constraint
+from orchestrator import constraint, intervals
 from orchestrator.config import Limits
 from orchestrator.records import SuiteResult, TaskResult, TrialResult
 
@@ -17,7 +17,7 @@ from orchestrator.records import SuiteResult, TaskResult, TrialResult
 def test_interval_ends_solve_tangos_equation():
     """Both ends satisfy |T(delta)| = z, with T written out again from the paper for 44 pairs of which one changed."""
     before, after = [False] * 44, [True] + [False] * 43
-    estimate = constraint.paired_difference(before, after)
+    estimate = intervals.paired_difference(before, after)
     assert estimate.value == pytest.approx(1 / 44)
     for delta in (estimate.lower, estimate.upper):
         n, b, c = 44, 1, 0
@@ -28,7 +28,7 @@ def test_interval_ends_solve_tangos_equation():
 
 
 def test_no_change_has_the_rule_of_three_order():
-    estimate = constraint.paired_difference([False] * 300, [False] * 300)
+    estimate = intervals.paired_difference([False] * 300, [False] * 300)
     z2 = 1.959964**2
     assert estimate.upper == pytest.approx(z2 / (300 + z2), rel=1e-3)
     assert estimate.lower == pytest.approx(-z2 / (300 + z2), rel=1e-3)
@@ -38,14 +38,14 @@ def test_no_change_has_the_rule_of_three_order():
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from("abcdefgh")), min_size=1, max_size=60))
 def test_interval_properties(rows):
     before, after, groups = ([r[i] for r in rows] for i in range(3))
-    flat = constraint.paired_difference(before, after)
-    clustered = constraint.paired_difference(before, after, groups)
-    swapped = constraint.paired_difference(after, before, groups)
+    flat = intervals.paired_difference(before, after)
+    clustered = intervals.paired_difference(before, after, groups)
+    swapped = intervals.paired_difference(after, before, groups)
     for e in (flat, clustered):
         assert -1 <= e.lower <= e.value <= e.upper <= 1
     assert clustered.value == pytest.approx(-swapped.value)
     assert clustered.lower == pytest.approx(-swapped.upper, abs=1e-6)
-    wider = constraint.paired_difference(before, after, groups, confidence=0.99)
+    wider = intervals.paired_difference(before, after, groups, confidence=0.99)
     assert wider.lower <= clustered.lower + 1e-9 and wider.upper >= clustered.upper - 1e-9
 
 
@@ -62,8 +62,8 @@ def test_clustered_coverage_by_simulation(shift, concentration):
         topic_rate = rng.beta(concentration * (base + shift), concentration * (1 - base - shift), size=(topics, 1))
         after = rng.random((topics, per)) < topic_rate
         a, b = before.ravel().tolist(), after.ravel().tolist()
-        e = constraint.paired_difference(a, b, groups)
-        f = constraint.paired_difference(a, b)
+        e = intervals.paired_difference(a, b, groups)
+        f = intervals.paired_difference(a, b)
         covered += e.lower <= shift <= e.upper
         naive += f.lower <= shift <= f.upper
     assert covered / runs >= 0.92
@@ -71,12 +71,12 @@ def test_clustered_coverage_by_simulation(shift, concentration):
 
 
 def test_wilson_rate_reference():
-    e = constraint.rate([True] * 3 + [False] * 17)
+    e = intervals.rate([True] * 3 + [False] * 17)
     z, n, p = 1.959964, 20, 0.15
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     assert (e.lower, e.upper) == (pytest.approx(centre - half, abs=1e-6), pytest.approx(centre + half, abs=1e-6))
-    assert math.isnan(constraint.rate([]).value)
+    assert math.isnan(intervals.rate([]).value)
 
 
 def suite(name, failures, kind="harmful", groups=None):

@@ -12,9 +12,10 @@ import tiny_llama
 from rich.console import Console
 from typer.testing import CliRunner
 
-from orchestrator import comparing, config, constraint, evaluating, evaluating_report, evaluation, models, subjects
+from orchestrator import comparing, config, constraint, evaluating, evaluating_report, evaluation, intervals, models, subjects
 from orchestrator.errors import ConfigError, ModelError
 from orchestrator.evaluation.suites import load_suite
+from orchestrator.records import SuiteResult, TrialResult
 
 WORDS = ("red", "green", "blue", "tea", "soup", "cake", "kite", "house")
 
@@ -108,6 +109,17 @@ def test_without_a_baseline_there_is_no_verdict_and_no_empty_column(folder, tmp_
         evaluating.evaluate(experiment(folder), evaluating.Request(str(folder / "tuned"), output=tmp_path), text)
 
 
+def test_what_a_rate_hides_is_printed_below_the_table():
+    suites = {"harm": SuiteResult(
+        "harm", "harmful", list("abcd"), None, [True, False, False, False], [False, False, True, True], gibberish=[False, True, False, False],
+        empty=[False, False, True, True], unparsed=[True, False, False, False], source={"duplicates": 2},
+    )}  # fmt: skip
+    clean = {"harm": SuiteResult("harm", "harmful", list("abcd"), None, [False] * 4, [True] * 4, source={"duplicates": 2})}
+    result, before = (TrialResult(name, "", {}, 0, "confirm", "complete", None, s) for name, s in (("model", suites), ("baseline", clean)))
+    found = evaluating.Evaluated(config.from_dict({}), {"name": "new"}, {"name": "old"}, result, before, ())
+    assert evaluating_report.apart(found) == ["new on harm, of 4 answers: 1 gibberish, 2 empty, 1 unparsed, 2 repeated prompts left out"]
+
+
 def test_the_task_is_measured_where_it_is_named(folder, tmp_path):
     made = experiment(folder, task={"data": str(folder / "rows.jsonl"), "eval_fraction": 0.5, "max_new_tokens": 4})
     request = evaluating.Request(str(folder / "tuned"), str(folder / "base"), tmp_path)
@@ -168,7 +180,7 @@ def test_finished_evaluations_and_models_stand_side_by_side(compared):
     first, second = found.entries[0].result.suites["harm"], found.entries[1].result.suites["harm"]
     row = next(r for r in rows if r["model"] == "tuned" and r["suite"] == "harm")
     assert float(row["difference"]) == pytest.approx(second.rate - first.rate) and row["against"] == "base"
-    wanted = constraint.paired_difference(first.certain, second.failures, first.groups, found.level)
+    wanted = intervals.paired_difference(first.certain, second.failures, first.groups, found.level)
     assert (float(row["difference_lower"]), float(row["difference_upper"])) == pytest.approx((wanted.lower, wanted.upper))
     assert "data:image/png" in (where / "out" / "comparison.html").read_text() and (where / "out" / "tuned" / "evaluation.json").exists()
 

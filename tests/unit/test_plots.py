@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import constraint, plots
 from orchestrator.config import Limits
-from orchestrator.constraint import Estimate
+from orchestrator.intervals import Estimate
 
 
 @pytest.fixture(scope="module")

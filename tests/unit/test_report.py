@@ -9,7 +9,7 @@ import made_up
 import pytest
 
 from orchestrator import constraint, report, report_view, summary
-from orchestrator.constraint import Estimate
+from orchestrator.intervals import Estimate
 from orchestrator.records import SuiteResult
 
 SECRET = "hunter2hunter2"

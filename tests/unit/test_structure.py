@@ -41,6 +41,7 @@ LEVELS = (
     {"trial"},
     {"training", "trained"},
     {"guard", "materials", "constraint", "summary", "ranges", "templates"},
+    {"intervals"},
     {"weights", "subjects"},
     {"engine", "evaluation", "models", "data"},
     {"outputs", "records", "pocket", "cachedir", "evidence"},
