@@ -67,6 +67,9 @@ class Gradient(Protocol):
     def dot(self, other: Gradient) -> float:
         """Inner product over all trainable parameters of all workers: the same number on every worker, summed in float64."""
 
+    def gram(self, other: Gradient) -> tuple[float, float, float]:
+        """(<self, self>, <self, other>, <other, other>) in one pass and one collective call."""
+
     def norm(self) -> float:
         """Euclidean norm over all trainable parameters of all workers."""
 

@@ -7,7 +7,7 @@ decides whether two gradients conflict.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,16 +25,26 @@ def tensor_dot(a: Tensor, b: Tensor) -> float:
 def tensors_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """Inner product of two lists of tensors of equal shapes on one device, one number over all of them, summed in float64; 0.0 for empty
     lists. The device is asked for the sum once. Raises ValueError on unequal shapes."""
-    sums: list[Tensor] = []
-    with torch.no_grad():
-        for x, y in zip(a, b, strict=True):
-            if x.shape != y.shape:
-                raise ValueError(f"inner product of tensors of shape {tuple(x.shape)} and {tuple(y.shape)}; shapes must be equal")
-            x, y = x.reshape(-1), y.reshape(-1)
-            for start in range(0, x.numel(), PIECE):
-                part = slice(start, start + PIECE) if x.numel() > PIECE else ...
-                sums.append(torch.dot(x[part].double(), y[part].double()))
-    return float(torch.stack(sums).sum()) if sums else 0.0
+    products = [torch.dot(x, y) for x, y in _pieces(a, b)]
+    return float(torch.stack(products).sum()) if products else 0.0
+
+
+def tensors_gram(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[float, float, float]:
+    """(<a, a>, <a, b>, <b, b>) as `tensors_dot` gives them, in one pass: each tensor is read and converted once, not three times."""
+    products = [torch.stack([torch.dot(x, x), torch.dot(x, y), torch.dot(y, y)]) for x, y in _pieces(a, b)]
+    return tuple(torch.stack(products).sum(dim=0).tolist()) if products else (0.0, 0.0, 0.0)
+
+
+def _pieces(a: Sequence[Tensor], b: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Flat float64 pieces of at most PIECE elements of both lists, side by side; one tensor where the two lists hold the same."""
+    for x, y in zip(a, b, strict=True):
+        if x.shape != y.shape:
+            raise ValueError(f"inner product of tensors of shape {tuple(x.shape)} and {tuple(y.shape)}; shapes must be equal")
+        same, x, y = x is y, x.detach().reshape(-1), y.detach().reshape(-1)
+        for start in range(0, x.numel(), PIECE):
+            part = slice(start, start + PIECE) if x.numel() > PIECE else ...
+            left = x[part].double()
+            yield left, left if same else y[part].double()
 
 
 def dot(a: Gradients, b: Gradients) -> float:
@@ -43,9 +53,16 @@ def dot(a: Gradients, b: Gradients) -> float:
     return tensors_dot([a[name] for name in names], [b[name] for name in names])
 
 
+def gram(a: Gradients, b: Gradients) -> tuple[float, float, float]:
+    """(<a, a>, <a, b>, <b, b>) over all parameters. Raises ValueError where the two do not hold the same names."""
+    names = list(_names(a, b))
+    return tensors_gram([a[name] for name in names], [b[name] for name in names])
+
+
 def norm(a: Gradients) -> float:
     """Euclidean norm over all parameters; 0.0 where there are none."""
-    return math.sqrt(tensors_dot(list(a.values()), list(a.values())))
+    values = list(a.values())
+    return math.sqrt(tensors_dot(values, values))
 
 
 def axpy(alpha: float, x: Gradients, y: Gradients) -> dict[str, Tensor]:
@@ -57,19 +74,27 @@ def linear(terms: Sequence[tuple[float, Gradients]]) -> dict[str, Tensor]:
     """Sum of coefficient * gradients. A single term with coefficient 1 is a copy of it bit for bit. Raises ValueError without terms."""
     if not terms:
         raise ValueError("linear combination of no gradients; give at least one (coefficient, gradients)")
-    names = _names(*(g for _, g in terms))
-    return {name: linear_tensor([(c, g[name]) for c, g in terms]) for name in names}
+    names = list(_names(*(g for _, g in terms)))
+    return dict(zip(names, linear_tensors([(c, [g[name] for name in names]) for c, g in terms]), strict=True))
 
 
-def linear_tensor(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """Sum of coefficient * tensor, a new tensor. Terms with coefficient 0 are left out, so that they change no bit (not even -0.0)."""
-    used = [(c, t) for c, t in terms if c != 0]
-    if not used:
-        return torch.zeros_like(terms[0][1])
+def linear_tensors(terms: Sequence[tuple[float, Sequence[Tensor]]]) -> list[Tensor]:
+    """Sum of coefficient * tensors, new tensors: element i of the result is that of the lists' elements i, equal in shape.
+
+    Terms with coefficient 0 are left out, so that they change no bit (not even -0.0). Raises ValueError without terms and where lists
+    differ in length.
+    """
+    if not terms:
+        raise ValueError("linear combination of no vectors; give at least one (coefficient, vector)")
+    if len({len(tensors) for _, tensors in terms}) > 1:
+        raise ValueError(f"linear combination of lists of {', '.join(str(len(t)) for _, t in terms)} tensors; lengths must be equal")
+    used = [(c, list(tensors)) for c, tensors in terms if c != 0]
+    if not used or not used[0][1]:
+        return [torch.zeros_like(t) for t in terms[0][1]]
     c, first = used[0]
-    out = first.clone() if c == 1 else first * c
-    for c, tensor in used[1:]:
-        out.add_(tensor, alpha=c)
+    out = [t.clone() for t in first] if c == 1 else list(torch._foreach_mul(first, c))
+    for c, tensors in used[1:]:
+        torch._foreach_add_(out, tensors, alpha=c)
     return out
 
 

@@ -24,7 +24,7 @@ from strategies.optim import Settings, lr_at, master_weights, parameter_groups
 
 
 class ShardedGradient:
-    """A gradient as this worker holds it: a list of tensors, and how a worker's sum becomes the sum over all workers."""
+    """A gradient as this worker holds it: a list of tensors, and how a worker's sums become the sums over all workers."""
 
     def __init__(self, parts: Sequence[Tensor], total):
         self.parts = tuple(parts)
@@ -32,7 +32,11 @@ class ShardedGradient:
 
     def dot(self, other: ShardedGradient) -> float:
         """Inner product over all trainable parameters of all workers, summed in float64; the same number on every worker."""
-        return self._total(gradients.tensors_dot(self.parts, other.parts))
+        return self._total(gradients.tensors_dot(self.parts, other.parts))[0]
+
+    def gram(self, other: ShardedGradient) -> tuple[float, float, float]:
+        """(<self, self>, <self, other>, <other, other>), each as `dot` gives it; the gradients are read once and workers asked once."""
+        return tuple(self._total(*gradients.tensors_gram(self.parts, other.parts)))
 
     def norm(self) -> float:
         """Euclidean norm over all trainable parameters of all workers."""
@@ -80,7 +84,9 @@ class PlainEngine:
         if self.world_size > 1:
             for parameter in self.module.parameters():
                 dist.broadcast(parameter.data, src=0)
-        self._optimizer = torch.optim.AdamW(parameter_groups(self.trainable, self.training.weight_decay), foreach=True)
+        # one call over all parameters either way; the fused one reads each of them once, and its state differs on GPUs only
+        kind = {"fused": True} if self.device.type == "cpu" else {"foreach": True}
+        self._optimizer = torch.optim.AdamW(parameter_groups(self.trainable, self.training.weight_decay), **kind)
 
     def _forward(self, **inputs: Any) -> Any:
         return self.module(**inputs)
@@ -151,8 +157,7 @@ class PlainEngine:
             raise FloatingPointError(self._blame("the loss", total))
         if units == 0:
             raise ValueError("no loss unit in this step (no labelled token); check task.data and task.max_length")
-        for part in parts:
-            part.mul_(self._share / units)
+        torch._foreach_mul_(parts, self._share / units)
         self._held = parts if self._held is None else [held.add_(part) for held, part in zip(self._held, parts, strict=True)]
         return total / units
 
@@ -166,8 +171,7 @@ class PlainEngine:
         if not terms:
             self._held = None
             return
-        columns = zip(*(gradient.parts for _, gradient in terms), strict=True)
-        self._held = [gradients.linear_tensor([(c, t) for (c, _), t in zip(terms, column, strict=True)]) for column in columns]
+        self._held = gradients.linear_tensors([(c, gradient.parts) for c, gradient in terms])
 
     def shifted(self, direction: ShardedGradient, scale: float) -> AbstractContextManager[None]:
         """Weights plus scale * direction inside the block; restored bit for bit afterwards, also after an exception."""
@@ -198,12 +202,7 @@ class PlainEngine:
 
     def linear(self, terms: Sequence[tuple[float, ShardedGradient]]) -> ShardedGradient:
         """The sum of coefficient * vector, a new vector; the accumulated gradient is not touched. Raises ValueError without terms."""
-        if not terms:
-            raise ValueError("linear combination of no vectors; give at least one (coefficient, vector)")
-        columns = zip(*(vector.parts for _, vector in terms), strict=True)
-        coefficients = [c for c, _ in terms]
-        parts = [gradients.linear_tensor(list(zip(coefficients, column, strict=True))) for column in columns]
-        return ShardedGradient(parts, self._total)
+        return ShardedGradient(gradients.linear_tensors([(c, vector.parts) for c, vector in terms]), self._total)
 
     def move(self, terms: Sequence[tuple[float, ShardedGradient]]) -> None:
         """Add the sum of coefficient * vector to the weights, for good. Terms with coefficient 0 change no bit."""
@@ -251,8 +250,7 @@ class PlainEngine:
         if not math.isfinite(norm):
             raise FloatingPointError(self._blame("the gradient's norm", norm))
         if settings.max_grad_norm > 0 and norm > settings.max_grad_norm:
-            for part in parts:
-                part.mul_(settings.max_grad_norm / (norm + 1e-6))
+            torch._foreach_mul_(parts, settings.max_grad_norm / (norm + 1e-6))
         rate = lr_at(
             self.steps, max_steps=self.max_steps, learning_rate=settings.learning_rate,
             kind=settings.lr_scheduler_type, warmup_ratio=settings.warmup_ratio,
@@ -360,9 +358,9 @@ class PlainEngine:
     def _zeros(self) -> list[Tensor]:
         return [torch.zeros_like(w) for w in self._weights()]
 
-    def _total(self, value: float) -> float:
-        """Sum over workers' shards; where workers hold copies, their mean, so that all go on with the very same number."""
-        return self._sums(value)[0] / (1 if self.sharded else self.world_size)
+    def _total(self, *values: float) -> list[float]:
+        """Sums over workers' shards; where workers hold copies, their means, so that all go on with the very same numbers."""
+        return [value / (1 if self.sharded else self.world_size) for value in self._sums(*values)]
 
     def _sums(self, *values: float) -> list[float]:
         if self.world_size == 1:

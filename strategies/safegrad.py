@@ -54,7 +54,8 @@ def surgery_coefficients(dot: float, safety_sq_norm: float, rho: float, projecti
 
 def combine(task: gradients.Gradients, safety: gradients.Gradients, rho: float, projection: bool = True) -> dict[str, Tensor]:
     """The surgery on {parameter name: gradient}: one inner product over all parameters. Raises ValueError for different names."""
-    c_task, c_safety = surgery_coefficients(gradients.dot(task, safety), gradients.dot(safety, safety), rho, projection)
+    _, dot, safety_sq_norm = gradients.gram(task, safety)
+    c_task, c_safety = surgery_coefficients(dot, safety_sq_norm, rho, projection)
     return gradients.linear([(c_task, task), (c_safety, safety)])
 
 
@@ -131,7 +132,7 @@ class SafeGrad(Strategy):
         safety_batches = self.data.batches(self.rows, step, "safegrad", self.config.safety_batch_size)
         safety_loss = engine.gradient(safety_batches, self._kl if self.config.loss == "kl" else lm_loss)
         safety = engine.gradients()
-        dot, task_sq, safety_sq = task.dot(safety), task.dot(task), safety.dot(safety)
+        task_sq, dot, safety_sq = task.gram(safety)
         c_task, c_safety = surgery_coefficients(dot, safety_sq, self.config.rho, self.config.projection)
         engine.combine([(c_task, task), (c_safety, safety)])
         return {"loss": loss, "safety_loss": safety_loss, **self._log(dot, task_sq, safety_sq, c_safety)}
