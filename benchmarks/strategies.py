@@ -1,19 +1,23 @@
 """What each strategy costs: time of a step, how near that is to the passes it cannot do without, memory, and what comes before and after.
 
-    python benchmarks/strategies.py [--only NAME ...] [--base lora] [--zero-stage N] [--steps N] [--config FILE] [--markdown] [--json FILE]
+    python benchmarks/strategies.py [--only NAME ...] [--base lora] [--zero-stage N] [--steps N] [--hidden N --layers N] [--markdown] [--json FILE]
 
-On the embedded model and its rows (or `--config`), one row per registered strategy at its default knobs:
+On the embedded model and its rows (or `--config`; `--hidden` and `--layers` put a fresh model of that size in its place), one row per
+registered strategy at its default knobs. Times are this process's CPU seconds on one thread, which other work on the machine does not
+lengthen as it does wall time (`--json` holds both):
 
 - step ratio: median time of an optimiser step over that of plain fine-tuning (`--base lora`: of plain LoRA training). The two
-  trainings live side by side in one process and take turns, step by step, so that a busy machine slows both.
+  trainings live side by side in one process and take turns, step by step, so that whatever slows one slows both.
 - passes: forwards / backwards of a step (a backward to leaf vectors alone, no parameter gradients, counts as "leaf").
 - floor: time of just those passes, replayed on the very batches of the method's steps with a bare model (cross-entropy, backward, no
   engine, no optimiser), in the same turns; in plain steps. `step / floor` is what the method adds to its passes, the optimiser's step
   and clipping included. The bar for safegrad is 1.15.
 - memory ratio: peak of live tensors (allocator events) of set-up and three steps over plain's; needs no turn-taking, it is exact.
 - set-up and finish: seconds once per training, of a lane's first trial (later trials share what depends on the untouched model alone).
+- finish / step: what comes after training, in plain steps. finish memory: peak of live tensors in it, beyond the trained model, in
+  sizes of that model (weights that are read from files beside it are counted from when they are tensors).
 
-Strategies that only act at inference, or after training, have the plain step; their time is in `finish`.
+Strategies that act only after training or at inference take plain steps, which are not timed: their cost is `finish`.
 """
 
 from __future__ import annotations
@@ -33,7 +37,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 BAR = 1.15
-HEADINGS = ("strategy", "step ratio", "passes", "floor", "step / floor", "memory ratio", "set-up s", "finish s")
+HEADINGS = (
+    "strategy", "step ratio", "passes", "floor", "step / floor", "memory ratio", "set-up s", "finish s", "finish / step", "finish memory",
+)  # fmt: skip
+CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
 
 def main() -> None:
@@ -42,6 +49,8 @@ def main() -> None:
     parser.add_argument("--base", choices=("full", "lora"), default="full", help="what every method is put on, and compared with")
     parser.add_argument("--zero-stage", type=int, help="time DeepSpeed at this stage instead of the plain engine")
     parser.add_argument("--steps", type=int, default=20, help="timed steps a method")
+    parser.add_argument("--hidden", type=int, default=512, help="width of the model that --layers asks for")
+    parser.add_argument("--layers", type=int, help="time a fresh model of this depth instead of the configured one")
     parser.add_argument("--config", default="pocket", help="preset or YAML file")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -60,7 +69,8 @@ def main() -> None:
         print(f"{name}: done", file=sys.stderr, flush=True)
     show(rows, args)
     if args.json:
-        args.json.write_text(json.dumps({"rows": rows, "base": args.base, "load": os.getloadavg(), "cpus": os.cpu_count()}, indent=1) + "\n")
+        said = {"rows": rows, "base": args.base, "model": world.size(), "load": os.getloadavg(), "cpus": os.cpu_count()}
+        args.json.write_text(json.dumps(said, indent=1) + "\n")
 
 
 def recorder(engine_class):
@@ -108,21 +118,42 @@ class World:
         plain, method = Training(self, self.base), Training(self, recipe, replays=True)
         for step in range(2):  # the first steps allocate
             plain.step(step), method.step(step)
-        times: dict[str, list[float]] = {"plain": [], "method": [], "floor": []}
+        times: dict[str, list[dict[str, float]]] = {"plain": [], "method": [], "floor": []}
         for step in range(2, 2 + self.args.steps):
             times["plain"].append(plain.step(step))
-            times["method"].append(method.step(step))
-            times["floor"].append(method.replay())
-        middle = {key: statistics.median(values) for key, values in times.items()}
-        found = {
-            "plain_step_s": middle["plain"], "step_ratio": middle["method"] / middle["plain"], "passes": method.counted(),
-            "floor": middle["floor"] / middle["plain"], "step_over_floor": middle["method"] / middle["floor"],
-            "setup_s": method.setup_seconds, "finish_s": method.finish(), "steps": self.args.steps,
-        }  # fmt: skip
+            if method.differs:
+                times["method"].append(method.step(step))
+                times["floor"].append(method.replay())
+        plain_step = median(times["plain"])
+        found = {"plain_step_s": plain_step, "setup_s": method.setup_seconds, "steps": self.args.steps}
+        if method.differs:
+            step, floor = median(times["method"]), median(times["floor"])
+            found["passes"] = method.counted()
+            for clock in CLOCKS:
+                found[clock] = {
+                    "step_ratio": step[clock] / plain_step[clock], "floor": floor[clock] / plain_step[clock],
+                    "step_over_floor": step[clock] / floor[clock],
+                }  # fmt: skip
+        found["finish_s"] = method.finish()
+        found["finish_steps"] = found["finish_s"]["cpu"] / plain_step["cpu"]
         plain.finish()
         del plain, method
-        found["memory_ratio"] = peak_bytes(lambda: Training(self, recipe)) / peak_bytes(lambda: Training(self, self.base))
+        if "passes" in found:
+            found["memory_ratio"] = peak_of(lambda: three_steps(Training(self, recipe))) / peak_of(lambda: three_steps(Training(self, self.base)))
+        found["finish_memory"] = self.finish_memory(recipe)
         return found
+
+    def finish_memory(self, recipe: list[str]) -> float:
+        """Peak of live tensors after the last step, beyond the model, in sizes of the model."""
+        training = three_steps(Training(self, recipe), close=False)
+        training.recipe.end(training.engine)
+        model = training.engine.export()
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        return peak_of(lambda: training.recipe.finish(model)) / size
+
+    def size(self) -> dict[str, int]:
+        model = self.rows_and_model()[1]
+        return {"parameters": sum(p.numel() for p in model.parameters()), "layers": model.config.num_hidden_layers}
 
     @property
     def base(self) -> list[str]:
@@ -133,9 +164,14 @@ class World:
         from orchestrator import models, training
 
         model, tokenizer = models.base(self.context.cache, self.experiment.model)
+        if self.args.layers:
+            model = resized(model, self.args.hidden, self.args.layers)
         rows, _ = training.training_data(self.experiment, tokenizer, self.found, self.context, 0)
         # what methods remember per lane is made anew: set-up is that of a lane's first trial
         rows.cache = dict(self.context.cache)
+        if self.args.layers:
+            rows.weights = {role: dict(model.state_dict()) for role in rows.weights}
+            rows.fingerprint += f" {self.args.hidden} {self.args.layers}"
         return rows, model
 
 
@@ -153,10 +189,11 @@ class Training:
         self.recipe = strategies.recipe.build([(name, {}) for name in recipe])
         rows, model = world.rows_and_model()
         self.rows = self.recipe.prepare_data(rows)
-        started = time.perf_counter()
+        clock = Clock()
         torch.manual_seed(0)
         model = self.recipe.setup(model)
-        self.setup_seconds = time.perf_counter() - started
+        self.setup_seconds = clock.read()
+        self.differs = any(part.changes_training for part in self.recipe.strategies)
         self._bare = copy.deepcopy(model).train() if replays else None
         settings = {"training": world.experiment.training, "max_steps": 2 + world.args.steps}
         if world.args.zero_stage is None:
@@ -168,26 +205,26 @@ class Training:
             strategies.recipe.check([(name, {}) for name in recipe], stage, 1, None, set(strategies.recipe.NEEDS))
             self.engine = recorder(DeepSpeedEngine)(model, deepspeed={"zero_optimization": {"stage": stage}}, **settings)
 
-    def step(self, step: int) -> float:
+    def step(self, step: int) -> dict[str, float]:
         self.engine.passes = []
         batches = self.rows.batches(self.rows.task, step)
-        started = time.perf_counter()
+        clock = Clock()
         self.recipe.step(self.engine, batches, step)
         self.engine.step()
         self.recipe.after_step(self.engine, step)
-        return time.perf_counter() - started
+        return clock.read()
 
     def counted(self) -> dict[str, int]:
         """Passes of the last step by kind: every one is a forward, `backward` and `leaf` are how many of them went back, and how."""
         kinds = [kind for kind, _ in self.engine.passes]
         return {"forward": len(kinds), "backward": kinds.count("backward"), "leaf": kinds.count("leaf")}
 
-    def replay(self) -> float:
+    def replay(self) -> dict[str, float]:
         """Seconds of the last step's passes on a bare copy of the model."""
-        started = time.perf_counter()
+        clock = Clock()
         for kind, inputs in self.engine.passes:
             self._pass(kind, inputs)
-        return time.perf_counter() - started
+        return clock.read()
 
     def _pass(self, kind: str, inputs: dict) -> None:
         import torch
@@ -210,29 +247,63 @@ class Training:
             total, units = lm_loss(lambda **given: self._bare(**ask), batch)
             torch.autograd.grad(total / units, hidden)
 
-    def finish(self) -> float:
+    def finish(self) -> dict[str, float]:
         """Seconds of everything after the last step; the engine is gone."""
-        started = time.perf_counter()
+        clock = Clock()
         self.recipe.end(self.engine)
         self.recipe.finish(self.engine.export())
-        seconds = time.perf_counter() - started
+        seconds = clock.read()
         self.engine.close()
         self._bare = None
         return seconds
 
 
-def peak_bytes(build) -> int:
-    """Most bytes of live tensors while a training is built and takes three steps, above what there was before."""
+class Clock:
+    """Seconds since it was made, by every clock."""
+
+    def __init__(self):
+        self.started = {name: clock() for name, clock in CLOCKS.items()}
+
+    def read(self) -> dict[str, float]:
+        return {name: clock() - self.started[name] for name, clock in CLOCKS.items()}
+
+
+def median(times: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(time[name] for time in times) for name in CLOCKS}
+
+
+def resized(model, hidden: int, layers: int):
+    """A fresh model of the same architecture and vocabulary, `hidden` wide with heads of 64 and `layers` deep."""
+    import torch
+
+    changes = {
+        "hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": 4 * hidden,
+        "num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 64, "head_dim": 64,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return type(model)(type(model.config)(**{**model.config.to_dict(), **changes})).train(model.training)
+
+
+def three_steps(training: Training, close: bool = True) -> Training:
+    for step in range(3):
+        training.step(step)
+    if close:
+        training.engine.close()
+    return training
+
+
+def peak_of(work) -> int:
+    """Most bytes of live tensors while `work()` runs, above what there was before."""
     import torch
 
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        _three_steps(build)
+        work()
         return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profile:
-        _three_steps(build)
+        work()
     live = peak = 0
     events = (event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -241,21 +312,17 @@ def peak_bytes(build) -> int:
     return peak
 
 
-def _three_steps(build) -> None:
-    training = build()
-    for step in range(3):
-        training.step(step)
-    training.engine.close()
-
-
 def cells(row: dict) -> list[str]:
     if "error" in row:
         return [row["strategy"], row["error"][:90], *[""] * (len(HEADINGS) - 2)]
-    passes = row["passes"]
+    finish = [f"{row['setup_s']['cpu']:.2f}", f"{row['finish_s']['cpu']:.2f}", f"{row['finish_steps']:.1f}", f"{row['finish_memory']:.2f}"]
+    if "passes" not in row:
+        return [row["strategy"], "plain", *["-"] * 4, *finish]
+    passes, ratios = row["passes"], row["cpu"]
     leaf = f", {passes['leaf']} leaf" if passes["leaf"] else ""
     return [
-        row["strategy"], f"{row['step_ratio']:.2f}", f"{passes['forward']} fwd, {passes['backward']} bwd{leaf}", f"{row['floor']:.2f}",
-        f"{row['step_over_floor']:.2f}", f"{row['memory_ratio']:.2f}", f"{row['setup_s']:.2f}", f"{row['finish_s']:.2f}",
+        row["strategy"], f"{ratios['step_ratio']:.2f}", f"{passes['forward']} fwd, {passes['backward']} bwd{leaf}", f"{ratios['floor']:.2f}",
+        f"{ratios['step_over_floor']:.2f}", f"{row['memory_ratio']:.2f}", *finish,
     ]  # fmt: skip
 
 
@@ -275,7 +342,8 @@ def show(rows: list[dict], args) -> None:
         Console(width=140).print(table)
     for row in rows:
         if row["strategy"] == "safegrad" and "error" not in row:
-            print(f"safegrad: {row['step_over_floor']:.2f} x its forward/backward passes (bar {BAR})")
+            cpu, wall = (row[clock]["step_over_floor"] for clock in CLOCKS)
+            print(f"safegrad: {cpu:.2f} x its forward/backward passes by CPU time, {wall:.2f} x by wall time (bar {BAR})")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ from strategies.gradients import Gradients
 
 Product = Callable[[Gradients], Gradients]
 """v -> H v."""
-HALVINGS = 6
+HALVINGS = 10
+"""Times a step is halved before the path ends: the direction leads uphill, but on a rough loss only over a short way."""
 SHIFT = 1e-2
 """Length of the shift by which lbfgs measures curvature, as a share of what training changed."""
 

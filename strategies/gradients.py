@@ -1,6 +1,6 @@
 """Pure helpers on gradients held as {parameter name: tensor}: inner product, norm, linear combination.
 
-Sums run in float64 over pieces of at most 2^24 elements, so that neither float32 round-off nor the 2^31-element limit of `torch.dot`
+Sums run in float64 over pieces of at most 2^24 elements (fewer on a CPU), so that neither float32 round-off nor the 2^31-element limit of `torch.dot`
 decides whether two gradients conflict.
 """
 
@@ -15,6 +15,8 @@ from torch import Tensor
 Gradients = Mapping[str, Tensor]
 
 PIECE = 1 << 24
+CACHED = 1 << 16
+"""Elements of a piece on a CPU: its float64 copy stays in the core's cache."""
 
 
 def tensor_dot(a: Tensor, b: Tensor) -> float:
@@ -41,10 +43,10 @@ def _pieces(a: Sequence[Tensor], b: Sequence[Tensor]) -> Iterator[tuple[Tensor, 
         if x.shape != y.shape:
             raise ValueError(f"inner product of tensors of shape {tuple(x.shape)} and {tuple(y.shape)}; shapes must be equal")
         same, x, y = x is y, x.detach().reshape(-1), y.detach().reshape(-1)
-        for start in range(0, x.numel(), PIECE):
-            part = slice(start, start + PIECE) if x.numel() > PIECE else ...
-            left = x[part].double()
-            yield left, left if same else y[part].double()
+        size = min(PIECE, CACHED) if x.device.type == "cpu" else PIECE
+        for left, right in zip(x.split(size), y.split(size), strict=True):
+            left = left.double()
+            yield left, left if same else right.double()
 
 
 def dot(a: Gradients, b: Gradients) -> float:
@@ -91,9 +93,13 @@ def linear_tensors(terms: Sequence[tuple[float, Sequence[Tensor]]]) -> list[Tens
     used = [(c, list(tensors)) for c, tensors in terms if c != 0]
     if not used or not used[0][1]:
         return [torch.zeros_like(t) for t in terms[0][1]]
-    c, first = used[0]
-    out = [t.clone() for t in first] if c == 1 else list(torch._foreach_mul(first, c))
-    for c, tensors in used[1:]:
+    (c, first), rest = used[0], used[1:]
+    if c == 1 and rest:  # the usual case in one pass instead of a copy and a sum
+        (c, second), rest = rest[0], rest[1:]
+        out = list(torch._foreach_add(first, second, alpha=c))
+    else:
+        out = [t.clone() for t in first] if c == 1 else list(torch._foreach_mul(first, c))
+    for c, tensors in rest:
         torch._foreach_add_(out, tensors, alpha=c)
     return out
 

@@ -77,6 +77,7 @@ def test_dot_norm_and_combine():
     flat_a, flat_b = (torch.cat([p.reshape(-1).double() for p in g.parts]) for g in (a, b))
     assert a.dot(b) == pytest.approx(float(flat_a @ flat_b), rel=1e-12)
     assert a.norm() == pytest.approx(float(flat_a.norm()), rel=1e-12)
+    assert a.gram(b) == pytest.approx([float(x @ y) for x, y in ((flat_a, flat_a), (flat_a, flat_b), (flat_b, flat_b))], rel=1e-12)
     built.combine([(0.5, a), (-2.0, b)])
     got = torch.cat([p.reshape(-1).double() for p in built.gradients().parts])
     torch.testing.assert_close(got, 0.5 * flat_a - 2.0 * flat_b, rtol=1e-5, atol=1e-9)
@@ -391,9 +392,14 @@ def test_helpers_on_named_gradients():
     x, y = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}, {"a": torch.tensor([4.0, 5.0]), "b": torch.tensor([6.0])}
     assert gradients.dot(x, y) == 32.0
     assert gradients.norm(x) == pytest.approx(math.sqrt(14))
+    assert gradients.gram(x, y) == (14.0, 32.0, 77.0) and gradients.tensors_gram([], []) == (0.0, 0.0, 0.0)
     assert gradients.axpy(2.0, x, y)["a"].tolist() == [6.0, 9.0]
     assert gradients.axpy(0.0, {"a": torch.tensor([math.inf] * 2), "b": x["b"]}, y)["a"].tolist() == [4.0, 5.0]
     assert gradients.linear([(1.0, x), (-1.0, y)])["b"].tolist() == [-3.0]
+    assert gradients.linear([(0.5, x), (1.0, y), (2.0, x)])["a"].tolist() == [6.5, 10.0]
+    assert gradients.linear([(0.0, x), (1.0, y)])["a"].tolist() == [4.0, 5.0] and gradients.linear([(0.0, x)])["b"].tolist() == [0.0]
+    with pytest.raises(ValueError, match="lengths must be equal"):
+        gradients.linear_tensors([(1.0, [x["a"]]), (1.0, [])])
     with pytest.raises(ValueError, match="different parameters: b"):
         gradients.dot(x, {"a": x["a"]})
     with pytest.raises(ValueError, match="no gradients"):
