@@ -223,3 +223,12 @@ def test_a_limit_binds_where_a_rise_beyond_it_is_possible(tmp_path, unsafe, boun
     before = made_up.baseline()
     before.suites["harmful"] = SuiteResult("harmful", "harmful", [str(i) for i in range(100)], None, [i < unsafe for i in range(100)], [False] * 100)
     assert bool(summary.unbound(before, experiment)) is not bound
+
+
+@pytest.mark.parametrize("score, noted", [(0.05, True), (0.9, False)])
+def test_a_best_model_that_learnt_nothing_is_noted(tmp_path, score, noted):
+    experiment = made_up.experiment(tmp_path, safety={"limits": {"max_degradation": 0.2, "max_over_refusal_rise": 0.2}})
+    before, trial = made_up.baseline(), made_up.result("t0", "full", {}, asr=0.01, over=0.04, score=score)
+    selection = constraint.best([(trial, constraint.judge(trial, before, experiment.safety.limits))])
+    assert selection.best is not None
+    assert ("not clearly better than the untouched model" in summary.headline(selection, before, experiment)) is noted
