@@ -231,4 +231,4 @@ def test_a_best_model_that_learnt_nothing_is_noted(tmp_path, score, noted):
     before, trial = made_up.baseline(), made_up.result("t0", "full", {}, asr=0.01, over=0.04, score=score)
     selection = constraint.best([(trial, constraint.judge(trial, before, experiment.safety.limits))])
     assert selection.best is not None
-    assert ("not clearly better than the untouched model" in summary.headline(selection, before, experiment)) is noted
+    assert ("not clearly above the untouched model's" in summary.headline(selection, before, experiment)) is noted
