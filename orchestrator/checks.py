@@ -83,10 +83,13 @@ def check_names(experiment: Experiment) -> None:
 
 def check_combinations(experiment: Experiment) -> None:
     """Sections that contradict each other."""
-    from orchestrator import engine
-
     training = experiment.training
     _check_suites(experiment)
+    if experiment.output_address is not None and experiment.search.storage:
+        raise ConfigError(
+            f"search.storage={experiment.search.storage} lies on this machine, but output.dir={experiment.output_place} is meant to outlive it; "
+            "leave search.storage out: the study then lies with the results"
+        )
     check_generation(experiment)
     if training.engine == "plain" and experiment.ray.num_workers > 1:
         raise ConfigError(f"training.engine=plain trains on one worker, but ray.num_workers={experiment.ray.num_workers}; use deepspeed")
@@ -96,6 +99,8 @@ def check_combinations(experiment: Experiment) -> None:
             "would never learn from stopped ones; use tpe or gp, or monitor.on_breach=log (and that of monitor.quick)"
         )
     if training.engine == "deepspeed":
+        from orchestrator import engine
+
         engine.validate(experiment.deepspeed, training)
 
 
@@ -209,12 +214,26 @@ def check_recipes(experiment: Experiment, num_layers: int | None) -> list[str]:
     return warnings
 
 
-def check_output(folder: Path, overwrite: bool) -> None:
+def check_destination(experiment: Experiment) -> None:
+    """Where the run leaves its files can be written and holds no earlier run. Raises ConfigError, StorageError."""
+    folder, overwrite = experiment.output_dir.absolute(), experiment.output.overwrite
+    if experiment.output_address is None:
+        return check_output(folder, overwrite)
+    from orchestrator import storage
+
+    store = storage.open(experiment.output_address)
+    store.check()
+    check_output(folder, True)  # this machine's copy
+    if store.exists("trials.csv") and not (overwrite or experiment.output.resume):
+        raise ConfigError(f"output.dir {store.shown!r} holds an earlier run; give another output.dir, or output.overwrite=true to empty it")
+
+
+def check_output(folder: Path, overwrite: bool, shown: str | None = None) -> None:
     """The output folder can be written and holds no earlier run. Raises ConfigError, StorageError."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output.dir {str(folder)!r} is a file; give a folder")
     if (folder / "trials.csv").exists() and not overwrite:
-        raise ConfigError(f"output.dir {str(folder)!r} holds an earlier run; give another output.dir, or output.overwrite=true to empty it")
+        raise ConfigError(f"output.dir {shown or str(folder)!r} holds an earlier run; give another output.dir, or output.overwrite=true to empty it")
     parent = folder
     while not parent.exists():
         parent = parent.parent

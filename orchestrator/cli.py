@@ -55,7 +55,7 @@ def run(
 
 
 @app.command()
-def resume(folder: Annotated[str, typer.Argument(help="Output folder of the run that was interrupted.")]) -> None:
+def resume(folder: Annotated[str, typer.Argument(help="Output folder, or address, of the run that was interrupted.")]) -> None:
     """Go on with an interrupted run: finished trials are kept, interrupted ones go on from their checkpoints."""
     from orchestrator import resuming
 
@@ -89,7 +89,7 @@ def _run(settings, exit_zero: bool = False) -> None:
     outcome = experiment.run(settings, console, stop, on_checked=stop.listen)
     style = {0: "bold green", 3: "bold yellow"}.get(outcome.exit_code, "bold red")
     console.print(outcome.sentence, style=style, highlight=False)
-    console.print(f"report: {outcome.folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"report: {settings.place_of('report.html')}", highlight=False, soft_wrap=True)
     raise typer.Exit(0 if exit_zero and outcome.exit_code == 3 else outcome.exit_code)
 
 
@@ -116,7 +116,7 @@ def validate(config: ConfigOption = None, overrides: Overrides = None) -> None:
     console = Console()
     settings = _load(config, overrides)
     found = checks.check(settings, build_pocket=False)
-    checks.check_output(settings.output_dir.absolute(), settings.output.overwrite)
+    checks.check_destination(settings)
     for line in found.facts:
         console.print(line, highlight=False)
     for line in found.warnings:

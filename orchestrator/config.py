@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from orchestrator import addresses
 from orchestrator.config_sections import (
     Columns,
     Escalation,
@@ -111,8 +112,27 @@ class Experiment(Section):
         return tuple(names)
 
     @property
+    def output_address(self) -> str | None:
+        """The address `output.dir` is; None where it is a folder."""
+        found = self.output.dir.replace("{name}", self.name)
+        return found if addresses.is_address(found) else None
+
+    @property
     def output_dir(self) -> Path:
-        return Path(self.output.dir.replace("{name}", self.name))
+        """The folder `output.dir`; for an address the folder on this machine that holds its copy."""
+        address = self.output_address
+        return Path(self.output.dir.replace("{name}", self.name)) if address is None else addresses.staging(address)
+
+    @property
+    def output_place(self) -> str:
+        """`output.dir` as it is shown."""
+        address = self.output_address
+        return str(self.output_dir.absolute()) if address is None else addresses.masked(address)
+
+    def place_of(self, *names: str) -> str:
+        """A file below `output.dir` as it is shown."""
+        address = self.output_address
+        return str(self.output_dir.absolute().joinpath(*names)) if address is None else addresses.joined(self.output_place, *names)
 
     def digest(self) -> str:
         """Hash of what decides the results, the number of workers (rows per step) among it: not of where they are made and go."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from orchestrator import catalogue
+from orchestrator import addresses, catalogue
 
 
 class Section(BaseModel):
@@ -291,13 +291,13 @@ class Ray(Section):
 
 class Tracking(Section):
     enabled: bool = Field(True, description="Whether MLflow is written to.")
-    uri: str | None = Field(None, description="MLflow tracking URI; without it MLFLOW_TRACKING_URI, else sqlite in the output folder's parent (`sqlite:///<output.dir>/../mlflow.db`).")
+    uri: str | None = Field(None, description="MLflow tracking URI; without it MLFLOW_TRACKING_URI, else sqlite in the output folder's parent (`sqlite:///<output.dir>/../mlflow.db`; inside the folder where `output.dir` is an address).")
     experiment: str = Field("safebasin", description="MLflow experiment; made if it does not exist.")
     run_name: str | None = Field(None, description="Name of the parent run; the experiment's name without it.")
 
 
 class Output(Section):
-    dir: str = Field("outputs/{name}", description="Folder for everything the run leaves; `{name}` is the experiment's name.")
+    dir: str = Field("outputs/{name}", description="Folder for everything the run leaves, or an address of object storage (`s3://bucket/prefix/{name}`; gs, abfs, hdfs, file) that needs no shared disk; `{name}` is the experiment's name.")
     overwrite: bool = Field(False, description="Empty the folder first if it holds an earlier run.")
     resume: bool = Field(False, description="Go on with the run the folder holds, if it holds one of this very config; start one otherwise. For jobs that a cluster restarts.")
     keep_models: Literal["best", "all"] = Field("best", description="Which trials' models stay on disk.")
@@ -305,6 +305,4 @@ class Output(Section):
     @field_validator("dir")
     @classmethod
     def _folder(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError("a run writes to folders only, not yet to object storage; give a folder that every node sees")
-        return value
+        return addresses.checked(value) if addresses.is_address(value) else value

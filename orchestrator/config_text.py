@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from orchestrator import catalogue
+from orchestrator import addresses, catalogue
 from orchestrator.errors import ConfigError, UnknownNameError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -198,6 +198,7 @@ def _sentence(cls: type[BaseModel], detail: dict[str, Any]) -> str:
     value = detail.get("input")
     if detail["type"] == "missing":
         return f"{key} is required"
+    value = addresses.masked(value) if isinstance(value, str) and addresses.is_address(value) else value
     shown = "" if isinstance(value, (dict, list, tuple)) else f" (got {value!r})"
     return f"{key}: {message}{shown}" if key else message
 

@@ -50,6 +50,7 @@ def examine(experiment) -> Iterator[Finding]:
     """All findings, in the order they are printed."""
     yield from _versions()
     yield from _devices(experiment)
+    yield from _store(experiment)
     yield from _disk(experiment)
     yield from _compiler(experiment)
     yield from _ray(experiment)
@@ -80,6 +81,19 @@ def _devices(experiment) -> Iterator[Finding]:
         yield Finding("gpu", "warn", "none on this machine, but ray.use_gpu=true; fine if the cluster's workers have them")
     else:
         yield Finding("gpu", "ok", "none; workers train on CPU with gloo")
+
+
+def _store(experiment) -> Iterator[Finding]:
+    """Whether the address that `output.dir` is can be written."""
+    if experiment.output_address is None:
+        return
+    from orchestrator import storage
+
+    try:
+        storage.open(experiment.output_address).check()
+        yield Finding("output.dir", "ok", f"{experiment.output_place} can be written from here; every node needs its credentials")
+    except SafebasinError as error:
+        yield Finding("output.dir", "fail", str(error))
 
 
 def _disk(experiment) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator import baseline, checks, config, constraint, handover, lanes, outputs, ranges, report, resuming, search, summary, tracking
+from orchestrator import baseline, checks, config, constraint, handover, lanes, mirror, outputs, ranges, report, resuming, search, summary, tracking
 from orchestrator.config import Experiment
 from orchestrator.constraint import Judgement, Selection
 from orchestrator.errors import SafebasinError
@@ -52,12 +52,15 @@ class Run:
     """The experiment as trials carry it."""
     rows: list[Row] = field(default_factory=list)
     specs: dict[str, TrialSpec] = field(default_factory=dict)
+    copy: mirror.Copy = field(default_factory=mirror.Folder)
+    """The output folder's other half, where `output.dir` is an address."""
     resumed: bool = False
     """Whether this driver goes on with what another one began."""
 
     def take_up(self) -> None:
         """Read what an earlier driver finished in this folder. The baseline must be known."""
         for result in resuming.finished(self.folder):
+            self.localise(result)
             self.specs[result.trial_id] = resuming.spec_of(self.experiment, result, self.folder, self.dump)
             judgement = self.judge(result)
             self.rows.append((result, judgement))
@@ -89,6 +92,8 @@ class Run:
     def event(self, event: dict[str, Any]) -> None:
         """One event of the lanes: to the screen, to MLflow, and a finished trial into the books."""
         kind, trial_id = event["kind"], event.get("trial_id")
+        if event.get("storage"):
+            self.dashboard.say(f"warning: {trial_id}: {event['storage']}")
         if kind in ("lane_up", "lane_gone"):
             self._lane(event)
         elif kind == "interrupted":
@@ -122,16 +127,25 @@ class Run:
 
     def finished(self, result: TrialResult) -> Judgement:
         """Judge a trial and write everything down before anything else happens."""
+        self.localise(result)
         judgement = self.judge(result)
         self.rows.append((result, judgement))
         outputs.write_trials_csv(self.folder / "trials.csv", [outputs.trial_row(r, j) for r, j in self.rows])
         outputs.write_json(self.folder / "trials" / result.trial_id / "result.json", result.to_dict())
         if not result.facts.get("cancelled"):  # what a stop cut short goes on from its checkpoint
-            handover.remove_checkpoint(result, self.folder)
-        handover.prune_models(self.rows, self.experiment.output.keep_models)
+            handover.remove_checkpoint(result, self.folder, self.copy.remove)
+        handover.prune_models(self.rows, self.experiment.output.keep_models, self.copy.remove)
         self.tracker.finish_trial(result, judgement)
         self.dashboard.finished(result, judgement)
+        for trouble in result.facts.get("storage", []):
+            self.dashboard.say(f"warning: {result.trial_id}: {trouble}")
+        self.copy.news()
         return judgement
+
+    def localise(self, result: TrialResult) -> None:
+        """Where `output.dir` is an address, a trial's model is named by its place in this machine's copy, whether or not it is there yet."""
+        if result.model_dir and self.experiment.output_address is not None:
+            result.model_dir = str(Path(self.trial_folder(result.trial_id)) / "model")
 
 
 def run(
@@ -147,13 +161,32 @@ def run(
     """
     console, stop = console or Console(), stop or threading.Event()
     folder = experiment.output_dir.absolute()
-    resumed = experiment.output.resume and resuming.interrupted(experiment, folder)
-    checks.check_output(folder, experiment.output.overwrite or resumed)
-    with resuming.held(folder):
-        return _run(experiment, folder, resumed, console, stop, on_checked)
+    if experiment.output_address is None:
+        resumed = experiment.output.resume and resuming.interrupted(experiment, folder)
+        checks.check_output(folder, experiment.output.overwrite or resumed)
+        with resuming.held(folder):
+            return _run(experiment, folder, resumed, console, stop, on_checked, mirror.Folder())
+
+    def say(line: str) -> None:
+        console.print(line, style="bold yellow" if line.startswith("warning") else None, highlight=False, soft_wrap=True)
+
+    with resuming.held(folder), mirror.opened(experiment, stop, say) as copy:
+        resumed = experiment.output.resume and resuming.interrupted(experiment, folder)
+        checks.check_output(folder, True)
+        try:
+            outcome = _run(experiment, folder, resumed, console, stop, on_checked, copy)
+        except BaseException:
+            trouble = copy.close()
+            if trouble:
+                say(f"warning: {trouble}")
+            raise
+        trouble = copy.close()
+        return outcome if trouble is None else replace(outcome, exit_code=1, sentence=f"{outcome.sentence}; but {trouble}")
 
 
-def _run(experiment: Experiment, folder: Path, resumed: bool, console: Console, stop: threading.Event, on_checked: Callable[[], None]) -> Outcome:
+def _run(
+    experiment: Experiment, folder: Path, resumed: bool, console: Console, stop: threading.Event, on_checked: Callable[[], None], copy: mirror.Copy
+) -> Outcome:
     started = time.time()
     checked = checks.check(experiment)
     for line in checked.facts:
@@ -162,14 +195,17 @@ def _run(experiment: Experiment, folder: Path, resumed: bool, console: Console, 
         console.print(f"warning: {line}", style="bold yellow", highlight=False)
     on_checked()
     if not resumed:
+        if experiment.output.overwrite:
+            copy.empty()
         prepare_folder(experiment, folder)
+    copy.begin()
     facts = baseline.identity(experiment)
     tracker = tracking.open_tracker(experiment, folder, facts={f"{name}_hash": value for name, value in facts.items()})
     outcome: Outcome | None = None
     try:
         cluster = lanes.connect(experiment.ray)
         try:
-            outcome = _with_cluster(experiment, folder, console, stop, tracker, cluster, checked.num_layers, started, resumed)
+            outcome = _with_cluster(experiment, folder, console, stop, tracker, cluster, checked.num_layers, started, resumed, copy)
         finally:
             lanes.shutdown(cluster)
     finally:
@@ -187,13 +223,13 @@ def prepare_folder(experiment: Experiment, folder: Path) -> None:
     outputs.write_text(folder / "config.resolved.yaml", config.dump_yaml(experiment))
 
 
-def _with_cluster(experiment, folder, console, stop, tracker, cluster, num_layers, started, resumed) -> Outcome:
+def _with_cluster(experiment, folder, console, stop, tracker, cluster, num_layers, started, resumed, copy) -> Outcome:
     plan = lanes.plan(experiment, cluster.nodes, experiment.search.trials)
     if not cluster.started:  # for a cluster of this machine the checks have said it
         console.print(plan.sentence, highlight=False)
     with Dashboard(console, experiment.search.trials, plan.lanes) as dashboard:
         dump = experiment.model_dump(mode="json")
-        state = Run(experiment, folder, console, stop, tracker, dashboard, dump=dump, resumed=resumed)
+        state = Run(experiment, folder, console, stop, tracker, dashboard, dump=dump, resumed=resumed, copy=copy)
         group = lanes.Lanes()
         group.start(experiment, plan)
         try:
@@ -280,9 +316,13 @@ def _conclude(state: Run, started: float) -> Outcome:
         return Outcome(1, None, state.folder, "stopped before the untouched model was measured; nothing to report")
     selection = constraint.best(state.rows)
     if not state.stop.is_set():
-        handover.remove_trained(state.folder, state.experiment.output.keep_models)
+        handover.remove_trained(state.folder, state.experiment.output.keep_models, state.copy.remove)
     facts = {"seconds": time.time() - started, "stopped": state.stop.is_set(), "hashes": baseline.identity(state.experiment)}
     card = report.model_card(state.experiment, state.baseline, selection)
+    if state.experiment.output_address is not None:
+        trouble = handover.fetch_winner(state.folder, selection, state.copy)
+        if trouble:
+            state.dashboard.say(f"warning: {trouble}")
     handover.write_best(state.folder, state.experiment, selection, state.specs, card)
     paths = report.write_report(state.folder, state.experiment, state.baseline, state.rows, selection, facts)
     state.tracker.finish(selection, [state.folder / "config.resolved.yaml", state.folder / "best.json", state.folder / "trials.csv", *paths])

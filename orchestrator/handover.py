@@ -1,16 +1,23 @@
-"""What a finished search hands over: `best.json`, `best.yaml` (re-runnable), `model/`; and which trial models stay on disk."""
+"""What a finished search hands over: `best.json`, `best.yaml` (re-runnable), `model/`; and which trial models stay on disk.
+
+`remove` takes a path away wherever the run's files are (`mirror.Copy.remove`); without it, from this disk.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import config, constraint, outputs
 from orchestrator.config import Experiment
+from orchestrator.errors import StorageError
 from orchestrator.records import TrialResult, TrialSpec
+
+if TYPE_CHECKING:
+    from orchestrator.mirror import Copy
 
 
 def best_experiment(experiment: Experiment, spec: TrialSpec) -> Experiment:
@@ -38,6 +45,23 @@ def write_best(folder: Path, experiment: Experiment, selection: constraint.Selec
     if winner.model_dir and Path(winner.model_dir).is_dir():
         _copy_model(Path(winner.model_dir), folder / "model")
         outputs.write_text(folder / "model" / "README.md", card)
+
+
+def fetch_winner(folder: Path, selection: constraint.Selection, copy: Copy) -> str | None:
+    """Bring the winner's model here before it is handed over, and leave no earlier winner's in its place; a sentence where it is not to be had."""
+    winner = selection.best_trial
+    if winner is None or not winner.model_dir:
+        copy.remove(folder / "model")
+        return None
+    try:
+        copy.fetch(Path(winner.model_dir))
+        why = "it is not there"
+    except StorageError as error:
+        why = str(error)
+    if Path(winner.model_dir).is_dir():
+        return None
+    why = "; ".join(winner.facts.get("storage", [])) or why
+    return f"the model of {winner.trial_id}, the best one, cannot be handed over: {why}; best.yaml trains it again"
 
 
 def _copy_model(source: Path, target: Path) -> None:
@@ -75,7 +99,7 @@ def _trial(result: TrialResult, judgement: constraint.Judgement) -> dict[str, An
     return {"trial_id": result.trial_id, "seed": result.seed, "state": result.state, **judgement.to_dict()}
 
 
-def prune_models(rows: Sequence[tuple[TrialResult, constraint.Judgement]], keep: str) -> None:
+def prune_models(rows: Sequence[tuple[TrialResult, constraint.Judgement]], keep: str, remove: Callable[[Path], None] | None = None) -> None:
     """Delete the models no selection can hand over any more.
 
     With `keep="all"` nothing; with `keep="best"` the feasible configurations of the highest score so far (three of them: a finalist
@@ -89,19 +113,19 @@ def prune_models(rows: Sequence[tuple[TrialResult, constraint.Judgement]], keep:
     kept = {r.trial_id for c in [*feasible[:3], *([miss] if miss else [])] for r, _ in c.trials}
     for result, _ in rows:
         if result.trial_id not in kept and result.model_dir:
-            _remove(Path(result.model_dir))
+            (remove or _remove)(Path(result.model_dir))
 
 
-def remove_trained(folder: Path, keep: str) -> None:
+def remove_trained(folder: Path, keep: str, remove: Callable[[Path], None] | None = None) -> None:
     """Trainings that trials shared: none is needed once the search has ended, unless all models are kept."""
     if keep != "all":
-        _remove(folder / "trained")
+        (remove or _remove)(folder / "trained")
 
 
-def remove_checkpoint(result: TrialResult, folder: Path) -> None:
+def remove_checkpoint(result: TrialResult, folder: Path, remove: Callable[[Path], None] | None = None) -> None:
     """A trial that ended needs no checkpoint to continue from, nor one to go back to."""
     for name in ("checkpoint", "good"):
-        _remove(folder / "trials" / result.trial_id / name)
+        (remove or _remove)(folder / "trials" / result.trial_id / name)
 
 
 def _remove(path: Path) -> None:

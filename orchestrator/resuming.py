@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from orchestrator import config, outputs, search
+from orchestrator import addresses, config, outputs, search
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError
 from orchestrator.records import TrialResult, TrialSpec
@@ -22,12 +22,17 @@ CONFIG = "config.resolved.yaml"
 
 
 def load(folder: str | Path) -> Experiment:
-    """The experiment of an output folder, set to go on there. Raises ConfigError where the folder holds no run of ours."""
-    folder = Path(folder).absolute()
-    if not (folder / CONFIG).is_file():
-        raise ConfigError(f"{folder} holds no {CONFIG}, so there is no run to resume; give the output folder of a run")
-    found = config.load(folder / CONFIG)
-    output = found.output.model_copy(update={"dir": str(folder), "overwrite": False, "resume": True})
+    """The experiment of an output folder or address, set to go on there. Raises ConfigError where it holds no run of ours, StorageError."""
+    if addresses.is_address(str(folder)):
+        from orchestrator import mirror
+
+        path, place = mirror.read_config(str(folder)), addresses.checked(str(folder))
+    else:
+        path, place = Path(folder).absolute() / CONFIG, str(Path(folder).absolute())
+    if not path.is_file():
+        raise ConfigError(f"{place} holds no {CONFIG}, so there is no run to resume; give the output folder of a run")
+    found = config.load(path)
+    output = found.output.model_copy(update={"dir": place, "overwrite": False, "resume": True})
     return found.model_copy(update={"output": output})
 
 
@@ -39,7 +44,7 @@ def interrupted(experiment: Experiment, folder: Path) -> bool:
     theirs = config.load(path)
     if theirs.digest() != experiment.digest():
         raise ConfigError(
-            f"output.dir {str(folder)!r} holds a run of another config ({_difference(theirs, experiment)}); resume it with "
+            f"output.dir {experiment.output_place!r} holds a run of another config ({_difference(theirs, experiment)}); resume it with "
             "`safebasin resume`, give another output.dir, or output.overwrite=true"
         )
     return True

@@ -170,7 +170,7 @@ def _send(client: Any, experiment: Experiment, submission_id: str | None, consol
             runtime_env={"working_dir": str(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS}},
             metadata={"safebasin.experiment": experiment.name, "safebasin.config_hash": experiment.digest()},
         )  # fmt: skip
-    console.print(f"job {job} was accepted; output: {experiment.output_dir}", highlight=False)
+    console.print(f"job {job} was accepted; output: {experiment.output_place}", highlight=False)
     return job
 
 

@@ -20,10 +20,15 @@ from orchestrator.tracking_sink import Sink
 
 
 def resolve_uri(experiment: Experiment, output_dir: Path) -> str:
-    """`tracking.uri`, else MLFLOW_TRACKING_URI, else sqlite beside the output folder; paths of sqlite made absolute."""
+    """`tracking.uri`, else MLFLOW_TRACKING_URI, else sqlite beside the output folder (in it where `output.dir` is an address).
+
+    Paths of sqlite are made absolute.
+    """
     uri = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        return f"sqlite:///{Path(output_dir).resolve().parent / 'mlflow.db'}"
+        folder = Path(output_dir).resolve()
+        # beside the output folder, so that runs are compared; what an address holds is one run, and goes with it
+        return f"sqlite:///{(folder.parent if experiment.output_address is None else folder) / 'mlflow.db'}"
     if uri.startswith("sqlite:///") and uri != "sqlite:///:memory:":
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().resolve()}"
     return uri

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from strategies.recipe import Recipe
 
 
+WEIGHTS = "weights.safetensors"
+
+
 def folder(spec: TrialSpec, experiment: Experiment, recipe: Recipe, fingerprint: str, world_size: int) -> Path | None:
     """Where the training of this trial is kept, by everything that decides it; None where every method of the recipe trains."""
     own = recipe.training_key
@@ -37,12 +40,12 @@ def write(where: Path, model: nn.Module, facts: dict[str, Any]) -> None:
     temporary = where / f".weights.{os.getpid()}"
     save_file(tensors, str(temporary))
     (where / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-    os.replace(temporary, where / "weights.safetensors")
+    os.replace(temporary, where / WEIGHTS)
 
 
 def kept(where: Path) -> bool:
     """Whether a finished training lies there."""
-    return (where / "weights.safetensors").is_file()
+    return (where / WEIGHTS).is_file()
 
 
 def read(where: Path, model: nn.Module) -> dict[str, Any]:
@@ -50,7 +53,7 @@ def read(where: Path, model: nn.Module) -> dict[str, Any]:
     import torch
     from safetensors import safe_open
 
-    path = where / "weights.safetensors"
+    path = where / WEIGHTS
     targets = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with safe_open(path, framework="pt") as tensors, torch.no_grad():
         if set(tensors.keys()) != set(targets):

@@ -11,16 +11,19 @@ import resource
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config, evaluation, materials, models, templates, trained
+from orchestrator import config, evaluation, materials, models, templates, trained, trial_files
 from orchestrator.config import Experiment
 from orchestrator.errors import JudgeError, NonFiniteLossError, TrialError
 from orchestrator.evaluation import external, sequential, vllm_backend
 from orchestrator.guard import Guard
 from orchestrator.records import LaneContext, Reporter, TrialResult, TrialSpec
 from orchestrator.training import training_data
+
+STOPPED = "stopped on request"
 
 
 class Stopped(Exception):
@@ -54,6 +57,8 @@ def run(spec: TrialSpec, reporter: Reporter, context: LaneContext) -> TrialResul
     """
     experiment = experiment_of(spec)
     result = TrialResult(spec.trial_id, spec.recipe, dict(spec.params), spec.seed, spec.phase, "complete")
+    files = trial_files.of(spec, experiment, context)
+    spec = replace(spec, dir=str(files.dir))
     clock, teller = Clock(), _Teller(reporter, context, result)
     teller.tell({"kind": "phase", "phase": "setup", "step": 0})
     with clock.part("setup"):
@@ -62,16 +67,22 @@ def run(spec: TrialSpec, reporter: Reporter, context: LaneContext) -> TrialResul
     trained, recipe = model, None
     try:
         if spec.phase != "baseline":
-            trained, recipe = _train(spec, experiment, model, tokenizer, found, teller, context, clock)
+            trained, recipe = _train(spec, experiment, model, tokenizer, found, teller, context, clock, files)
         with clock.part("evaluate"):
             _evaluate(experiment, trained, tokenizer, found, recipe, teller, context, spec)
         if spec.phase != "baseline":
             with clock.part("save"):
                 _save(spec, trained, tokenizer, result, context)
+        with clock.part("save"):
+            files.send_results()
     except Stopped as stop:
         result.state, result.error = "stopped", str(stop)
     except (NonFiniteLossError, JudgeError, FloatingPointError) as error:
         result.state, result.error = "failed", f"{type(error).__name__}: {error}"
+    if result.error != STOPPED:
+        files.end()
+    if files.troubles:
+        result.facts["storage"] = files.troubles
     result.seconds = clock.total()
     result.facts["peak_memory_mb"] = _peak_memory_mb(context)
     return result
@@ -105,10 +116,10 @@ class _Teller:
             dist.broadcast_object_list(flag, src=0)
             stop = flag[0]
         if stop:
-            raise Stopped("stopped on request")
+            raise Stopped(STOPPED)
 
 
-def _train(spec, experiment, model, tokenizer, found, teller, context, clock):
+def _train(spec, experiment, model, tokenizer, found, teller, context, clock, files):
     """Train, or take up a training that another trial made, and return (whole trained model, recipe)."""
     import strategies.recipe
 
@@ -124,7 +135,8 @@ def _train(spec, experiment, model, tokenizer, found, teller, context, clock):
         model = recipe.setup(model)
         facts.update(_counts(model))  # before ZeRO-3 leaves empty tensors in the model
         shared = trained.folder(spec, experiment, recipe, rows.fingerprint, context.world_size) if recipe.trains else None
-        reuse = shared is not None and _all_of(trained.kept(shared), context)
+        shared = files.home / "trained" / shared.name if shared is not None else None
+        reuse = shared is not None and _all_of(files.kept(shared), context)
     if reuse:
         with clock.part("setup"):
             known = trained.read(shared, model)
@@ -134,12 +146,13 @@ def _train(spec, experiment, model, tokenizer, found, teller, context, clock):
             recipe.wake()
     else:
         if recipe.trains:
-            model = _trained(spec, experiment, recipe, model, rows, guard, tokenizer, teller, context, clock)
+            model = _trained(spec, experiment, recipe, model, rows, guard, tokenizer, teller, context, clock, files)
         facts.setdefault("monitor", {})
         known = {"steps": teller.result.steps, "trial_id": spec.trial_id, "strategies": recipe.facts(training=True)}
         known["monitor"] = facts["monitor"]
         if shared is not None and context.rank == 0:
             trained.write(shared, model, known)
+            files.send_trained(shared)
     with clock.part("save"):
         model = recipe.finish(model)
         facts["strategies"] = recipe.facts() | (known["strategies"] if reuse else {})
@@ -157,7 +170,7 @@ def _all_of(found: bool, context) -> bool:
     return all(seen)
 
 
-def _trained(spec, experiment, recipe, model, rows, guard, tokenizer, teller, context, clock):
+def _trained(spec, experiment, recipe, model, rows, guard, tokenizer, teller, context, clock, files):
     """The whole model after the last step, free of its engine."""
     with clock.part("setup"):
         if experiment.training.gradient_checkpointing:
@@ -166,7 +179,7 @@ def _trained(spec, experiment, recipe, model, rows, guard, tokenizer, teller, co
         engine = make_engine(experiment, model, last, context)
     try:
         with clock.part("train"):
-            _loop(spec, experiment, recipe, engine, rows, guard, tokenizer, teller, last, context)
+            _loop(spec, experiment, recipe, engine, rows, guard, tokenizer, teller, last, context, files)
             recipe.end(engine)
         with clock.part("save"):
             return engine.export()
@@ -175,9 +188,11 @@ def _trained(spec, experiment, recipe, model, rows, guard, tokenizer, teller, co
         engine.close()
 
 
-def _loop(spec, experiment, recipe, engine, rows, guard, tokenizer, teller, last, context) -> None:
+def _loop(spec, experiment, recipe, engine, rows, guard, tokenizer, teller, last, context, files) -> None:
     settings, checkpoint = experiment.training, Path(spec.dir) / "checkpoint"
-    step = _resume(spec, engine, recipe, guard, checkpoint, teller) if spec.attempt or spec.resumed else None
+    again = bool(spec.attempt or spec.resumed)
+    files.begin(again)
+    step = _resume(spec, engine, recipe, guard, checkpoint, teller) if again else None
     if step is None:
         guard.start(engine, recipe, last)
         step = 0
@@ -201,12 +216,15 @@ def _loop(spec, experiment, recipe, engine, rows, guard, tokenizer, teller, last
             raise Stopped(after.stop)
         step = teller.result.steps = after.step
         if settings.save_steps and (step % settings.save_steps == 0 or after.moved) and step < last:
-            _checkpoint(engine, recipe, guard, checkpoint, step, teller)
+            _checkpoint(engine, recipe, guard, checkpoint, step, teller, files)
 
 
-def _checkpoint(engine, recipe, guard, folder: Path, step: int, teller) -> None:
+def _checkpoint(engine, recipe, guard, folder: Path, step: int, teller, files) -> None:
     """What an interrupted trial continues from: engine shards, strategies' and monitor's state, history."""
     engine.save(folder, {"step": step, "strategies": recipe.state_dict(), "monitor": guard.state_dict(), "history": teller.result.history})
+    trouble = files.send_checkpoint()
+    if trouble is not None:
+        teller.tell({"kind": "log", "step": step, "storage": trouble})
 
 
 def _resume(spec, engine, recipe, guard, folder: Path, teller) -> int | None:

@@ -3,7 +3,8 @@
     folder/latest                      {"step", "world_size", "signature"}, written last and replaced in one go
     folder/step-00000050/rank-0.pt     this worker's shards
 
-A save that is killed half-way leaves `latest` at the one before it. One finished checkpoint is kept.
+A save that is killed half-way leaves `latest` at the one before it. One finished checkpoint is kept. Workers may share the folder or have one
+each (of the same history): a worker that does not see worker 0's marker writes it, too.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def latest(folder: str | Path) -> dict[str, Any] | None:
 
 
 def write(folder: str | Path, state: dict[str, Any], *, step: int, rank: int, world_size: int, signature: dict[str, Any]) -> None:
-    """Write this worker's `state`; once all workers have, rank 0 points `latest` at it and drops older ones. Collective.
+    """Write this worker's `state`; once all workers have, `latest` points at it and older ones are dropped. Collective.
 
     A step that is saved again (a training that went back) gets another folder, so that a killed save leaves the older one whole.
     """
@@ -49,13 +50,20 @@ def write(folder: str | Path, state: dict[str, Any], *, step: int, rank: int, wo
     home.mkdir(parents=True, exist_ok=True)
     _replace(home / f"rank-{rank}.pt", lambda path: torch.save(state, path))
     _barrier(world_size)
+    marker = {"step": step, "world_size": world_size, "signature": signature, "folder": home.name}
     if rank == 0:
-        marker = {"step": step, "world_size": world_size, "signature": signature, "folder": home.name}
-        _replace(folder / LATEST, lambda path: path.write_text(json.dumps(marker)))
-        for old in folder.glob("step-*"):
-            if old != home:
-                shutil.rmtree(old)
+        _point(folder, marker, strict=True)
     _barrier(world_size)
+    if rank > 0 and latest(folder) != marker:
+        _point(folder, marker, strict=False)
+
+
+def _point(folder: Path, marker: dict[str, Any], *, strict: bool) -> None:
+    """Point `latest` at a finished checkpoint and drop the others."""
+    _replace(folder / LATEST, lambda path: path.write_text(json.dumps(marker)))
+    for old in folder.glob("step-*"):
+        if old.name != marker["folder"]:
+            shutil.rmtree(old, ignore_errors=not strict)  # a worker with an old view of worker 0's disk finds it gone
 
 
 def read(folder: str | Path, *, rank: int, world_size: int, signature: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:

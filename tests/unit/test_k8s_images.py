@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 
-from orchestrator import config, kustomize
-from orchestrator.errors import ConfigError
+from orchestrator import config, kustomize, render
 from tests import k8s_checks as checks
 from tests.k8s_checks import BUILT, K8S, OVERLAYS, PINS, PROJECT, ROOT, all_pods, containers, job, quantity
 
@@ -117,12 +117,26 @@ def test_heads_stay_off_spot_nodes_and_workers_may_use_them():
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in worker["tolerations"]
 
 
-def test_no_overlay_takes_the_bucket_while_runs_refuse_one(tmp_path):
-    """A run that took s3://... for a folder would lose its results with the pod."""
-    (environment,) = [d for d in checks.on_base("storage-s3", tmp_path) if d["metadata"]["name"] == "safebasin-environment"]
-    with pytest.raises(ConfigError, match="output.dir.*folder"):
-        config.load(None, [f"output.dir={environment['data']['SAFEBASIN_RESULTS']}/x"])
-    assert not [name for name in OVERLAYS if "storage-s3" in (K8S / "overlays" / name / "kustomization.yaml").read_text()]
+@pytest.mark.parametrize("name", [name for name in OVERLAYS if name != "local-cpu"])  # one node: it patches its claims
+def test_every_overlay_can_put_its_results_into_a_bucket(name, tmp_path):
+    """As docs/kubernetes.md says: storage-s3 instead of storage-pvc; then no pod mounts a claim, and each holds the keys."""
+    shutil.copytree(K8S, tmp_path / "k8s")
+    file = tmp_path / "k8s" / "overlays" / name / "kustomization.yaml"
+    assert "storage-pvc" in file.read_text()
+    file.write_text(file.read_text().replace("storage-pvc", "storage-s3"))
+    made = render.render(config.load(None, ["ray.use_gpu=false", "output.dir=results"]), str(file.parent))
+    documents = [*made.shared, *made.run]
+    assert not [problem for document in documents for problem in checks.errors(document)]
+    assert not [d for d in documents if d["kind"] == "PersistentVolumeClaim"]
+    for _, labels, spec in all_pods(documents):
+        found = {reference for reference in checks.references(spec)}
+        assert not [one for one in found if one[0] == "PersistentVolumeClaim"]
+        if labels["safebasin-role"] in ("head", "worker"):
+            assert "safebasin-s3" in {one[1] for one in found if one[0] == "Secret"}
+    (environment,) = [d["data"] for d in documents if d["metadata"]["name"] == "safebasin-environment"]
+    (experiment,) = [d["data"]["experiment.yaml"] for d in documents if d["metadata"]["name"] == made.name and d["kind"] == "ConfigMap"]
+    (tmp_path / "run.yaml").write_text(experiment.replace(render.RESULTS, environment["SAFEBASIN_RESULTS"]))
+    assert config.load(tmp_path / "run.yaml").output_address == f"s3://safebasin/results/{made.name}"
 
 
 def test_the_wheel_carries_what_render_reads():

@@ -18,6 +18,7 @@ DOORS = {
     "deepspeed": {"orchestrator/engine.py"},
     "vllm": {"orchestrator/evaluation/vllm_backend.py"},
     "mlflow": {"orchestrator/tracking_sink.py"},
+    "pyarrow": {"orchestrator/storage.py"},
     "optuna": {"orchestrator/search.py", "orchestrator/searcher.py", "orchestrator/ranges.py", "search_spaces/"},
 }  # fmt: skip
 """vendor -> files that may import it; a name ending in / is a folder."""
@@ -32,23 +33,25 @@ LEVELS = (
     {"experiment"},
     {
         "search", "searcher", "report", "summary", "tracking", "tracker",
-        "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "resuming",
+        "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "resuming", "mirror", "mirror_files",
     },
     {"lanes", "plots_safety"},
     {"plots"},
     {"plots_monitor"},
     {"broker", "lane_worker", "capacity"},
     {"trial"},
-    {"training", "trained"},
+    {"training", "trained", "trial_files"},
     {"guard", "materials", "constraint", "summary", "ranges", "templates"},
     {"intervals"},
     {"weights", "subjects"},
     {"engine", "evaluation", "models", "data"},
-    {"outputs", "records", "pocket", "cachedir", "evidence"},
+    {"storage", "lease"},
+    {"outputs", "records", "pocket", "evidence"},
     {"config", "config_text", "kustomize"},
     {"config_sections"},
     {"redaction"},
-    {"errors"},
+    {"addresses"},
+    {"cachedir", "errors"},
 )
 
 

@@ -1,0 +1,220 @@
+"""Where a trial's files lie on a worker's machine, and their copy below the run's address where `output.dir` is one.
+
+With a folder nothing here does anything. With an address every worker writes to a folder of its own machine and uploads what others
+need: each its shard of a checkpoint, then worker 0 the marker; worker 0 the trained model and trainings that trials share. A trial that
+is taken up again on another machine downloads its checkpoint first. What cannot be uploaded stays here and is said; training goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator import storage, trained
+from orchestrator.config import Experiment
+from orchestrator.errors import StorageError
+from orchestrator.records import LaneContext, TrialSpec
+
+CHECKPOINT, GOOD = "checkpoint", "good"
+LATEST = "latest"
+MODEL_PATIENCE = 300.0
+"""Seconds a store that does not answer is asked to take a trained model."""
+MANIFEST = ".mirror.json"
+"""In the driver's copy of an address (see `mirror`): a worker that sees it shares the driver's disk."""
+
+
+@dataclass
+class TrialFiles:
+    """The files of one trial on one worker. Methods are collective unless they say otherwise."""
+
+    dir: Path
+    """The trial's folder here."""
+    home: Path
+    """The run's folder here."""
+    store: storage.Store | None
+    name: str
+    """Of the trial's folder below the run's."""
+    context: LaneContext
+    troubles: list[str] = field(default_factory=list)
+    """What could not be uploaded, and why; the same on every worker but for what one alone does."""
+    _sent: dict[str, Any] = field(default_factory=dict)
+
+    def begin(self, again: bool) -> None:
+        """Before training: with `again` bring the newest checkpoint here, otherwise leave none. Raises StorageError."""
+        if self.store is None:
+            return
+        local = _marker(self.dir / CHECKPOINT)
+        there = self._of_first(lambda: self._read_marker(CHECKPOINT)) if again else None
+        ours = self._all(local)
+        if again and local is not None and all(one == local for one in ours) and local["step"] >= (there or {"step": 0})["step"]:
+            return  # the newest is here, on the disk of every worker
+        for kind in (CHECKPOINT, GOOD):
+            if (self.dir / kind).exists():
+                shutil.rmtree(self.dir / kind)
+        if there is None:
+            return
+        self._fetch(GOOD, self._of_first(lambda: self._read_marker(GOOD)))
+        self._fetch(CHECKPOINT, there)
+
+    def _fetch(self, kind: str, marker: dict[str, Any] | None) -> None:
+        """This worker's shard, then the marker. A checkpoint of another number of workers is refused where it is read."""
+        if marker is None:
+            return
+        shard = f"{marker['folder']}/rank-{self.context.rank}.pt"
+        if marker["world_size"] == self.context.world_size and not self.store.get(f"{self._below}/{kind}/{shard}", self.dir / kind / shard):
+            raise StorageError(f"{self.store.shown}/{self._below}/{kind}/{shard} is missing, though {LATEST} names it; remove {kind} to start over")
+        path = self.dir / kind / LATEST
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(marker))
+
+    def send_checkpoint(self) -> str | None:
+        """After `engine.save`: upload the state to go back to where it is new, then the checkpoint. What could not be done, in a sentence."""
+        if self.store is None:
+            return None
+        for kind in (GOOD, CHECKPOINT):
+            trouble = self._send(kind)
+            if trouble is not None:
+                return self._note(f"{trouble}; a trial that loses its machine goes on from the checkpoint before this one")
+        return None
+
+    def _send(self, kind: str) -> str | None:
+        marker = _marker(self.dir / kind)
+        if marker is None or self._sent.get(kind) == marker:
+            return None
+        shard = f"{marker['folder']}/rank-{self.context.rank}.pt"
+        name = f"{self._below}/{kind}"
+        trouble = self._first_trouble(lambda: self.store.put(self.dir / kind / shard, f"{name}/{shard}"))
+        if trouble is not None:
+            return trouble
+
+        def finish() -> None:
+            if self.context.rank == 0:
+                self.store.write(f"{name}/{LATEST}", json.dumps(marker).encode())
+                old = {key.split("/")[3] for key in self.store.list(name) if key.count("/") > 3} - {marker["folder"]}
+                for folder in sorted(old):
+                    self.store.delete(f"{name}/{folder}")
+
+        trouble = self._first_trouble(finish)
+        if trouble is None:
+            self._sent[kind] = marker
+        return trouble
+
+    def kept(self, where: Path) -> bool:
+        """Whether a training that trials share is at hand; one that only the store holds is brought here. Not collective."""
+        if self.store is None or trained.kept(where):
+            return trained.kept(where)
+        from filelock import FileLock
+
+        where.mkdir(parents=True, exist_ok=True)
+        with FileLock(where / ".lock"):  # the workers of a machine share one copy
+            below = f"trained/{where.name}"
+            if not trained.kept(where) and self.store.exists(f"{below}/{trained.WEIGHTS}"):
+                self.store.get(f"{below}/facts.json", where / "facts.json")
+                self.store.get(f"{below}/{trained.WEIGHTS}", where / trained.WEIGHTS)
+        return trained.kept(where)
+
+    def send_trained(self, where: Path) -> None:
+        """Worker 0 alone: a shared training, its weights last."""
+        self._alone(lambda: self.store.put_folder(where, f"trained/{where.name}", last=trained.WEIGHTS))
+
+    def send_results(self) -> None:
+        """Worker 0 alone, at the end of a trial: the trained model and kept generations; on another machine than the driver's they leave its disk."""
+        if self.store is None or self.context.rank != 0:
+            return
+        patient = storage.Store(self.store.fs, self.store.root, self.store.shown, max(MODEL_PATIENCE, self.store.patience))
+
+        def send() -> None:
+            if (self.dir / "model").is_dir():
+                patient.put_folder(self.dir / "model", f"{self._below}/model")
+            if (self.dir / "generations.jsonl").is_file():
+                patient.put(self.dir / "generations.jsonl", f"{self._below}/generations.jsonl")
+
+        if self._alone(send) and not (self.home / MANIFEST).is_file():
+            for name in ("model", "generations.jsonl"):
+                path = self.dir / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def end(self) -> None:
+        """A trial that ended by itself needs no checkpoint on this disk; the driver removes those in the store. Not collective."""
+        if self.store is not None:
+            for kind in (CHECKPOINT, GOOD):
+                shutil.rmtree(self.dir / kind, ignore_errors=True)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _below(self) -> str:
+        return f"trials/{self.name}"
+
+    def _read_marker(self, kind: str) -> dict[str, Any] | None:
+        text = self.store.read(f"{self._below}/{kind}/{LATEST}")
+        return None if text is None else json.loads(text)
+
+    def _alone(self, action: Callable[[], None]) -> bool:
+        if self.store is None or self.context.rank != 0:
+            return True
+        try:
+            action()
+        except StorageError as error:
+            self._note(str(error))
+            return False
+        return True
+
+    def _note(self, sentence: str) -> str:
+        if sentence not in self.troubles:
+            self.troubles.append(sentence)
+        return sentence
+
+    def _first_trouble(self, action: Callable[[], None]) -> str | None:
+        """Do it on every worker; the first worker's trouble, on all of them."""
+        trouble = None
+        try:
+            action()
+        except StorageError as error:
+            trouble = str(error)
+        return next((one for one in self._all(trouble) if one is not None), None)
+
+    def _of_first(self, read: Callable[[], Any]) -> Any:
+        """What worker 0 reads, on every worker; its error too."""
+        found, error = None, None
+        if self.context.rank == 0:
+            try:
+                found = read()
+            except StorageError as trouble:
+                error = str(trouble)
+        found, error = self._all((found, error))[0]
+        if error is not None:
+            raise StorageError(error)
+        return found
+
+    def _all(self, value: Any) -> list[Any]:
+        if self.context.world_size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.context.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def of(spec: TrialSpec, experiment: Experiment, context: LaneContext) -> TrialFiles:
+    """The files of a trial on this worker. Every worker but the first has a folder of its own, whether or not they share a disk."""
+    folder = Path(spec.dir)
+    address = experiment.output_address
+    if address is None:
+        return TrialFiles(folder, folder.parent.parent, None, folder.name, context)
+    if ("store", address) not in context.cache:
+        context.cache[("store", address)] = storage.open(address)
+    home = experiment.output_dir
+    own = home if context.rank == 0 else home / "workers" / f"rank-{context.rank}"
+    return TrialFiles(own / "trials" / folder.name, home, context.cache[("store", address)], folder.name, context)
+
+
+def _marker(folder: Path) -> dict[str, Any] | None:
+    from strategies import checkpoint
+
+    return checkpoint.latest(folder)
