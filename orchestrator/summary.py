@@ -92,7 +92,7 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
             f" (untouched {number(before.value) if before else MISSING}), attack success {_rates(result, baseline, 'harmful')}; "
             + (f"{_kept(bound, confidence)}: feasible" if bound else "feasible")
             + (f", as on each of {seeds} seeds." if seeds > 1 else ", on one seed.")
-            + ("" if score is None or before is None or score.lower > before.value else " NOTE: its task score is not clearly above the untouched model's.")
+            + (" NOTE: its task score is not clearly above the untouched model's." if score and before and score.lower <= before.value else "")
             + "".join(f" WARNING: {line}." for line in unbound(baseline, experiment))
         )
     miss = selection.nearest_miss
