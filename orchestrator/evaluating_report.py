@@ -105,15 +105,20 @@ def _head(found: Evaluated) -> list[str]:
 
 
 def show(found: Evaluated, console: Console) -> None:
-    """Print the main table; every rate with its interval and n."""
+    """Print the main table, every rate with its interval; n once a row (clusters stand on the page), then what the rates hide."""
     from rich.table import Table
 
     title = f"{found.experiment.safety.limits.confidence:.0%} intervals; judge {name_of(found.experiment.safety.judge)}, greedy decoding"
-    table = Table(title=title, box=None, padding=(0, 2), header_style="bold", title_justify="left", pad_edge=False)
-    for column in _head(found):
-        table.add_column(column, overflow="fold")
-    for row in cells(found):
-        table.add_row(*row)
+    table = Table(title=title, box=None, padding=(0, 1), header_style="bold", title_justify="left", pad_edge=False)
+    head, narrow = _head(found), console.width < 110
+    for i, column in enumerate([*head, "n"]):
+        least = 14 if 2 <= i < len(head) else None  # an interval stays on one line
+        table.add_column(column, overflow="fold", min_width=least, justify="right" if i == len(head) else "left")
+    for name, what, *figures in cells(found):
+        parts = [figure.partition(" n=") for figure in figures]
+        sizes = dict.fromkeys(size.partition(" ")[0] for _, _, size in parts if size)
+        shown = [text.replace(" [", "\n[") if narrow else text for text, _, _ in parts]
+        table.add_row(name, what, *shown, " / ".join(sizes))
     console.print(table)
     for line in apart(found):
         console.print(line, highlight=False)
