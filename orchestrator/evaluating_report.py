@@ -58,6 +58,8 @@ def rate_rows(found: Evaluated) -> list[dict[str, Any]]:
         rows.append({column: row[column] for column in COLUMNS})
     return rows
 
+RISE = "rise, paired"
+
 
 def sentence(found: Evaluated) -> str:
     """The outcome in one sentence."""
@@ -101,7 +103,7 @@ def _external(values: dict[str, Any]) -> str:
 
 def _head(found: Evaluated) -> list[str]:
     own, base = found.labels
-    return ["suite", "what", own] if base is None else ["suite", "what", base, own, "rise, paired"]
+    return ["suite", "what", own] if base is None else ["suite", "what", base, own, RISE]
 
 
 def show(found: Evaluated, console: Console) -> None:
@@ -109,11 +111,12 @@ def show(found: Evaluated, console: Console) -> None:
     from rich.table import Table
 
     title = f"{found.experiment.safety.limits.confidence:.0%} intervals; judge {name_of(found.experiment.safety.judge)}, greedy decoding"
-    table = Table(title=title, box=None, padding=(0, 1), header_style="bold", title_justify="left", pad_edge=False)
+    table = Table(title=title, box=None, padding=(0, 1), collapse_padding=True, header_style="bold", title_justify="left", pad_edge=False)
     head, narrow = _head(found), console.width < 110
-    for i, column in enumerate([*head, "n"]):
-        least = 14 if 2 <= i < len(head) else None  # an interval stays on one line
-        table.add_column(column, overflow="fold", min_width=least, justify="right" if i == len(head) else "left")
+    for i, column in enumerate(head):
+        wide = (14 if narrow else 20) + 2 * (column == RISE)  # an interval stays on one line
+        table.add_column(column, overflow="fold", min_width=wide if i > 1 else None, max_width=wide if narrow else None)
+    table.add_column("n", justify="right", no_wrap=True, min_width=3)
     for name, what, *figures in cells(found):
         parts = [figure.partition(" n=") for figure in figures]
         sizes = dict.fromkeys(size.partition(" ")[0] for _, _, size in parts if size)
