@@ -61,6 +61,15 @@ def plan(experiment: Experiment, nodes: Sequence[dict[str, float]], trials: int)
     return LanePlan(lanes, workers, cpus, gpus, sentence)
 
 
+def places(experiment: Experiment, node: dict[str, float]) -> int:
+    """Workers that run at once on this machine if it is the whole cluster; 0 where not even one lane fits."""
+    try:
+        found = plan(experiment, [node], experiment.search.trials)
+    except CapacityError:
+        return 0
+    return found.lanes * found.workers
+
+
 def this_machine() -> dict[str, float]:
     """What a cluster of this machine alone would offer, in Ray's words."""
     import os

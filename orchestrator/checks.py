@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator import capacity
+from orchestrator import capacity, engine_config
 from orchestrator.config import Experiment, recipe_items
 from orchestrator.errors import ConfigError, StorageError, UnknownNameError
 
@@ -33,9 +33,11 @@ def check(experiment: Experiment, *, build_pocket: bool = True) -> Checked:
     found = Checked()
     check_names(experiment)
     check_combinations(experiment)
+    if experiment.training.engine == "deepspeed":
+        found.warnings += engine_config.warnings(experiment.deepspeed)
     if not (experiment.ray.address or os.environ.get("RAY_ADDRESS")):
         found.facts.append(capacity.plan(experiment, [capacity.this_machine()], experiment.search.trials).sentence)
-    trusted = uses_pocket(experiment) and not build_pocket and not _pocket_built()
+    trusted = uses_pocket(experiment) and not build_pocket and not pocket_built()
     if trusted:
         found.facts.append("the pocket world is built on the first run; its model and data were not looked at")
     else:
@@ -56,7 +58,8 @@ def uses_pocket(experiment: Experiment) -> bool:
     return any(source is not None and (source == "pocket" or source.startswith("pocket:")) for source in sources)
 
 
-def _pocket_built() -> bool:
+def pocket_built() -> bool:
+    """Whether the embedded world is in the cache."""
     from orchestrator import pocket
 
     return pocket.is_built()
@@ -102,6 +105,12 @@ def check_combinations(experiment: Experiment) -> None:
         from orchestrator import engine
 
         engine.validate(experiment.deepspeed, training)
+    settings = experiment.ray
+    if settings.use_gpu and settings.gpus_per_worker < 1 and settings.num_workers > 1:
+        raise ConfigError(
+            f"ray.gpus_per_worker={settings.gpus_per_worker:g} may put two of a lane's {settings.num_workers} workers onto one GPU, where NCCL"
+            " refuses to talk; set ray.gpus_per_worker=1, or ray.num_workers=1 to share a GPU between lanes"
+        )
 
 
 def check_generation(experiment: Experiment) -> None:

@@ -72,15 +72,26 @@ def _devices(experiment) -> Iterator[Finding]:
 
     memory = psutil.virtual_memory()
     yield Finding("cpu", "ok", f"{os.cpu_count()} cores, {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB memory free")
-    count = torch.cuda.device_count()
+    count, asked = torch.cuda.device_count(), experiment.ray.use_gpu
     if count:
         names = ", ".join(sorted({torch.cuda.get_device_name(i) for i in range(count)}))
-        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
-        yield Finding("gpu", "ok", f"{count} x {names}, CUDA {torch.version.cuda}, {bf16}, NCCL")
-    elif experiment.ray.use_gpu:
+        bf16 = torch.cuda.is_bf16_supported()
+        detail = f"{count} x {names}, CUDA {torch.version.cuda}, {'bf16' if bf16 else 'no bf16'}, NCCL"
+        if asked and experiment.training.bf16 and not bf16:
+            yield Finding("gpu", "warn", f"{detail}; training.bf16=true is emulated there and slow: set it to false")
+        else:
+            yield Finding("gpu", "ok", detail + ("" if asked else "; left idle, as ray.use_gpu=false"))
+    elif not asked:
+        yield Finding("gpu", "ok", "none; workers train on CPU with gloo")
+    elif _address(experiment):
         yield Finding("gpu", "warn", "none on this machine, but ray.use_gpu=true; fine if the cluster's workers have them")
     else:
-        yield Finding("gpu", "ok", "none; workers train on CPU with gloo")
+        why = "none on this machine" if torch.version.cuda else f"this torch ({torch.__version__}) is built without CUDA"
+        yield Finding("gpu", "fail", f"ray.use_gpu=true, but {why}, and no cluster is named; set ray.use_gpu=false, or ray.address")
+
+
+def _address(experiment) -> str | None:
+    return experiment.ray.address or os.environ.get("RAY_ADDRESS")
 
 
 def _store(experiment) -> Iterator[Finding]:
@@ -122,7 +133,7 @@ def _compiler(experiment) -> Iterator[Finding]:
 
 
 def _ray(experiment) -> Iterator[Finding]:
-    address = experiment.ray.address or os.environ.get("RAY_ADDRESS")
+    address = _address(experiment)
     mode, token = os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if not address:
         yield Finding("ray cluster", "ok", "none named: a cluster of this machine is started for the run, with token authentication, on loopback")
@@ -138,8 +149,11 @@ def _ray(experiment) -> Iterator[Finding]:
 
 
 def _config(experiment) -> Iterator[Finding]:
-    from orchestrator import capacity, checks
+    from orchestrator import checks
 
+    yield Finding("worker", "ok", worker(experiment))
+    yield from _lanes(experiment)
+    yield from _memory(experiment)
     try:
         found = checks.check(experiment, build_pocket=False)
     except SafebasinError as error:
@@ -148,9 +162,66 @@ def _config(experiment) -> Iterator[Finding]:
     yield Finding("config", "ok", f"{experiment.name}: {len(experiment.recipes)} recipes, {experiment.search.trials} trials")
     for warning in found.warnings:
         yield Finding("config", "warn", warning)
-    if experiment.ray.address or os.environ.get("RAY_ADDRESS"):
+
+
+def worker(experiment) -> str:
+    """What one worker of a lane is given and how it trains, in a sentence."""
+    from orchestrator import engine_config
+
+    ray, training, settings = experiment.ray, experiment.training, experiment.deepspeed
+    device = f"{ray.gpus_per_worker:g} GPU, " if ray.use_gpu else ""
+    how = f"{device}{ray.cpus_per_worker:g} CPU, {'bf16 compute with float32 weights' if training.bf16 else 'float32'}"
+    if training.engine == "plain":
+        return f"{how}; torch alone"
+    names = {"offload_optimizer": "optimizer", "offload_param": "weights"}
+    where = [name for key, name in names.items() if engine_config.offloaded(settings, key)]
+    adam = "DeepSpeed's CPU Adam, compiled on first use" if engine_config.ds_cpu_adam(settings) else "torch's AdamW"
+    offload = f", {' and '.join(where)} in host memory" if where else ""
+    return f"{how}; {'NCCL' if ray.use_gpu else 'gloo'}, ZeRO stage {experiment.zero_stage}{offload}, {adam}"
+
+
+def _lanes(experiment) -> Iterator[Finding]:
+    from orchestrator import capacity
+
+    if _address(experiment):
         return
     try:
         yield Finding("lanes", "ok", capacity.plan(experiment, [capacity.this_machine()], experiment.search.trials).sentence)
     except SafebasinError as error:
         yield Finding("lanes", "fail", str(error))
+
+
+def _memory(experiment) -> Iterator[Finding]:
+    """What one worker needs for each recipe; a failure where this machine is the one that trains and has less."""
+    import psutil
+    import torch
+
+    from orchestrator import capacity, checks, memory, models
+    from orchestrator.config import recipe_items
+
+    here, gpu = not _address(experiment), experiment.ray.use_gpu
+    if checks.uses_pocket(experiment) and not checks.pocket_built():
+        return  # its model is made by the first run
+    together = capacity.places(experiment, capacity.this_machine()) if here else 0
+    try:
+        needs = [
+            memory.of_experiment(experiment, recipe_items(recipe), models.shape(experiment.model)) for recipe in experiment.recipes
+        ]
+    except SafebasinError as error:
+        yield Finding("memory", "warn", f"not estimated: {error}")
+        return
+    sentences = [found.sentence(gpu=gpu) for found in needs]
+    for sentence in dict.fromkeys(sentences):
+        same = [i for i, other in enumerate(sentences) if other == sentence]
+        found = needs[same[0]]
+        short = []
+        if here and gpu and torch.cuda.device_count():
+            card = torch.cuda.get_device_properties(0).total_memory
+            if found.peak > card * min(1.0, experiment.ray.gpus_per_worker):
+                short.append(f"the GPU has {memory.gib(card)}")
+        machine = psutil.virtual_memory().total
+        if together * (sum(found.host.values()) + (0 if gpu else found.peak)) > machine:
+            short.append(f"this machine has {memory.gib(machine)} for {together} of them")
+        remedy = f"; {' and '.join(short)}: take lora, a higher ZeRO stage, offload_optimizer or fewer lanes" if short else ""
+        names = ", ".join(experiment.recipe_names[i] for i in same)
+        yield Finding("memory", "fail" if short else "ok", f"{names}: {sentence}{remedy}")

@@ -46,6 +46,7 @@ class DeepSpeedEngine(PlainEngine):
     ):  # fmt: skip
         validate(deepspeed, training, num_workers=world_size)
         self.stage = engine_config.stage_of(deepspeed)
+        self._on_host = engine_config.offloaded(deepspeed, "offload_optimizer")
         self._config = engine_config.complete(deepspeed, training, world_size)
         self._zero: Any = None
         try:
@@ -62,19 +63,32 @@ class DeepSpeedEngine(PlainEngine):
         _process_group(self.device, self.world_size)
         model = self.module
         self._skeleton = engine_zero.skeleton(model) if self.stage == 3 else None
+        # a bucket is allocated whole, however little is trained: DeepSpeed's 500 M elements are 2 GB
+        trained = sum(p.numel() for p in self.trainable.values())
+        self._config["zero_optimization"].setdefault("reduce_bucket_size", min(engine_config.BUCKET, trained))
         self._known = {id(p): set(vars(p)) for p in model.parameters()}
-        optimizer = torch.optim.AdamW(parameter_groups(self.trainable, self.training.weight_decay))
+        optimizer = self._adam()
         _local_rank(self.device)
         # told that the group exists, DeepSpeed does not look for an MPI launcher
         self._ds, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self._config, dist_init_required=False)
         self._optimizer = optimizer
-        self._layout = engine_zero.LAYOUTS[self.stage](self._ds, self.trainable)
+        self._layout = engine_zero.layout(self._ds, self.trainable, stage=self.stage, on_host=self._on_host)
         self.sharded = self._layout.sharded
         self._share = self.world_size  # DeepSpeed averages over workers
-        # accumulating in place of reducing is DeepSpeed's for stages 0 and 1; 2 and 3 reduce with every backward and are added up here
-        self._late = self.stage < 2
+        # accumulating in place of reducing is DeepSpeed's for stages 0 and 1; 2 and 3 reduce with every backward and are added up here,
+        # and so is stage 1 with its gradients on the host, where DeepSpeed would add what an earlier step left there
+        self._late = self.stage < 2 and not self._on_host
         self._partial: list[Tensor] | None = None
         self._gather = lambda parameters: deepspeed.zero.GatheredParameters(parameters)
+
+    def _adam(self) -> torch.optim.Optimizer:
+        """torch's AdamW; on the host in one pass over memory, or DeepSpeed's own, which is compiled, where the config asks for it."""
+        groups = parameter_groups(self.trainable, self.training.weight_decay)
+        if self._on_host and self._config["zero_force_ds_cpu_optimizer"]:
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            return DeepSpeedCPUAdam(groups)
+        return torch.optim.AdamW(groups, fused=self._on_host or None)
 
     def _forward(self, **inputs: Any) -> Any:
         return self._ds(**inputs)
@@ -183,6 +197,9 @@ def _import(device: torch.device) -> Any:
         import deepspeed.ops
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # stage 3 asks with every bucket how many devices the machine has, and starts `numactl` to find out; the answer is used for
+        # quantised gradients only, which are refused
+        os.environ.setdefault("LOCAL_SIZE", "1")
     if first:
         # the collection in `close` would walk all that the imports left, a quarter of a second each time
         gc.collect()

@@ -44,18 +44,20 @@ REFUSED = {
     "zenflow": "ZenFlow updates weights outside the step; remove the key",
 }
 REFUSED_ZERO = {
-    "offload_optimizer": "gradient shards are then copied to the host before a strategy can combine them",
-    "cpu_offload": "gradient shards are then copied to the host before a strategy can combine them",
-    "offload_param": "weights off the device cannot be shifted and restored bit for bit",
-    "cpu_offload_param": "weights off the device cannot be shifted and restored bit for bit",
-    "zero_quantized_weights": "quantised weights differ from those that are evaluated",
-    "zero_quantized_nontrainable_weights": "quantised weights differ from those that are evaluated",
-    "zero_quantized_gradients": "quantised gradients differ between workers and PlainEngine",
-    "zenflow": "ZenFlow updates weights outside the step",
-    "super_offload": "gradient shards are then out of a strategy's reach",
-    "elastic_checkpoint": "checkpoints are per worker",
-    "legacy_stage1": "DeepSpeed removed it",
+    "cpu_offload": "DeepSpeed renamed it; write offload_optimizer: {device: cpu}",
+    "cpu_offload_param": "DeepSpeed renamed it; write offload_param: {device: cpu}",
+    "cpu_offload_use_pin_memory": "DeepSpeed renamed it; write offload_optimizer: {device: cpu, pin_memory: true}",
+    "zero_quantized_weights": "quantised weights differ from those that are evaluated; remove it",
+    "zero_quantized_nontrainable_weights": "quantised weights differ from those that are evaluated; remove it",
+    "zero_quantized_gradients": "quantised gradients differ between workers and PlainEngine; remove it",
+    "zenflow": "ZenFlow updates weights outside the step; remove it",
+    "elastic_checkpoint": "checkpoints are per worker; remove it",
+    "legacy_stage1": "DeepSpeed removed it; remove it here too",
 }
+OFFLOAD = {"offload_optimizer": (1, 2, 3), "offload_param": (3,)}
+"""What may live in the workers' host memory, and under which ZeRO stages."""
+BUCKET = 500_000_000
+"""DeepSpeed's own number of elements in a bucket of gradients on their way to the other workers."""
 
 
 def stage_of(deepspeed: dict[str, Any]) -> int:
@@ -80,11 +82,70 @@ def validate(deepspeed: dict[str, Any], training: Any, num_workers: int | None =
         raise ConfigError("deepspeed.gradient_allreduce_op must be mean: the engine undoes the mean itself; remove the key")
     _check_owned(deepspeed, training, num_workers)
     for key, value in (deepspeed.get("zero_optimization") or {}).items():
-        device = value.get("device") if isinstance(value, dict) else value
-        if key in REFUSED_ZERO and not _off(value) and device not in (None, "none"):
-            raise ConfigError(f"deepspeed.zero_optimization.{key} cannot be used: {REFUSED_ZERO[key]}; remove it")
+        if key in REFUSED_ZERO and not _off(value):
+            raise ConfigError(f"deepspeed.zero_optimization.{key} cannot be used: {REFUSED_ZERO[key]}")
         if key == "zero_hpz_partition_size" and value not in (0, 1):
             raise ConfigError("deepspeed.zero_optimization.zero_hpz_partition_size above 1 keeps second copies of weights; remove it")
+    _check_offload(deepspeed)
+
+
+def offloaded(deepspeed: dict[str, Any], key: str) -> bool:
+    """Whether a config puts `key` (a key of OFFLOAD) into host memory."""
+    return _device(deepspeed, key) not in (None, "none")
+
+
+def ds_cpu_adam(deepspeed: dict[str, Any]) -> bool:
+    """Whether DeepSpeed's own CPU Adam is asked for, which DeepSpeed compiles on first use; without it the step on the host is torch's AdamW."""
+    return offloaded(deepspeed, "offload_optimizer") and deepspeed.get("zero_force_ds_cpu_optimizer") is True
+
+
+def warnings(deepspeed: dict[str, Any]) -> list[str]:
+    """What a user should know of an accepted config before it runs."""
+    if not ds_cpu_adam(deepspeed):
+        return []
+    return [
+        "deepspeed.zero_force_ds_cpu_optimizer=true: DeepSpeed compiles its CPU Adam on every machine at the first trial (about a minute, once;"
+        " a C++ compiler is needed); leave it out for torch's AdamW, which needs none"
+    ]
+
+
+def _device(deepspeed: dict[str, Any], key: str) -> str | None:
+    value = (deepspeed.get("zero_optimization") or {}).get(key)
+    return None if value is None else value.get("device", "none")
+
+
+def _check_offload(deepspeed: dict[str, Any]) -> None:
+    zero, stage = deepspeed.get("zero_optimization") or {}, stage_of(deepspeed)
+    for key, stages in OFFLOAD.items():
+        name, value = f"deepspeed.zero_optimization.{key}", zero.get(key)
+        if not isinstance(value, dict | None):
+            raise ConfigError(f"{name}={value!r} is not a mapping; write {{device: cpu}}, or remove it")
+        device = _device(deepspeed, key)
+        if device == "nvme":
+            raise ConfigError(
+                f"{name}.device=nvme cannot be used: what is swapped to files comes back only inside DeepSpeed's own step, where no strategy can"
+                " reach it; use device: cpu, or more workers"
+            )
+        if device not in (None, "none", "cpu"):
+            raise ConfigError(f"{name}.device={device!r} is not cpu or none")
+        if device == "cpu" and stage not in stages:
+            wanted = f"stage 3, or leave weights on the device and offload the optimizer (offload_optimizer), not stage {stage}"
+            raise ConfigError(f"{name} needs zero_optimization." + (wanted if key == "offload_param" else f"stage 1, 2 or 3, not {stage}"))
+    optimizer = zero.get("offload_optimizer") or {}
+    if not offloaded(deepspeed, "offload_optimizer"):
+        return
+    if optimizer.get("super_offload"):
+        raise ConfigError("deepspeed.zero_optimization.offload_optimizer.super_offload steps outside the step, out of a strategy's reach; remove it")
+    if optimizer.get("ratio", 1.0) != 1.0:
+        raise ConfigError(
+            f"deepspeed.zero_optimization.offload_optimizer.ratio={optimizer['ratio']} splits the optimizer over two devices, and checkpoints hold"
+            " one; use ratio 1, or no offload"
+        )
+    if stage < 3 and zero.get("ignore_unused_parameters") is False:
+        raise ConfigError(
+            "deepspeed.zero_optimization.ignore_unused_parameters=false cannot be used with offload_optimizer: a gradient that was combined no longer"
+            " tells which parameters a backward reached; remove it"
+        )
 
 
 def _check_owned(deepspeed: dict[str, Any], training: Any, num_workers: int | None) -> None:
@@ -130,7 +191,14 @@ def complete(deepspeed: dict[str, Any], training: Any, world_size: int) -> dict[
     zero = dict(config.get("zero_optimization") or {})
     for key in REFUSED_ZERO:
         zero.pop(key, None)  # only switched-off ones are left
-    if zero.get("stage", 0) in (1, 2):
+    for key in OFFLOAD:
+        if not offloaded(deepspeed, key):
+            zero.pop(key, None)
+    if offloaded(deepspeed, "offload_optimizer"):
+        # DeepSpeed would take nothing but its own CPU Adam, and compile it
+        config["zero_force_ds_cpu_optimizer"] = ds_cpu_adam(deepspeed)
+        zero.pop("compute_grad_norm", None)  # DeepSpeed knows no false here; what it computes is not used
+    elif zero.get("stage", 0) in (1, 2):
         zero["compute_grad_norm"] = False  # the engine has computed it
     config["zero_optimization"] = zero | {"stage": zero.get("stage", 0)}
     return config

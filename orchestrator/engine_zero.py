@@ -6,6 +6,9 @@ PlainEngine. With a float32 model and `gradient_accumulation_steps` 1:
     stage 0   param.grad, already averaged over workers
     stage 1-2 optimizer.averaged_gradients[group]: tensors that tile the worker's flat partition, padding included
     stage 3   optimizer.averaged_gradients[sub-group]: views into a buffer DeepSpeed keeps; what no backward reached keeps old values
+
+With the optimiser offloaded, a worker's gradients, weights and moments are in its host memory: `.grad` of the flat float32 partitions,
+allocated once (and pinned), written parameter by parameter with every backward, so here too what no backward reached keeps old values.
 """
 
 from __future__ import annotations
@@ -109,7 +112,57 @@ class FullyPartitioned(Partitioned):
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
 
-LAYOUTS = {0: Replicated, 1: Partitioned, 2: Partitioned, 3: FullyPartitioned}
+class OnHost:
+    """What the two layouts with an offloaded optimiser share: the gradient is `.grad` of the flat partitions, for good.
+
+    DeepSpeed keeps views of these tensors, so they are copied from and into and never replaced.
+    """
+
+    def collect(self) -> list[Tensor]:
+        self._arrived()
+        parts = [partition.grad.clone() for partition in self.moments()]
+        self.clear()
+        return parts
+
+    def put(self, parts: list[Tensor]) -> None:
+        for partition, part in zip(self.moments(), parts, strict=True):
+            partition.grad.copy_(part)
+
+    def clear(self) -> None:
+        for partition in self.moments():
+            partition.grad.zero_()
+        self.zero.reset_cpu_buffers()  # norms and overflow flags of gradients that are not DeepSpeed's any more
+        self.zero.zero_grad()
+
+    def _arrived(self) -> None:
+        """Wait until what the device sends is in host memory."""
+
+
+class PartitionedOnHost(OnHost, Partitioned):
+    """Stages 1 and 2 with `offload_optimizer`."""
+
+    def clear(self) -> None:
+        super().clear()
+        zero = self.zero
+        # the next backward is the first of a step, not one that adds to what was taken out
+        zero.micro_step_id, zero.accumulated_grads_in_cpu = -1, {}
+        zero._offload_accumulated_param_ids = set()
+
+    def _arrived(self) -> None:
+        self.zero._wait_for_offload_copies()
+
+
+class FullyPartitionedOnHost(OnHost, FullyPartitioned):
+    """Stage 3 with `offload_optimizer`. DeepSpeed waits for the copies itself at the end of a backward."""
+
+
+_LAYOUTS = {0: Replicated, 1: Partitioned, 2: Partitioned, 3: FullyPartitioned}
+_LAYOUTS_ON_HOST = {1: PartitionedOnHost, 2: PartitionedOnHost, 3: FullyPartitionedOnHost}
+
+
+def layout(engine: Any, trainable: dict[str, nn.Parameter], *, stage: int, on_host: bool) -> Replicated | Partitioned:
+    """Where `engine` keeps its shards under this stage; `on_host` with the optimiser offloaded."""
+    return (_LAYOUTS_ON_HOST if on_host else _LAYOUTS)[stage](engine, trainable)
 
 
 def skeleton(model: nn.Module) -> nn.Module:

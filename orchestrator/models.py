@@ -178,6 +178,20 @@ def architecture(model: config.Model) -> dict[str, Any]:
     return _config(model).get_text_config().to_dict()
 
 
+def shape(model: config.Model) -> nn.Module:
+    """The model without weights (on the meta device), in the type it would be loaded in; for counting. Raises ModelError."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    found = _config(model)
+    dtype = (getattr(found, "dtype", None) or torch.float32) if model.dtype == "auto" else getattr(torch, model.dtype)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(found, dtype=dtype, trust_remote_code=model.trust_remote_code)
+    except (ValueError, ImportError, KeyError) as error:
+        raise _explained(model, error) from error
+
+
 def template_hash(tokenizer: Any) -> str:
     """sha256 of the chat template and the tokens it is filled with (16 digits)."""
     text = json.dumps([tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token])

@@ -5,6 +5,7 @@ Each case trains a tiny Llama and returns its weights. Imported by workers that 
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,16 @@ from strategies.plain import PlainEngine
 from strategies.recipe import build
 
 STEPS = 3
+OFFLOADED = {
+    "1, optimizer on the host": (1, ("offload_optimizer",)),
+    "2, optimizer on the host": (2, ("offload_optimizer",)),
+    "3, optimizer on the host": (3, ("offload_optimizer",)),
+    "3, weights on the host": (3, ("offload_param",)),
+    "3, both on the host": (3, ("offload_optimizer", "offload_param")),
+}
+"""Stages whose shards are in host memory: (ZeRO stage, what is offloaded)."""
+ON_HOST = ("surgery", "lora and frozen layers")
+"""The cases they run: all verbs, accumulation, clipping, two parameter groups, parameters that no backward reaches."""
 
 
 def settings(**changes):
@@ -28,14 +39,15 @@ def settings(**changes):
     return SimpleNamespace(**(values | changes))
 
 
-def make(stage: int | None, module, rank: int, world: int, **changes):
-    """The engine of a ZeRO stage, or PlainEngine for None."""
+def make(stage: int | str | None, module, rank: int, world: int, **changes):
+    """The engine of a ZeRO stage (a key of OFFLOADED for one with shards on the host), or PlainEngine for None."""
     common = {"training": settings(**changes), "max_steps": STEPS, "rank": rank, "world_size": world, "device": "cpu"}
     if stage is None:
         return PlainEngine(module, **common)
+    stage, keys = OFFLOADED.get(stage, (stage, ()))
     # small buckets: several of them even in this model; threshold: some parameters stay gathered, some not
     zero = {"stage": stage, "reduce_bucket_size": 4000, "stage3_param_persistence_threshold": 2000} if stage else {"stage": 0}
-    return DeepSpeedEngine(module, deepspeed={"zero_optimization": zero}, **common)
+    return DeepSpeedEngine(module, deepspeed={"zero_optimization": zero | {key: {"device": "cpu"} for key in keys}}, **common)
 
 
 def rows(rank: int, world: int, **changes):
@@ -61,15 +73,15 @@ def surgery(engine, data, step):
     engine.gradient(data.batches(data.task, step, "more", 4))
 
 
-def run(stage, rank, world, step_of=plain, recipe=(), steps=STEPS, checkpointing=False, last_stage=3, **changes):
+def run(stage, rank, world, step_of=plain, recipe=(), steps=STEPS, checkpointing=False, last_stage=3, dtype=torch.float32, **changes):
     """Train, export, and return (weights, steps' logs); None for a stage that a strategy of the recipe refuses."""
-    if (stage or 0) > last_stage:
+    if isinstance(stage, int) and stage > last_stage:
         assert any(strategies.get(name).max_zero_stage == last_stage for name, _ in recipe)
         return None
     data = rows(rank, world)
     built = build(recipe)
     data = built.prepare_data(data)
-    module = built.setup(toy.model(layers=2))
+    module = built.setup(toy.model(layers=2).to(dtype))
     if checkpointing:
         module.activation_checkpointing_enable()
     before = hooks(module)
@@ -207,9 +219,11 @@ def everything(rank: int, world: int, folder: str) -> dict:
     """All cases under PlainEngine and every stage; tensors of rank 0."""
     torch.set_num_threads(1)
     found: dict = {}
-    for stage in (None, 0, 1, 2, 3):
-        for name, options in CASES.items():
-            found[stage, name] = run(stage, rank, world, **options)
+    gc.collect()
+    gc.freeze()  # every engine collects when it is closed, which would walk all that the imports left
+    for stage in (None, 0, 1, 2, 3, *OFFLOADED):
+        for name in ON_HOST if stage in OFFLOADED else CASES:
+            found[stage, name] = run(stage, rank, world, **CASES[name])
         found[stage, "resume"] = resume(stage, rank, world, Path(folder) / f"stage-{stage}")
         found[stage, "shift"] = shift(stage, rank, world)
         found[stage, "nan"] = nan_message(stage, rank, world)

@@ -1,4 +1,4 @@
-"""DeepSpeedEngine against PlainEngine, ZeRO 0-3, one worker (here) and two (two started processes over gloo)."""
+"""DeepSpeedEngine against PlainEngine, ZeRO 0-3 and with shards on the host, one worker (here) and two (two started processes over gloo)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 import toy
 
-STAGES = (0, 1, 2, 3)
+STAGES = (0, 1, 2, 3, *engine_cases.OFFLOADED)
 ROOT = Path(__file__).parents[2]
 CLOSE = 1e-5
 
@@ -60,7 +60,9 @@ def assert_matches(found, reference):
 
 def runs(*stages) -> list[tuple]:
     """(stage, case) of all cases but those that a strategy refuses at that stage."""
-    return [(s, case) for s in stages for case, options in engine_cases.CASES.items() if (s or 0) <= options.get("last_stage", 3)]
+    whole = [s for s in stages if s not in engine_cases.OFFLOADED]
+    found = [(s, case) for s in whole for case, options in engine_cases.CASES.items() if (s or 0) <= options.get("last_stage", 3)]
+    return found + [(s, case) for s in stages if s in engine_cases.OFFLOADED for case in engine_cases.ON_HOST]
 
 
 @pytest.mark.parametrize(("stage", "case"), runs(*STAGES))
@@ -106,7 +108,7 @@ def test_shards_stay_shards(two):
     """Adapters and frozen tensors are whole in every worker's export, frozen ones as they were."""
     start = toy.weights(toy.model(layers=2))
     for results in two:
-        for stage in STAGES:
+        for stage in (0, 1, 2, 3):
             weights = results[stage, "frozen layers"][0]
             for name, tensor in weights.items():
                 assert torch.equal(tensor, start[name]) == (".layers.1." in name)

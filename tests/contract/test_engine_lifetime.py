@@ -12,6 +12,7 @@ import pytest
 import torch
 import toy
 
+from orchestrator import memory
 from orchestrator.engine import DeepSpeedEngine
 from orchestrator.errors import ConfigError
 
@@ -28,7 +29,7 @@ def once(stage, **changes):
     return inside, whole
 
 
-@pytest.mark.parametrize("stage", (0, 1, 2, 3))
+@pytest.mark.parametrize("stage", (0, 1, 2, 3, *engine_cases.OFFLOADED))
 def test_a_closed_engine_is_gone_while_its_model_lives(stage):
     inside, whole = once(stage)
     assert torch.nn.functional.linear is torch._C._nn.linear, "stage 3 left its own linear function to the process"
@@ -63,7 +64,46 @@ def test_an_engine_dropped_in_the_middle_of_a_step_does_not_harm_the_next():
         assert toy.largest_difference(engine_cases.run(stage, 0, 1)[0], wanted) < 1e-5
 
 
-@pytest.mark.parametrize("stage", (0, 1, 2, 3))
+def allocated() -> int:
+    """Bytes of all tensors of the process, views counted once."""
+    gc.collect()
+    storages = {}
+    for found in gc.get_objects():
+        if issubclass(type(found), torch.Tensor) and found.device.type != "meta":
+            storages[found.untyped_storage().data_ptr()] = found.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("stage", (1, 2, 3, "1, optimizer on the host", "2, optimizer on the host", "3, both on the host"))
+def test_an_engine_allocates_what_was_foretold(stage):
+    once(1)  # the first engine of a process puts what is there out of the collector's sight
+    number, keys = engine_cases.OFFLOADED.get(stage, (stage, ()))
+    data, before = engine_cases.rows(0, 1), allocated()
+    model = toy.model(layers=2, hidden=64)
+    offload = {key: key in keys for key in ("offload_optimizer", "offload_param")}
+    foretold = memory.need(memory.count(model, [("full", {})]), stage=number, bucket=4000, **offload)
+    engine = engine_cases.make(stage, model, 0, 1)
+    engine_cases.plain(engine, data, 0)
+    engine.step()
+    engine_cases.plain(engine, data, 1)
+    measured = allocated() - before
+    engine.close()
+    found = [{**foretold.device, **foretold.host}[name] for name in ("weights", "float32 shards", "gradients", "moments")]
+    whole = foretold.whole if stage == 1 else 0  # its gradient before it is reduced is gone by now
+    assert measured == pytest.approx(sum(found) - whole, rel=0.05)
+
+
+@pytest.mark.parametrize("stage", (2, "2, optimizer on the host", "3, both on the host"))
+def test_adapters_in_float32_train_on_a_model_in_bfloat16(stage):
+    recipe = (("lora", {"lora_r": 4}),)
+    wanted, wanted_logs = engine_cases.run(None, 0, 1, recipe=recipe, bf16=True, dtype=torch.bfloat16)
+    weights, logs = engine_cases.run(stage, 0, 1, recipe=recipe, bf16=True, dtype=torch.bfloat16)
+    assert {name: w.dtype for name, w in weights.items()} == {name: w.dtype for name, w in wanted.items()}
+    assert {w.dtype for w in weights.values()} == {torch.float32, torch.bfloat16}
+    assert [log["grad_norm"] for log in logs] == pytest.approx([log["grad_norm"] for log in wanted_logs], rel=2e-2)
+
+
+@pytest.mark.parametrize("stage", (0, 1, 2, 3, "3, both on the host"))
 def test_bf16_matches_plain_autocast(stage):
     weights, logs = engine_cases.run(stage, 0, 1, bf16=True)
     wanted, wanted_logs = engine_cases.run(None, 0, 1, bf16=True)

@@ -22,6 +22,8 @@ TRAINING = Training(per_device_train_batch_size=4, gradient_accumulation_steps=2
         {"train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto", "gradient_clipping": "auto", "bf16": {"enabled": "auto"}},
         {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 2, "gradient_clipping": 0.7, "bf16": {"enabled": False}},
         {"fp16": {"enabled": False}, "zero_allow_untested_optimizer": True},
+        {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu", "pin_memory": False}, "cpu_offload": False}},
+        {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}},
     ],
 )
 def test_configs_that_agree_are_taken(deepspeed):
@@ -41,8 +43,16 @@ def test_configs_that_agree_are_taken(deepspeed):
         ({"train_batch_size": 8}, "contradicts training's batch size x accumulation x ray.num_workers=16"),
         ({"zero_optimisation": {"stage": 2}}, "did you mean zero_optimization"),
         ({"zero_optimization": {"stage": 4}}, "stage=4 is not 0, 1, 2 or 3"),
-        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "copied to the host before a strategy can combine"),
-        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "cannot be shifted and restored"),
+        ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "needs zero_optimization.stage 1, 2 or 3, not 0"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "stage 3, or leave weights on the device and offload"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "use device: cpu, or more workers"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}, "no strategy can reach it"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "disk"}}}, "device='disk' is not cpu or none"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": True}}, "write {device: cpu}"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.4}}}, "use ratio 1, or no offload"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "super_offload": True}}}, "super_offload steps outside"),
+        ({"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}, "ignore_unused_parameters": False}}, "remove it"),
+        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "write offload_optimizer: {device: cpu}"),
         ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "quantised weights"),
         ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 4}}, "second copies"),
         ({"gradient_allreduce_op": "sum"}, "must be mean"),
@@ -64,6 +74,21 @@ def test_what_deepspeed_is_given():
     made["zero_optimization"]["reduce_bucket_size"] = 1
     assert user["zero_optimization"]["reduce_bucket_size"] == 1000
     assert engine_config.complete({}, TRAINING, 1)["zero_optimization"] == {"stage": 0}
+
+
+def test_what_deepspeed_is_given_to_offload():
+    def made(stage, **more):
+        zero = {"stage": stage, "offload_optimizer": {"device": "cpu", "pin_memory": False}, "offload_param": {"device": "none"}}
+        return engine_config.complete({"zero_optimization": zero, **more}, TRAINING, world_size=2)
+
+    for stage in (1, 2, 3):
+        config = made(stage)
+        assert config["zero_optimization"] == {"stage": stage, "offload_optimizer": {"device": "cpu", "pin_memory": False}}
+        assert config["zero_force_ds_cpu_optimizer"] is False  # DeepSpeed's default would refuse torch's AdamW
+    asked = made(2, zero_force_ds_cpu_optimizer=True)
+    assert asked["zero_force_ds_cpu_optimizer"] is True
+    assert "compiles" in engine_config.warnings(asked)[0] and not engine_config.warnings(made(2))
+    assert "zero_force_ds_cpu_optimizer" not in engine_config.complete({"zero_optimization": {"stage": 2}}, TRAINING, 2)
 
 
 def test_validation_imports_nothing_heavy():

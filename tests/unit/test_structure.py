@@ -40,7 +40,7 @@ LEVELS = (
     {"plots_monitor"},
     {"broker", "lane_worker", "capacity"},
     {"trial"},
-    {"training", "trained", "trial_files"},
+    {"training", "trained", "trial_files", "memory"},
     {"guard", "materials", "constraint", "summary", "ranges", "templates"},
     {"intervals"},
     {"weights", "subjects"},
