@@ -151,6 +151,11 @@ def _ray(experiment) -> Iterator[Finding]:
 def _config(experiment) -> Iterator[Finding]:
     from orchestrator import checks
 
+    try:
+        checks.check_combinations(experiment)
+    except SafebasinError as error:
+        yield Finding("config", "fail", str(error))
+        return
     yield Finding("worker", "ok", worker(experiment))
     yield from _lanes(experiment)
     yield from _memory(experiment)
@@ -198,16 +203,15 @@ def _memory(experiment) -> Iterator[Finding]:
 
     from orchestrator import capacity, checks, memory, models
     from orchestrator.config import recipe_items
+    from strategies.base import StrategyError
 
     here, gpu = not _address(experiment), experiment.ray.use_gpu
     if checks.uses_pocket(experiment) and not checks.pocket_built():
         return  # its model is made by the first run
     together = capacity.places(experiment, capacity.this_machine()) if here else 0
     try:
-        needs = [
-            memory.of_experiment(experiment, recipe_items(recipe), models.shape(experiment.model)) for recipe in experiment.recipes
-        ]
-    except SafebasinError as error:
+        needs = [memory.of_experiment(experiment, recipe_items(recipe), models.shape(experiment.model)) for recipe in experiment.recipes]
+    except (SafebasinError, StrategyError) as error:
         yield Finding("memory", "warn", f"not estimated: {error}")
         return
     sentences = [found.sentence(gpu=gpu) for found in needs]
