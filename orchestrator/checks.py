@@ -34,7 +34,7 @@ def check(experiment: Experiment, *, build_pocket: bool = True) -> Checked:
     check_names(experiment)
     check_combinations(experiment)
     if experiment.training.engine == "deepspeed":
-        found.warnings += engine_config.warnings(experiment.deepspeed)
+        found.warnings += engine_config.warnings(experiment.deepspeed) + _slow_host(experiment)
     if not (experiment.ray.address or os.environ.get("RAY_ADDRESS")):
         found.facts.append(capacity.plan(experiment, [capacity.this_machine()], experiment.search.trials).sentence)
     trusted = uses_pocket(experiment) and not build_pocket and not pocket_built()
@@ -48,6 +48,15 @@ def check(experiment: Experiment, *, build_pocket: bool = True) -> Checked:
     found.warnings += check_held_out(experiment)
     found.warnings += check_recipes(experiment, found.num_layers)
     return found
+
+
+def _slow_host(experiment: Experiment) -> list[str]:
+    """A warning where the optimizer's step on the host would be left to one thread while GPUs wait."""
+    threads, cpus = experiment.training.torch_threads, experiment.ray.cpus_per_worker
+    if not (experiment.ray.use_gpu and threads == 1 and engine_config.offloaded(experiment.deepspeed, "offload_optimizer")):
+        return []
+    wanted = f"training.torch_threads={int(cpus)}" if cpus >= 2 else "ray.cpus_per_worker and training.torch_threads to 4 or more"
+    return [f"with offload_optimizer AdamW runs on the CPU, and training.torch_threads=1 leaves it one thread; set {wanted}"]
 
 
 def uses_pocket(experiment: Experiment) -> bool:

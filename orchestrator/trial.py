@@ -60,6 +60,7 @@ def run(spec: TrialSpec, reporter: Reporter, context: LaneContext) -> TrialResul
     files = trial_files.of(spec, experiment, context)
     spec = replace(spec, dir=str(files.dir))
     clock, teller = Clock(), _Teller(reporter, context, result)
+    _forget_peak(context)
     teller.tell({"kind": "phase", "phase": "setup", "step": 0})
     with clock.part("setup"):
         found = materials.load(experiment, context.cache)
@@ -314,6 +315,14 @@ def _counts(model) -> dict[str, int]:
     if not trainable:
         raise TrialError("every parameter is frozen, so nothing can be trained; narrow freeze_layers or add lora")
     return {"trainable_parameters": trainable, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def _forget_peak(context: LaneContext) -> None:
+    """A GPU's peak is told per trial, not per lane."""
+    if context.device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _peak_memory_mb(context: LaneContext) -> float:

@@ -89,6 +89,9 @@ def test_what_would_not_fit_on_a_card_is_a_number(monkeypatch, llama):
         ("ok", "1 GPU, 4 CPU, bf16 compute with float32 weights; NCCL, ZeRO stage 3, optimizer in host memory, torch's AdamW")
     ]
     assert findings(made, "lanes") == [("ok", "1 lane of 2 workers (4 CPUs and 1 GPU each) on 8 CPUs and 2 GPUs")]
+    assert checks._slow_host(made) == [
+        "with offload_optimizer AdamW runs on the CPU, and training.torch_threads=1 leaves it one thread; set training.torch_threads=4"
+    ]
     full, lora = findings(made, "memory")
     assert full[0] == "fail" and "29.9 GiB with the model still whole" in full[1] and "the GPU has 24.0 GiB: take lora" in full[1]
     assert lora[0] == "ok" and lora[1].startswith("lora: 15.0 GiB of a GPU")
