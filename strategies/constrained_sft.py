@@ -2,7 +2,7 @@
 
 Stage: during training, at every optimiser step.
 Paper: Qi et al., "Safety Alignment Should Be Made More Than Just a Few Tokens Deep", ICLR 2025, arXiv 2406.05946.
-Reference: Unispac/shallow-vs-deep-alignment (read).
+Reference: Unispac/shallow-vs-deep-alignment (trainer.py at fb1749e), read and run.
 Idea: minimise -(2 / b_t) log sigmoid(b_t (log p_t - log p_t of the untouched model)) per answer token t. Its gradient is that of
     cross-entropy times w_t = 2 (1 - sigmoid(b_t (log p_t - log p_ref,t))): a token that has become likelier than the untouched model found
     it weighs less, the more so the larger b_t, which is large for the first tokens.
@@ -13,8 +13,9 @@ Needs: nothing: no safety data.
 Limits: guards what the first tokens say; a task whose answers must open unlike the untouched model's is learned more slowly. Rows that the
     task itself poisons are learned later, not refused.
 Interacts: every ZeRO stage. Owns the step, so not with another method that does.
-Deviations: weights are at least 0.001 and carry no gradient, as in the official code; tokens are counted from the first labelled one,
-    and the loss is the mean over labelled tokens of all micro-batches and workers. Compared with the official formula on small tensors: equal.
+Deviations: weights are at least 0.001 and carry no gradient, as in the official code; tokens are counted from the first labelled one, and
+    the loss is the mean over labelled tokens of all micro-batches and workers. Compared with the official loss (soft_sft_loss) on 20 draws
+    of 3 rows with answers of 2 to 9 tokens: the loss within 1e-6, the gradient of the logits within 1e-8.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Stage: after training.
 Paper: Wu et al., "EnchTable: Unified Safety Alignment Transfer in Fine-tuned Large Language Models", IEEE S&P 2026, arXiv 2511.09880.
-Reference: AntCPLab/EnchTable (merge/models/enchtable.py, train/sft/workflow.py), read.
+Reference: AntCPLab/EnchTable (merge/models/enchtable.py at 4731902, train/sft/workflow.py), read; the merge run.
 Idea: fine-tune the aligned model on harmful answers with its attention linearised around the start (f(x; W0) + J (W - W0), the neural
     tangent kernel's regime); t_safe = W_aligned - W_harmful. Scaled to alpha = beta * ||t_task|| / ||t_safe|| (norms over all weights),
     each weight gets t_task + s * alpha * t_safe with s = exp(-steepness * mean |(U^T U - I) S (V V^T - I)|) over the leading singular
@@ -17,12 +17,12 @@ Needs: harmful rows (safety.harmful_data, or a column `rejected` in safety.data)
 Limits: the vector is only as good as the harmful answers; the steepness is a constant of the code without a stated reason.
 Interacts: every ZeRO stage. Adapters stay adapters of rank r + harmful_rank. ntk needs attention that forward-mode differentiation can
     pass (sdpa or eager, not flash_attention_2). With another merging method safety deltas add up.
-Deviations: the official code linearises each projection by itself; a linear layer is linear in its weight, so that changes nothing
-    (its harmful training is plain training of these projections). Here the attention (MLP) module is linearised as a whole, and in the
-    low-rank factors' product. The harmful update is low rank (official: full). Norms are those of the decoder blocks; only weights that
-    training moved are merged. For low-rank updates gamma counts of the rank: the other singular values are zero and their vectors
-    arbitrary, though the official code averages over them. On dense matrices s equals the official formula's up to float32 round-off
-    (tests/unit/test_strategies_enchtable.py).
+Deviations: the official code linearises each projection by itself; a linear layer is linear in its weight, so that changes nothing (its
+    harmful training is plain training of these projections). Here the attention (MLP) module is linearised as a whole, and in the low-rank
+    factors' product. The harmful update is low rank (official: full). Norms are those of the decoder blocks; only weights that training
+    moved are merged. For low-rank updates gamma counts of the rank: the other singular values are zero and their vectors arbitrary, though
+    the official code averages over them. Compared with the official merge on a 3-layer Llama and two random dense updates: s within 1e-7,
+    weights within 4e-8, given the same norms (the official ones count a tied embedding twice).
 """
 
 from __future__ import annotations

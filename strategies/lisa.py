@@ -3,7 +3,7 @@
 Stage: during training, at every optimiser step.
 Paper: Huang et al., "Lisa: Lazy Safety Alignment for Large Language Models against Harmful Fine-tuning Attack", NeurIPS 2024,
     arXiv 2405.18641.
-Reference: git-disl/Lisa (read).
+Reference: git-disl/Lisa (trainer.py at 68e3659), read and run.
 Idea: align_steps steps on safety rows, then task_steps steps on the task, and so on. After the first tenth of the training each step adds
     (rho / 2) |weights - anchor|^2 to its loss, the anchor being the weights at the last switch.
 Knobs: rho - of the proximal term (paper 1, range 0 to 10). align_steps, task_steps - length of the two states (paper 100 and 900; ours 2
@@ -16,7 +16,8 @@ Limits: rho 1 cost much accuracy in another group's re-run on GSM8K. The result 
 Interacts: every ZeRO stage. Owns the step, so not with another method that does. Adam's moments run on through the switches. With
     lora the proximal term is on the adapters' factors, as in the official code.
 Deviations: states are counted in optimiser steps, not micro-batches. The proximal gradient rho (weights - anchor) is added to the
-    accumulated gradient, once per step, not per micro-batch.
+    accumulated gradient, once per step, not per micro-batch. Compared with the official training_step on a linear model, 24 steps of SGD,
+    states of 2 and 5 steps, rho 0.7: the same states at every step, weights within 1e-8.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Stage: before training (the weights training starts from are changed once).
 Paper: Perin et al., "LoX: Low-Rank Extrapolation Robustifies LLM Safety Against Fine-tuning", COLM 2025, arXiv 2506.15606.
-Reference: VITA-Group/LoX (safety/LoX.py; the file could not be read, described after notes on it).
+Reference: VITA-Group/LoX (safety/LoX.py at 9213ce6), read and run.
 Idea: W = W_aligned + coef * SVD_rank(W_aligned - W_unaligned), then train as usual.
 Knobs: coef - length of the extrapolation (1; useful 0.25 to 2; 0 is plain). rank - singular directions taken of each weight (4 to 16;
     0 takes all, the code's default).
@@ -13,8 +13,10 @@ Limits: too large a coef gives incoherent text and refusals of harmless prompts:
 Interacts: name it before lora, which adapts what it leaves; adapters are merged at the end, since they do not fit the model one started
     from, and the result is a whole model. Every ZeRO stage. Methods that remember the untouched model (safegrad's reference) remember
     it before the extrapolation; merging methods after it see the extrapolated weights as the start of training.
-Deviations: differences and decompositions in float32 (code: difference in bfloat16). Every matrix of the model is extrapolated, as in
-    the code, embeddings too; matrices that alignment left alone are not touched.
+Deviations: differences and decompositions in float32 (code: difference in bfloat16). Every matrix of the model is extrapolated, as in the
+    code, embeddings too; matrices that alignment left alone are not touched. Compared with the official script on two random 3-layer
+    Llamas, rank 0 with coef 1 and rank 3 with coef 0.7: within 0.9 % of a matrix's largest entry, all of it the script's bfloat16; the same
+    formula in float32 agrees to the last bit.
 """
 
 from __future__ import annotations

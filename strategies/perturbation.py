@@ -3,7 +3,7 @@
 Stage: inference, around generation; training is plain, or none at all (train=false).
 Paper: Robey et al., "SmoothLLM: Defending Large Language Models Against Jailbreaking Attacks", arXiv 2310.03684; Cao et al., "Defending
     Against Alignment-Breaking Attacks via Robustly Aligned LLM" (RA-LLM), ACL 2024, arXiv 2309.14348.
-Reference: arobey1/smooth-llm, AAAAAAsuka/llm_defends.
+Reference: arobey1/smooth-llm (1855c87), read, its perturbations run; AAAAAAsuka/llm_defends (d23ac2c), read.
 Idea: adversarial suffixes are brittle, so a few changed characters break them. smoothllm: answer `copies` perturbed prompts, take the
     majority over refused or not, return one of the answers that agree with it. ra_llm: ask the prompt as it is; where that is answered,
     ask copies with words dropped for a few tokens each, and refuse where a share `threshold` of them is refused.
@@ -20,10 +20,12 @@ Limits: aims at adversarial suffixes. Does little against plain harmful prompts 
 Interacts: with any training. Only the user's text is perturbed, never the template or the system prompt. A prompt's perturbations
     depend on its text and the seed alone, so results depend neither on batches nor on workers. The counts in
     the record include the monitor's probes.
-Deviations: at least one character or word is perturbed. Insert takes its places in the untouched text (the official code's places shift
-    as it inserts). A tie is no majority of answered copies, so it is a refusal (as the official > 0.5). The answer returned is drawn with
-    the prompt's own seed. ra_llm drops words, not tokens, since a defence sees texts only; its copies are asked in waves, which ends early
-    with the same verdict as asking all.
+Deviations: at least one character or word is perturbed (official: none where rate * length is below 1). Insert takes its places in the
+    untouched text (the official code's places shift as it inserts). Compared on 4 texts of 10 to 132 characters, 3 rates and 25 seeds, with
+    the same random numbers: swap and patch give the very same texts, insert as many characters at other places. A tie is no majority of
+    answered copies, so it is a refusal (as the official > 0.5). The answer returned is drawn with the prompt's own seed. Phrases are looked
+    for in lower case (official: 13 beginnings, case-sensitive). ra_llm drops words, not tokens, since a defence sees texts only; its copies
+    are asked in waves, which ends early with the same verdict as asking all.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ WAVE = 5
 
 
 def swap(text: str, rate: float, draw: random.Random) -> str:
-    """`text` with round(rate * length) of its characters (at least one) replaced by random printable ones. Empty text stays empty."""
+    """`text` with a share `rate` of its characters, rounded down (at least one), replaced by random printable ones. Empty text stays empty."""
     letters = list(text)
     for place in draw.sample(range(len(text)), _count(len(text), rate)):
         letters[place] = draw.choice(string.printable)
@@ -54,27 +56,27 @@ def swap(text: str, rate: float, draw: random.Random) -> str:
 
 
 def patch(text: str, rate: float, draw: random.Random) -> str:
-    """`text` with one run of round(rate * length) characters (at least one) replaced by random printable ones."""
+    """`text` with one run of a share `rate` of its characters, rounded down (at least one), replaced by random printable ones."""
     width = _count(len(text), rate)
     start = draw.randint(0, len(text) - width)
     return text[:start] + "".join(draw.choice(string.printable) for _ in range(width)) + text[start + width :]
 
 
 def insert(text: str, rate: float, draw: random.Random) -> str:
-    """`text` with a random printable character put before round(rate * length) of its characters (at least one); the rest is kept."""
+    """`text` with a random printable character put before a share `rate` of its characters, rounded down (at least one); the rest is kept."""
     places = set(draw.sample(range(len(text)), _count(len(text), rate)))
     return "".join(draw.choice(string.printable) + letter if i in places else letter for i, letter in enumerate(text))
 
 
 def drop(text: str, rate: float, draw: random.Random) -> str:
-    """`text` without round(rate * words) of its words (at least one, never all), the others joined by single blanks."""
+    """`text` without a share `rate` of its words, rounded down (at least one, never all), the others joined by single blanks."""
     words = text.split()
     gone = set(draw.sample(range(len(words)), min(_count(len(words), rate), max(0, len(words) - 1))))
     return " ".join(word for i, word in enumerate(words) if i not in gone)
 
 
 def _count(length: int, rate: float) -> int:
-    return min(length, max(1, round(rate * length))) if rate > 0 else 0
+    return min(length, max(1, math.floor(rate * length + 1e-9))) if rate > 0 else 0
 
 
 PERTURBATIONS: dict[str, Callable[[str, float, random.Random], str]] = {"swap": swap, "patch": patch, "insert": insert, "drop": drop}

@@ -2,7 +2,8 @@
 
 Stage: during training, at every optimiser step.
 Paper: Yi et al., "Gradient Surgery for Safe LLM Fine-Tuning" (SafeGrad), arXiv 2508.07172.
-Reference: anonymous archive of the authors; described after the ports min-seong-kim/Safety-WaRP-LLM and Lexsi-Labs/SafeTune.
+Reference: anonymous archive of the authors, which could not be read; described after the ports min-seong-kim/Safety-WaRP-LLM and
+    Lexsi-Labs/SafeTune, both read.
 Idea: with the task's gradient g_u and the alignment gradient g_a: where <g_u, g_a> < 0, remove from g_u its part along g_a; then
     g = g_u + rho * g_a. g_a is that of KL(aligned model || model) on the answers of a few safety rows.
 Knobs: rho - weight of the alignment gradient (paper 1, useful 0.1 to 5). loss - kl, or sft (cross-entropy on the safe answer).
@@ -18,9 +19,11 @@ Needs: safety rows (safety.data).
 Limits: made for clean or mildly poisoned data; weak on small models under heavy attack in other groups' re-runs. Over-refusal rises.
 Interacts: every ZeRO stage; with lora the alignment gradient is zero at the first step and nothing is removed there. Clipping
     comes after. Gradients are summed over micro-batches and workers first, then operated on once.
-Deviations: the reference is not a second model in memory but log-probabilities taken once from the untouched model. The KL is a mean
-    over answer tokens (mask=all: over every token that is not padding), softmax in float32; the reference code sums over all positions,
-    padding too. Only the global inner product of the paper, no per-layer variant.
+Deviations: the reference is not a second model in memory but log-probabilities taken once from the untouched model. The KL is a mean over
+    answer tokens (mask=all: over every token that is not padding), softmax in float32; the reference code sums over all positions, padding
+    too. Only the global inner product of the paper, no per-layer variant. Compared with the surgery of the first port on 50 random pairs of
+    gradients, 27 of them in conflict: within 5e-7 (float32 sums there, float64 here). Its KL takes the logits at the answer's own
+    positions, so the one that predicts the first answer token is left out; ours are shifted.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Stage: after training.
 Paper: Djuhera et al., "SafeMERGE: Preserving Safety Alignment in Fine-Tuned Large Language Models via Selective Layer-Wise Model
     Merging", arXiv 2503.17239, ACL 2026.
-Reference: aladinD/SafeMERGE (utils.py), read.
+Reference: aladinD/SafeMERGE (utils.py at 2af08c1), read and run.
 Idea: V = W_aligned - W_unaligned, C = V V^T / ||V||_F as in Safe LoRA. Where cos(C dW, dW) < threshold, the update becomes
     weight * dW + (1 - weight) * dW_safe; dW_safe is a low-rank update trained on refusals alone.
 Knobs: threshold - of the cosine (paper 0.35, useful 0.2 to 0.9). weight - of the task's update (paper 0.8). num_safety - refusal rows the
@@ -17,9 +17,10 @@ Interacts: every ZeRO stage. Adapters stay adapters, of rank r + safe_rank where
     deltas add up.
 Deviations: the merge is exact: factors are stacked (PEFT's `linear`, which the official code uses, mixes A and B separately and so adds
     cross terms). Weights are matched by name, the scale alpha / r is included, whole models are merged too. A weight that alignment left
-    alone has no cosine and keeps its update (official: it counts as 0 and is merged). The safe adapter covers every linear layer of
-    the decoder blocks. The cosine on random matrices equals the official formula's up to float32 round-off; the merged weights differ by
-    exactly those cross terms (tests/unit/test_strategies_safemerge.py).
+    alone has no cosine and keeps its update (official: it counts as 0 and is merged). The safe adapter covers every linear layer of the
+    decoder blocks. Compared with the official merger on two random adapters of rank 2 on a 3-layer Llama: cosines within its rounding to 5
+    places, the same modules merged or kept, kept updates within 2e-7; merged ones differ by up to 75 % of the largest entry, and by 2e-7
+    once the cross terms are added to ours.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Stage: during training, at every optimiser step.
 Paper: Wu et al., "Secure LLM Fine-Tuning via Safety-Aware Probing" (SAP), arXiv 2505.16737.
-Reference: ChengcanWu/SAP (read); rebuilt from Algorithm 1, see Deviations.
+Reference: ChengcanWu/SAP (487edc3, read); rebuilt from Algorithm 1, see Deviations.
 Idea: the contrastive loss of (safe, harmful) answers to the same prompts gives a harmful direction of the weights, the gradient that
     raises it. How much the task gains along that direction depends on vectors added to hidden states, the probes; one ascent step from
     zero makes them, and the task's gradient is then taken with the probes in place.
@@ -21,7 +21,8 @@ Limits: made and measured with LoRA on 7B models; on the embedded model (full fi
     plain (`steps_without_direction` counts them); raise temperature then.
 Interacts: not under ZeRO-3. lora is its natural partner: a shift of adapters is a small copy. Gradient checkpointing works.
 Deviations: log-probabilities are sums over the answer's tokens with shifted labels, of two full sequences (the official data path feeds
-    prompts without answers and compares unshifted logits). The probe of a step is made in that step at probe zero (the code's is one
+    prompts without answers and compares unshifted logits: 0.839 where the shifted loss is 0.301 on 2 random rows of 8 tokens; given labels
+    shifted by hand its formula agrees with ours within 1e-7). The probe of a step is made in that step at probe zero (the code's is one
     step old), lives in hooks for that step alone, and is gone from saved models. Weights are restored from a copy. The probes of official
     layers 3 and 9 are a knob, not the default.
 """

@@ -2,7 +2,7 @@
 
 Stage: during training, at every optimiser step.
 Paper: "Safety Anchor" (SBR), ICML 2026, arXiv 2605.05995.
-Reference: soyoaaa/SBR (read).
+Reference: soyoaaa/SBR (HFT_SBR.py at 188990b, read).
 Idea: whether a model refuses is decided in the last layer's hidden state of the prompt's last token, from which the answer starts. Add
     weight * MSE(that state, the untouched model's) of a few harmful prompts to the task loss.
 Knobs: weight - of the penalty (paper 50, useful 5 to 200). num_anchors - harmful prompts (paper 8, one is enough).

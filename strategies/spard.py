@@ -3,7 +3,7 @@
 Stage: after every optimiser step.
 Paper: Chen et al., "SPARD: Defending Harmful Fine-Tuning Attack via Safety Projection with Relevance-Diversity Data Selection", ICML 2026,
     arXiv 2605.28030.
-Reference: shuhao02/SPARD (read).
+Reference: shuhao02/SPARD (c70f8c1), read; its selection run.
 Idea: after the task's step, measure the loss l on safety rows; where l > threshold, move the weights by -c g with g its gradient and
     c = min((l - threshold) / |g|^2, radius): the shortest step that brings the linearised loss down to the threshold, within a trust
     region. The few safety rows are picked to be relevant to the task and diverse (determinantal point process, greedy).
@@ -19,10 +19,10 @@ Limits: one safety loss stands for all safety; with few rows per step it is nois
 Interacts: does not replace the task's gradient, so it runs with safegrad and with any other step. Every ZeRO stage. Adam's moments and
     weight decay do not see the correction.
 Deviations: the correction moves the weights directly, with one global norm squared as in the paper; the official code divides by each
-    tensor's own norm, not squared, and sends the result through AdamW, which forgets its length (compared on small tensors: for one
-    tensor of norm 1 the two coefficients agree, otherwise they do not). The paper's trust radius is the learning rate of that AdamW
-    step; for a direct step it bounds the coefficient. Embeddings for the selection are means of last hidden states over the prompt by
-    the untouched model.
+    tensor's own norm, not squared, and sends the result through AdamW, which forgets its length (compared on small tensors: for one tensor
+    of norm 1 the two coefficients agree, otherwise they do not). The paper's trust radius is the learning rate of that AdamW step; for a
+    direct step it bounds the coefficient. The selection, run on 10 draws of 40 safety and 60 task embeddings, picks the same 8 rows in the
+    same order as the official one. Embeddings for the selection are means of last hidden states over the prompt by the untouched model.
 """
 
 from __future__ import annotations

@@ -258,13 +258,20 @@ class Counted(Mapping):
         return len(self.weights)
 
 
-@pytest.mark.parametrize("name", ["safe_lora", "lssf", "random_subspace"])
-def test_weights_of_the_other_models_are_held_two_modules_at_a_time(name):
+SIDE = {"safe_steps": 1, "num_safety": 2}, {"harmful_steps": 1, "num_harmful": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [("safe_lora", {}), ("lssf", {}), ("random_subspace", {}), ("lox", {}), ("lox", {"rank": 2}), ("safemerge", SIDE[0]), ("resta", SIDE[1]),
+     ("enchtable", SIDE[1])],
+)  # fmt: skip
+def test_weights_of_the_other_models_are_held_two_modules_at_a_time(name, knobs):
     from strategies.recipe import build
 
     gc.collect()
     aligned, unaligned = Counted(toy.weights(toy.model())), Counted(toy.unaligned_weights())
-    recipe = build([(name, {})])
+    recipe = build([(name, knobs)])
     recipe.prepare_data(toy.data(weights={"aligned": aligned, "unaligned": unaligned}))
-    recipe.finish(moved(toy.model()))
-    assert 1 <= aligned.most <= 2 and 1 <= unaligned.most <= 2
+    recipe.finish(moved(recipe.setup(toy.model())))
+    assert 1 <= aligned.most <= 2 and unaligned.most <= 2 and (unaligned.most > 0) == ("unaligned_base" in recipe.strategies[0].needs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import string
 
@@ -19,7 +20,7 @@ RATE = st.floats(0.01, 0.9)
 
 
 def places(length, rate):
-    return min(length, max(1, round(rate * length)))
+    return min(length, max(1, math.floor(rate * length + 1e-9)))
 
 
 def subsequence(short, long):
