@@ -44,7 +44,10 @@ def _path(source: str, field: str) -> Path | None:
     if source == "pocket" or source.startswith("pocket:"):
         from orchestrator import pocket
 
-        return Path(pocket.resolve(source))
+        found = Path(pocket.resolve(source))
+        if found.is_dir():
+            raise DataError(f"{field}: {source!r} names a model; name rows of the pocket world, such as pocket:safety or pocket:obey")
+        return found
     path = Path(source).expanduser()
     if path.is_file():
         return path
