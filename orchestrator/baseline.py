@@ -59,7 +59,7 @@ def recall(where: Path) -> TrialResult | None:
         return TrialResult.from_dict(json.loads(where.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         os.replace(where, where.with_suffix(".unreadable"))
         return None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator import addresses
+from orchestrator import addresses, redaction
 from orchestrator.config_sections import (
     Columns,
     Escalation,
@@ -95,6 +95,22 @@ class Experiment(Section):
         if self.safety.sequential.enabled and not self.search.finalists:
             raise ValueError("safety.sequential stops evaluations early and only finalists are asked in full, so search.finalists must be at least 1")
         return self
+
+    @model_validator(mode="after")
+    def _no_secrets(self):
+        """Every file of a run holds its config, and Ray writes what it is told into logs and command lines."""
+        found = redaction.find_secret(self.model_dump(mode="json"))
+        if found is None:
+            return self
+        key, shown = found
+        where = {
+            "tracking": "leave it out here and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI,",
+            "ray": "leave it out here and set it",
+        }.get(key.split(".")[0], "name the variable that holds it where that is possible, and set it")
+        raise ValueError(
+            f"{key} ({shown}) holds a secret, which would lie in files, logs and process lists of the run; {where} in the environment of safebasin "
+            "and of the cluster's nodes"
+        )
 
     @property
     def zero_stage(self) -> int:

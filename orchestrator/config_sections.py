@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from orchestrator import addresses, catalogue
 
+NAME = r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$"
+"""Names that become parts of metric names and of files: no slash, no dot in front."""
+
 
 class Section(BaseModel):
     """A block of the config: frozen, unknown keys refused."""
@@ -62,7 +65,7 @@ class Task(Section):
 
 
 class Suite(Section):
-    name: str = Field(description="Name used in metrics, tables and `limits`.")
+    name: str = Field(pattern=NAME, description="Name used in metrics, tables and `limits`.")
     data: str = Field(description="CSV, JSONL or text file (one prompt a line), `pocket:...`, a suite of the catalogue (advbench, xstest, ...; see `safebasin suites`), a set of them (helm_safety), or a `datasets` name.")
     kind: Literal["harmful", "benign", "choice"] = Field("harmful", description="`harmful`: answering is a failure (ASR). `benign`: refusing is a failure (over-refusal). `choice`: multiple-choice questions, measured only (`constrains: false`). Without it a suite of the catalogue has its own.")
     local: str | None = Field(None, description="Local copy of a suite of the catalogue; without it one is looked for by its usual file names in SAFEBASIN_DATA, the config's folder and here, and then the hub is asked.")
@@ -94,7 +97,7 @@ class Suite(Section):
 
 
 class External(Section):
-    name: str = Field(description="Name used in metrics and limits (`external/<name>`).")
+    name: str = Field(pattern=NAME, description="Name used in metrics and limits (`external/<name>`).")
     harness: Literal["lm_eval", "inspect_ai"] = Field(description="Who measures; needs the extra `lm-eval` or `inspect`.")
     task: str = Field(description="The harness's name of the task, e.g. `truthfulqa_mc2`, `inspect_evals/strong_reject`.")
     metric: str = Field("acc", description="The metric of the task, e.g. `acc`, `accuracy`.")

@@ -14,7 +14,7 @@ from orchestrator.errors import ConfigError
 
 PASSED = {
     "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "steps_per_print", "wall_clock_breakdown",
-    "memory_breakdown", "dump_state", "flops_profiler", "comms_logger", "tensorboard", "csv_monitor", "communication_data_type",
+    "memory_breakdown", "dump_state", "flops_profiler", "comms_logger", "communication_data_type",
     "activation_checkpointing", "disable_allgather", "gradient_allreduce_op",
 }  # fmt: skip
 OWNED = {
@@ -42,6 +42,8 @@ REFUSED = {
     "sparse_gradients": "sparse gradients have no shards to project; remove the key",
     "compile": "DeepCompile moves gradients out of reach; remove deepspeed.compile",
     "zenflow": "ZenFlow updates weights outside the step; remove the key",
+    "tensorboard": "it writes outside output.dir; loss, rate and gradient norm of every step are in MLflow",
+    "csv_monitor": "it writes outside output.dir; loss, rate and gradient norm of every step are in MLflow",
 }
 REFUSED_ZERO = {
     "cpu_offload": "DeepSpeed renamed it; write offload_optimizer: {device: cpu}",
@@ -78,6 +80,8 @@ def validate(deepspeed: dict[str, Any], training: Any, num_workers: int | None =
         elif key not in PASSED | OWNED:
             close = difflib.get_close_matches(key, PASSED | OWNED, n=2)
             raise ConfigError(f"unknown key deepspeed.{key}; " + (f"did you mean {' or '.join(close)}?" if close else "remove it"))
+    if (deepspeed.get("flops_profiler") or {}).get("output_file"):
+        raise ConfigError("deepspeed.flops_profiler.output_file would be written outside output.dir; remove it: the profile goes to the worker's log")
     if deepspeed.get("gradient_allreduce_op", "mean") != "mean":
         raise ConfigError("deepspeed.gradient_allreduce_op must be mean: the engine undoes the mean itself; remove the key")
     _check_owned(deepspeed, training, num_workers)

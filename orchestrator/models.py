@@ -36,6 +36,7 @@ def load(model: config.Model, *, device: str = "cpu") -> tuple[nn.Module, Any]:
     no causal language model, or has no chat template.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     source = resolve(model)
@@ -51,7 +52,7 @@ def load(model: config.Model, *, device: str = "cpu") -> tuple[nn.Module, Any]:
             trust_remote_code=model.trust_remote_code,
             **options,
         )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise _explained(model, error) from error
     _check_vocabulary(model, network, words)
     return network.to(device).eval(), words
@@ -328,11 +329,18 @@ def attach(folder: str | Path, model: config.Model, *, device: str = "cpu") -> t
         whole = model.model_copy(update={"model_name_or_path": str(folder), "revision": None, "chat_template": None})
         return load(whole, device=device)
     from peft import PeftModel
+    from safetensors import SafetensorError
 
+    if not (folder / "adapter_model.safetensors").is_file():
+        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+        why = f"only pickled weights ({pickled[0]}), which can run code when read" if pickled else "no weights"
+        raise ModelError(
+            f"the adapter in {folder} holds {why}; adapter_model.safetensors is needed: load it once where you trust it and save it again"
+        )
     network, words = load(model)
     try:
         network = PeftModel.from_pretrained(network, str(folder))
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"the adapter in {folder} does not fit {model.model_name_or_path!r}: {' '.join(str(error).split())[:300]}"
         ) from error

@@ -80,3 +80,21 @@ def redact_text(text: str) -> str:
         return f"{match[1]}{match[2]}{match[3]}{quote}{REDACTED}{quote}{match[5]}"
 
     return redact_uri(_SETTING_LINE.sub(line, text))
+
+
+def find_secret(value: Any, key: str = "") -> tuple[str, str] | None:
+    """(dotted key, the text without its secret) of the first secret in nested dicts and lists, None where there is none.
+
+    By form anywhere; by the name of its key where that names no place a secret is read from (`api_key_env`) and no column of the data (`where`).
+    """
+    if isinstance(value, Mapping):
+        parts = [(f"{key}.{name}" if key else str(name), item) for name, item in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [(f"{key}.{number}", item) for number, item in enumerate(value)]
+    elif isinstance(value, str):
+        name = key.rsplit(".", 1)[-1]
+        by_name = is_secret_key(name) and not name.endswith("_env") and ".where." not in key and value not in ("", REDACTED)
+        return (key, REDACTED) if by_name else (key, redact_uri(value)) if redact_uri(value) != value else None
+    else:
+        return None
+    return next((found for name, item in parts if (found := find_secret(item, name)) is not None), None)

@@ -316,13 +316,17 @@ class Studies:
 
 
 def open_storage(experiment: Experiment) -> optuna.storages.BaseStorage:
-    """The experiment's Optuna journal. Raises StorageError where its folder cannot be written."""
+    """The experiment's Optuna journal. Raises StorageError where its folder cannot be written, or something else lies there."""
     path = storage_path(experiment)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
     except OSError as error:
         raise StorageError(f"cannot write the search's journal {path}: {error}; set search.storage or output.dir") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{path} is no journal of a search, or is damaged; restore it, or set search.storage or output.dir to another place"
+        ) from error
 
 
 def storage_path(experiment: Experiment) -> Path:

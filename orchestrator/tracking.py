@@ -61,7 +61,7 @@ def _explained(uri: str, experiment: Experiment) -> Iterator[None]:
             "tracking.uri" if experiment.tracking.uri else "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "default"
         )
         server = f"the MLflow tracking server {values.redact_uri(uri)} ({source})"
-        raise TrackingError(f"{server} {_trouble(error, experiment)}") from error
+        raise TrackingError(f"{server} {_trouble(error, experiment)}") from None
 
 
 def _trouble(error: Exception, experiment: Experiment) -> str:

@@ -40,6 +40,14 @@ _CLIENT_SETTINGS = {
 }
 
 
+class Trouble(Exception):
+    """An error of MLflow whose own text holds a secret."""
+
+    def __init__(self, text: str, error_code: str | None):
+        super().__init__(text)
+        self.error_code = error_code
+
+
 class Sink:
     """Puts records into MLflow. Used by one thread at a time. Raises Rejected for what the server will never take."""
 
@@ -77,7 +85,8 @@ class Sink:
 
     def alive(self) -> None:
         """Raises where the server does not answer."""
-        self.client.search_experiments(max_results=1)
+        with _refusals():
+            self.client.search_experiments(max_results=1)
 
     def find_experiment(self, name: str) -> None:
         """Make the experiment, or find it. Raises TrackingError where it was deleted."""
@@ -242,14 +251,19 @@ class Sink:
 
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
-    """MLflow's permanent errors as Rejected; everything else (server away, login expired, database locked) passes through."""
+    """MLflow's permanent errors as Rejected; everything else (server away, login expired, database locked) passes through, without secrets."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
-    except MlflowException as error:
-        if error.error_code in _REFUSALS:
-            raise Rejected(values.redact_uri(str(error))) from error
+    except (Rejected, Later):
+        raise
+    except Exception as error:
+        clean, code = values.redact_uri(str(error)), getattr(error, "error_code", None)
+        if isinstance(error, MlflowException) and code in _REFUSALS:
+            raise Rejected(clean) from None
+        if clean != str(error):  # requests names the address it could not reach, with its password
+            raise Trouble(clean, code) from None
         raise
 
 
@@ -264,8 +278,8 @@ def _files() -> Iterator[None]:
         status = getattr(getattr(error, "response", None), "status_code", None)
         refused = isinstance(error, MlflowException) and error.error_code in _REFUSALS
         if refused or status in _REFUSED_FILE or isinstance(error, Rejected):
-            raise Rejected(values.redact_uri(str(error))) from error
-        raise Later(values.redact_uri(str(error))) from error
+            raise Rejected(values.redact_uri(str(error))) from None
+        raise Later(values.redact_uri(str(error))) from None
 
 
 @contextlib.contextmanager

@@ -51,13 +51,16 @@ def kept(where: Path) -> bool:
 def read(where: Path, model: nn.Module) -> dict[str, Any]:
     """Put kept tensors into a model that is set up the same way; returns the training's facts. Raises ValueError for another model."""
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     path = where / WEIGHTS
     targets = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with safe_open(path, framework="pt") as tensors, torch.no_grad():
-        if set(tensors.keys()) != set(targets):
-            raise ValueError(f"{path} holds other tensors than the model that is set up; remove {where}")
-        for name, target in targets.items():
-            target.copy_(tensors.get_tensor(name))
+    try:
+        with safe_open(path, framework="pt") as tensors, torch.no_grad():
+            if set(tensors.keys()) != set(targets):
+                raise ValueError(f"{path} holds other tensors than the model that is set up; remove {where}")
+            for name, target in targets.items():
+                target.copy_(tensors.get_tensor(name))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or is damaged ({error}); remove {where}") from error
     return json.loads((where / "facts.json").read_text(encoding="utf-8"))

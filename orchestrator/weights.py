@@ -17,12 +17,15 @@ class FolderWeights(Mapping):
     """The tensors of a folder's safetensors files, in the type they are stored in. A lookup reads one tensor; nothing is kept."""
 
     def __init__(self, folder: str | Path):
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         self._files: dict[str, Path] = {}
         for path in sorted(Path(folder).glob("*.safetensors")):
-            with safe_open(path, framework="pt") as tensors:
-                self._files |= dict.fromkeys(tensors.keys(), path)
+            try:
+                with safe_open(path, framework="pt") as tensors:
+                    self._files |= dict.fromkeys(tensors.keys(), path)
+            except SafetensorError as error:
+                raise ModelError(f"{path} is no safetensors file, or is damaged: {error}") from error
         if not self._files:
             raise ModelError(f"{folder} holds no safetensors weights")
 

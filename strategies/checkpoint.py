@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle  # for the name of torch's error only
 import shutil
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,18 @@ def read(folder: str | Path, *, rank: int, world_size: int, signature: dict[str,
     if found["signature"] != signature:
         what = ", ".join(f"{k} {found['signature'].get(k)} there, {v} here" for k, v in signature.items() if found["signature"].get(k) != v)
         raise CheckpointError(f"the checkpoint in {folder} is of another training ({what}); remove the folder to start over")
-    path = Path(folder) / found.get("folder", _home(Path(folder), found["step"]).name) / f"rank-{rank}.pt"
+    home = Path(found.get("folder", _home(Path(folder), found["step"]).name)).name  # the name alone: never a folder elsewhere
+    path = Path(folder) / home / f"rank-{rank}.pt"
     if not path.exists():
         raise CheckpointError(f"{path} is missing, though {LATEST} names it; every worker must see the same folder")
-    return found["step"], torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return found["step"], torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} holds something else than tensors and plain values, which is not read because it could run code, or is damaged ({said});"
+            " remove the folder to start this training over"
+        ) from error
 
 
 def _home(folder: Path, step: int) -> Path:

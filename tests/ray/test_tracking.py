@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from pathlib import Path
@@ -62,15 +63,11 @@ def drive(tracker, before, rows) -> None:
 
 
 def test_a_whole_run_in_sqlite(folder):
-    experiment = made_up.experiment(
-        folder,
-        tracking={"experiment": "whole"},
-        ray={"init_kwargs": {"runtime_env": {"env_vars": {"HF_TOKEN": SECRET}}, "object_store": f"http://u:{SECRET}@host"}},
-    )
+    experiment = made_up.experiment(folder, tracking={"experiment": "whole"})
     before, rows = made_up.trials(experiment.safety.limits)
     rows[0][0].history.append({"kind": "train", "time": 1.7e9, "step": 120, "loss": float("nan"), "grad_norm": float("inf")})
     out = experiment.output_dir
-    tracker = tracking.open_tracker(experiment, out, facts={"model_hash": "abc"})
+    tracker = tracking.open_tracker(experiment, out, facts={"model_hash": "abc", "judge": {"base_url": f"http://u:{SECRET}@host", "api_key": SECRET}})
     drive(tracker, before, rows)
     selection = constraint.best(rows)
     assert selection.best is not None
@@ -210,13 +207,17 @@ def test_a_deleted_experiment_is_explained(folder):
         tracking.open_tracker(experiment, experiment.output_dir)
 
 
-def test_a_server_that_is_not_there_is_an_error_at_the_start(folder):
-    experiment = made_up.experiment(folder, tracking={"uri": f"http://u:{SECRET}@127.0.0.1:{servers.free_port()}"})
+def test_a_server_that_is_not_there_is_an_error_at_the_start(folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://u:{SECRET}@127.0.0.1:{servers.free_port()}")
+    experiment = made_up.experiment(folder)
     begin = time.monotonic()
-    with pytest.raises(TrackingError, match=r"tracking\.uri") as caught:
+    with pytest.raises(TrackingError, match=r"MLFLOW_TRACKING_URI") as caught:
         tracking.open_tracker(experiment, experiment.output_dir)
     assert time.monotonic() - begin < 20
     assert SECRET not in str(caught.value) and "tracking.enabled=false" in str(caught.value)
+    with pytest.raises(tracking_sink.Trouble) as outage:  # what the sending thread would say of it in the log
+        tracking_sink.Sink(os.environ["MLFLOW_TRACKING_URI"], folder).alive()
+    assert SECRET not in str(outage.value)
 
 
 def test_a_server_that_never_answers_is_an_error_at_the_start(folder, monkeypatch):

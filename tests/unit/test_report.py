@@ -15,11 +15,13 @@ from orchestrator.records import SuiteResult
 SECRET = "hunter2hunter2"
 
 
-def written(tmp_path, *, good=True, rows=None, facts=None, **sections):
+def written(tmp_path, *, good=True, rows=None, facts=None, secrets=None, **sections):
     experiment = made_up.experiment(tmp_path, **sections)
     before, made = made_up.trials(experiment.safety.limits, good=good)
     made = made if rows is None else rows
     selection = constraint.best(made)
+    if secrets:  # a config that no file could hold: nothing relies on that
+        experiment = experiment.model_copy(update={name: getattr(experiment, name).model_copy(update=more) for name, more in secrets.items()})
     out = tmp_path / "out"
     paths = report.write_report(out, experiment, before, made, selection, facts)
     return experiment, before, made, selection, paths
@@ -28,8 +30,8 @@ def written(tmp_path, *, good=True, rows=None, facts=None, **sections):
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     ray = {"init_kwargs": {"runtime_env": {"env_vars": {"HF_TOKEN": SECRET}}}}
-    tracking = {"uri": f"http://u:{SECRET}@host"}
-    return written(tmp_path_factory.mktemp("good"), facts={"seconds": 3725.0, "hashes": {"template": "abc123"}}, ray=ray, tracking=tracking)
+    secrets = {"ray": ray, "tracking": {"uri": f"http://u:{SECRET}@host"}}
+    return written(tmp_path_factory.mktemp("good"), facts={"seconds": 3725.0, "hashes": {"template": "abc123"}}, secrets=secrets)
 
 
 @pytest.fixture(scope="module")
