@@ -7,6 +7,7 @@ from typing import Any
 
 STRATEGIES: dict[str, str] = {
     "full": "strategies.full:Full",
+    "low_rate": "strategies.low_rate:LowRate",
     "lora": "strategies.lora:Lora",
     "freeze_layers": "strategies.freeze_layers:FreezeLayers",
     "safe_instruct": "strategies.safe_instruct:SafeInstruct",

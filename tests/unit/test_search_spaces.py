@@ -71,6 +71,13 @@ def test_lora_is_searched_on_its_own_scale():
         assert search_spaces.defaults(recipe, num_layers=8, learning_rate=2e-3)["learning_rate"] == pytest.approx(1e-2)
 
 
+def test_the_low_rate_control_is_a_tenth_also_beside_lora():
+    for recipe, wanted in ((["low_rate"], 2e-4), (["low_rate", "lora"], 1e-3), (["lora", "low_rate"], 1e-3)):
+        rate = search_spaces.space(recipe, num_layers=8, learning_rate=2e-3)["learning_rate"]
+        assert (rate.low, rate.high) == pytest.approx((wanted / 4, wanted * 4))
+        assert search_spaces.defaults(recipe, num_layers=8, learning_rate=2e-3)["learning_rate"] == pytest.approx(wanted)
+
+
 def test_defaults_are_the_papers():
     found = search_spaces.defaults(["freeze_layers", "safegrad"], num_layers=32, learning_rate=1e-3)
     assert (found["freeze_layers.start"], found["freeze_layers.width"]) == (9, 6)  # Llama-2-7b-chat: 9 to 14
