@@ -121,7 +121,7 @@ class Store:
         def attempt() -> dict[str, int]:
             found = self.fs.get_file_info(FileSelector(self._path(name), recursive=True, allow_not_found=True))
             sizes = {info.path.lstrip("/").removeprefix(self.root.lstrip("/")).lstrip("/"): info.size for info in found if info.is_file}
-            return {key: size for key, size in sorted(sizes.items()) if not key.rpartition("/")[2].startswith(_PARTIAL)}
+            return {_inside(key, self.shown): size for key, size in sorted(sizes.items()) if not key.rpartition("/")[2].startswith(_PARTIAL)}
 
         return self._tried(f"list {name or 'the files'}", attempt)
 
@@ -197,6 +197,13 @@ class Store:
         except OSError as error:
             remedy = _final(error) or "check the network and the address (endpoint, region), or give a folder"
             raise StorageError(f"cannot {what} in {self.shown}: {_first_line(error)}; {remedy}") from error
+
+
+def _inside(name: str, shown: str) -> str:
+    """A name that stays below any folder it is put in. Raises StorageError for another, which somebody planted."""
+    if any(part in ("..", "") for part in name.split("/")) or "\\" in name:
+        raise StorageError(f"{shown} holds an object named {name!r}, which would be written outside of its folder and is none of ours; remove it")
+    return name
 
 
 def _final(error: OSError) -> str | None:

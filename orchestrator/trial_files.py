@@ -8,6 +8,7 @@ is taken up again on another machine downloads its checkpoint first. What cannot
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -152,7 +153,11 @@ class TrialFiles:
 
     def _read_marker(self, kind: str) -> dict[str, Any] | None:
         text = self.store.read(f"{self._below}/{kind}/{LATEST}")
-        return None if text is None else json.loads(text)
+        marker = None if text is None else json.loads(text)
+        if marker is not None and not re.fullmatch(r"step-\d+(-again)?", str(marker.get("folder"))):
+            where = f"{self.store.shown}/{self._below}/{kind}"
+            raise StorageError(f"{where}/{LATEST} names the folder {marker.get('folder')!r}, which is none of ours; remove {kind} to start over")
+        return marker
 
     def _alone(self, action: Callable[[], None]) -> bool:
         if self.store is None or self.context.rank != 0:

@@ -85,6 +85,23 @@ def test_files_and_folders_come_back_as_they_were(store, tmp_path):
     assert store.read("a/b.txt") is None
 
 
+def test_a_planted_name_writes_nothing_outside(tmp_path):
+    system = fs._MockFileSystem()
+    system.create_dir("b/run")
+    with system.open_output_stream("b/run/x") as file:
+        file.write(b"1")
+
+    class Planted:
+        type_name = "s3"
+
+        def get_file_info(self, selector):
+            info = system.get_file_info("b/run/x")
+            return [type("Info", (), {"path": "b/run/trials/../../../evil", "is_file": True, "size": info.size})()]
+
+    with pytest.raises(StorageError, match="outside of its folder"):
+        storage.Store(Planted(), "b/run", "s3://b/run").get_folder("trials", tmp_path / "here")
+
+
 class Failing:
     """A filesystem whose calls fail `times` times with `text`, then are passed on."""
 

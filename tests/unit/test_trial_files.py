@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from test_trained import run, saved, searched
 from test_trial import Recorder, experiment, folder, spec_of  # noqa: F401 - folder is a fixture
 
 from orchestrator import config, storage, trial
+from orchestrator.errors import StorageError
 from orchestrator.records import LaneContext
 
 
@@ -44,6 +47,16 @@ def test_a_training_that_one_machine_made_is_taken_up_on_another(folder, tmp_pat
     third, _ = run(whole, tmp_path / "plain", "t2", **{"safe_lora.threshold": 0.9})
     second.model_dir = str(bucket / "trials" / "t2" / "model")
     assert saved(second) == saved(third), "taken up or trained here, the same model bit for bit"
+
+
+def test_a_planted_marker_reaches_no_file_outside(folder, tmp_path, machine):  # noqa: F811
+    machine("one")
+    planted = tmp_path / "bucket" / "run" / "trials" / "t1" / "checkpoint" / "latest"
+    planted.parent.mkdir(parents=True)
+    planted.write_text(json.dumps({"step": 5, "world_size": 1, "signature": {}, "folder": "../../../../../elsewhere"}))
+    made = at(experiment(folder), f"{(tmp_path / 'bucket').as_uri()}/run")
+    with pytest.raises(StorageError, match="names the folder '../../"):
+        trial.run(dataclasses.replace(spec_of(made, tmp_path / "driver" / "trials" / "t1"), attempt=1), Recorder(), LaneContext())
 
 
 def test_training_goes_on_while_the_store_is_away(folder, tmp_path, machine, monkeypatch):  # noqa: F811
