@@ -19,6 +19,8 @@ from orchestrator.errors import SafebasinError
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "datasets", "mlflow", "optuna", "pydantic")
 LOW_DISK_GIB = 5
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DASHBOARD_PORT = 8265
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,9 @@ def _compiler(experiment) -> Iterator[Finding]:
 
 def _ray(experiment) -> Iterator[Finding]:
     address = _address(experiment)
+    if experiment.ray.init_kwargs.get("dashboard_host", "127.0.0.1") not in LOOPBACK:
+        host = experiment.ray.init_kwargs["dashboard_host"]
+        yield Finding("ray dashboard", "warn", f"ray.init_kwargs.dashboard_host={host}: leave it on 127.0.0.1, forward port 8265 by ssh")
     mode, token = os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if not address:
         yield Finding("ray cluster", "ok", "none named: a cluster of this machine is started for the run, with token authentication, on loopback")
@@ -146,6 +151,26 @@ def _ray(experiment) -> Iterator[Finding]:
         yield Finding("ray auth", "fail", "RAY_AUTH_MODE=token but no token: set RAY_AUTH_TOKEN_PATH or put it into ~/.ray/auth_token")
     else:
         yield Finding("ray auth", "ok", "token")
+    yield from _strangers("127.0.0.1" if address == "auto" else address.rpartition("://")[2].rpartition(":")[0] or address)
+
+
+def _strangers(host: str, port: int = DASHBOARD_PORT) -> Iterator[Finding]:
+    """Whether the head's dashboard, which takes jobs, lets in who has no token; nothing where none answers there."""
+    import urllib.error
+    import urllib.request
+
+    url = f"http://{host}:{port}"
+    try:
+        with urllib.request.urlopen(f"{url}/api/jobs/", timeout=3):
+            pass
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            yield Finding("ray dashboard", "ok", f"{url} asks for a token")
+        return
+    except OSError:
+        return
+    where = "" if host in LOOPBACK else ", and not only on loopback"
+    yield Finding("ray dashboard", "warn", f"{url} takes jobs without a token{where}: start the head with RAY_AUTH_MODE=token")
 
 
 def _config(experiment) -> Iterator[Finding]:
