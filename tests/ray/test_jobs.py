@@ -73,6 +73,12 @@ class Client:
         command = [sys.executable, "-m", "orchestrator", "submit", "-c", str(config_file), "--address", self.address, *arguments]
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=500)
 
+    def ray_submit(self, folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess:
+        """As Ray's own documentation does it."""
+        command = [str(BIN / "ray"), "job", "submit", "--address", self.address, "--submission-id", name, "--working-dir", str(folder), "--no-wait",
+                   "--runtime-env-json", json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "90"}}), "--", *arguments]  # fmt: skip
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=500)
+
     def ask(self, path: str, method: str = "GET") -> dict:
         request = urllib.request.Request(f"{self.address}/api/jobs/{path}", method=method)
         request.add_header("Authorization", f"Bearer {self.secret['RAY_AUTH_TOKEN']}")
@@ -115,11 +121,12 @@ def table(experiment) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open())) if path.exists() else []
 
 
-def test_a_job_is_stopped_and_goes_on_under_another_id(client, experiment, tmp_path):
-    file = tmp_path / "job.yaml"
+def test_a_job_of_rays_own_command_is_stopped_and_goes_on_with_ours_under_another_id(client, experiment, tmp_path):
+    file = tmp_path / "job" / "job.yaml"
+    file.parent.mkdir()
     file.write_text(config.dump_yaml(experiment))
-    first = client.submit(file, "--submission-id", "first")
-    assert first.returncode == 0 and "job first was accepted" in first.stdout, first.stdout + first.stderr
+    first = client.ray_submit(file.parent, "first", "safebasin", "run", "-c", "job.yaml", "output.resume=true")
+    assert first.returncode == 0, first.stdout + first.stderr
     deadline = time.monotonic() + 300
     while not list(experiment.output_dir.glob("trials/t*/result.json")):
         assert time.monotonic() < deadline and client.status("first") in ("PENDING", "RUNNING"), client.log("first")[-3000:]
@@ -137,6 +144,8 @@ def test_a_job_is_stopped_and_goes_on_under_another_id(client, experiment, tmp_p
     second = client.submit(file, "--submission-id", "second", "--follow")
     said = second.stdout
     assert second.returncode in (0, 3), said + second.stderr
+    assert "uploading" in said and "100%" in said, "how far the upload is"
+    assert client.ask("second")["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "90", "a stopped job may write its report"
     assert f"resumed: {len(before)} trials were finished before" in said and "report:" in said
     rows = table(experiment)
     assert len(rows) == 3 == len({r["params.learning_rate"] for r in rows}) and {r["state"] for r in rows} == {"complete"}
