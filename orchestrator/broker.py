@@ -4,7 +4,8 @@ It is a plain asyncio class (lanes.py makes it a Ray actor), so its rules are te
 queue of specs, knows which lane runs what, and collects events and results. Life of a trial:
 
     submitted -> queued -> running on a lane -> finished (complete, stopped or failed)
-                    ^            | worker died: handed out again with attempt + 1, up to `max_trial_failures`
+                    ^            | worker died: handed out again with attempt + 1, up to `max_trial_failures`;
+                    |            | machine left: the same, and it does not count
 
 Every rank takes its assignment from the broker itself, by number; nothing is broadcast. So an idle lane waits in no collective:
 no process-group timeout can end it, and no NCCL kernel spins on a GPU that waits for work.
@@ -18,17 +19,22 @@ import asyncio
 import dataclasses
 import time
 from collections import deque
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from orchestrator.records import TrialResult, TrialSpec
 
 POLL_S = 20.0
 """Longest time a call waits for news before it answers "nothing yet" and is asked again."""
 
+MOST_ATTEMPTS = 20
+"""No trial is taken up more often than this, whatever interrupted it."""
+
 
 @dataclasses.dataclass
 class LaneState:
     token: int = 0
+    """Of the group that is up; 0 while none is."""
     world_size: int = 1
     index: int = -1
     """Number of the assignment handed out last."""
@@ -36,8 +42,11 @@ class LaneState:
     """What the lane runs now."""
     done: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
     resetting: bool = False
-    resets: int = 0
-    """Group exits that we asked for, since `take_resets`; Train counts them as failures, we do not."""
+    """The group was asked to leave; Train counts that as a failure, we do not."""
+    failure: dict[str, Any] | None = None
+    """The first error of a rank of several. It is the trial's own, or comes of another rank's death; that is known when the group has ended."""
+    deaths: int = 0
+    """Groups that lost a worker, since `take_deaths`; without those whose machine left."""
     gone: str | None = None
 
 
@@ -52,6 +61,8 @@ class Broker:
         self._results: dict[str, dict[str, Any]] = {}
         self._events: list[dict[str, Any]] = []
         self._cancelled: set[str] = set()
+        self._deaths: dict[str, int] = {}
+        """Interruptions that count against a trial."""
         self._closing = False
         self._tokens = 0
         self._members: dict[int, list[Any]] = {}
@@ -67,6 +78,7 @@ class Broker:
             raise ValueError(f"trial {spec.trial_id!r} is queued or running; an id is free again when its trial has finished")
         self._results.pop(spec.trial_id, None)
         self._cancelled.discard(spec.trial_id)
+        self._deaths.pop(spec.trial_id, None)
         self._specs[spec.trial_id] = spec
         if self._closing:
             self._finish(spec, "stopped", error="stopped before it started", facts={"started": False, "cancelled": True})
@@ -120,18 +132,26 @@ class Broker:
         await self._until(lambda: any(s.token for s in self._lanes.values()) or self._all_gone(), timeout)
         return sum(1 for s in self._lanes.values() if s.token and not s.gone)
 
-    async def take_resets(self, lane: int) -> int:
-        """Group exits we asked for on this lane since the last call."""
+    async def add_lane(self, lane: int) -> None:
+        """One lane more; its group registers later."""
+        self._lanes[lane] = LaneState()
+
+    async def census(self) -> tuple[int, int]:
+        """(trials that wait for a lane, lanes that have no group at this moment and will have one)."""
+        return len(self._queue), sum(1 for state in self._lanes.values() if not state.gone and not state.token)
+
+    async def take_deaths(self, lane: int) -> int:
+        """How often this lane lost a worker since the last call, without those whose machine left and those asked to leave."""
         state = self._lanes[lane]
-        resets, state.resets = state.resets, 0
-        return resets
+        deaths, state.deaths = state.deaths, 0
+        return deaths
 
     async def lane_gone(self, lane: int, sentence: str) -> bool:
         """The lane is given up; its trial goes to another one. True where this was the last lane: then every trial is told failed."""
         state = self._lanes[lane]
         state.gone, state.token = sentence, 0
         self._log({"kind": "lane_gone", "lane": lane, "error": sentence})
-        self._interrupted(state)
+        self._interrupted(state, died=False)
         last = self._all_gone()
         if last:
             for spec in list(self._queue):
@@ -141,8 +161,8 @@ class Broker:
         return last
 
     async def expect(self, waiting: int) -> None:
-        """Tune will run this many waiting processes (see `meet`); 0 when it will start no further trial."""
-        self._expected = waiting
+        """Tune will run this many waiting processes (see `meet`); 0 when it will start no further trial. May change at any time."""
+        self._expected, self._leaving = waiting, False
         await self._wake()
 
     async def attend(self, *, fresh: bool) -> None:
@@ -169,19 +189,36 @@ class Broker:
 
         return await self._until(may, timeout)
 
-    async def members(self) -> list[Any]:
-        """Handles of the actors (controllers and workers) that registered, for a forced end."""
-        return [handle for handles in self._members.values() for handle in handles]
+    async def members(self, *, absent: bool = False) -> list[Any]:
+        """Handles of the actors (controllers and workers) that registered, for a forced end; with `absent` of lanes without a group."""
+        chosen = [lane for lane in self._members if not absent or not self._lanes[lane].token]
+        return [handle for lane in chosen for handle in self._members[lane]]
 
     # -- the lane's side ---------------------------------------------------------------------------------------------
+
+    async def control(self, lane: int, handle: Any) -> None:
+        """The lane's controller is up; it starts the worker group, however long that takes."""
+        self._members[lane] = [handle]
+
+    async def left(self, lane: int, why: Literal["home", "raised", "died"], machines: list[str]) -> None:
+        """The lane's group has ended and nothing of it runs any more: what it was at goes to the next free lane, or has failed.
+
+        `why`: it went home, a worker's loop raised, or a worker died; `machines` are those that left the cluster with it.
+        """
+        state = self._lanes[lane]
+        if not machines:
+            state.deaths += int(why == "died" or (why == "raised" and not state.resetting))
+        self._interrupted(state, machines, died=why == "died" or bool(machines))
+        state.token, state.resetting = 0, False
+        await self._wake()
 
     async def register(self, lane: int, world_size: int, pid: int, host: str, handles: list[Any]) -> int:
         """A fresh worker group reports for work; what its predecessor ran was interrupted. Returns the group's token."""
         state = self._lanes[lane]
         self._tokens += 1
         self._members[lane] = list(handles)
-        self._interrupted(state)
-        self._lanes[lane] = LaneState(token=self._tokens, world_size=world_size, resets=state.resets)
+        self._interrupted(state, died=False)
+        self._lanes[lane] = LaneState(token=self._tokens, world_size=world_size, deaths=state.deaths)
         self._log({"kind": "lane_up", "lane": lane, "pid": pid, "host": host, "workers": world_size})
         await self._wake()
         return self._tokens
@@ -205,7 +242,7 @@ class Broker:
     async def report(self, lane: int, token: int, trial_id: str, event: dict[str, Any]) -> bool:
         """An event of a running trial. True asks it to stop."""
         state = self._lanes[lane]
-        if state.token != token or state.spec is None or state.spec.trial_id != trial_id:
+        if state.token != token or state.spec is None or state.spec.trial_id != trial_id or state.resetting:
             return True
         self._log({**event, "trial_id": trial_id, "lane": lane})
         await self._wake()
@@ -215,20 +252,19 @@ class Broker:
         """A rank is through with the trial: {"result": dict} or {"error": text, "traceback": text, "poisoned": bool}.
 
         Answers "next", "reset" (leave the group, so that Train starts a new one) or "stop". The trial is finished when every
-        rank is through, or at the first error.
+        rank is through, or at an error: of a rank of several, when the group has left and had lost no worker.
         """
         state = self._lanes[lane]
         if state.token != token:
             return "stop"
-        if state.spec is None:
+        if state.spec is None or state.resetting:
             return "reset" if state.resetting else "next"
         if "error" in outcome:
             # Other ranks may sit in a collective that this rank will never join: only a new group is surely sound.
             state.resetting = state.world_size > 1 or bool(outcome.get("poisoned"))
-            state.resets += int(state.resetting)
-            facts = {"traceback": outcome.get("traceback", ""), "lane": lane}
-            self._finish(state.spec, "failed", error=outcome["error"], facts=facts)
-            state.spec = None
+            state.failure = {"error": outcome["error"], "facts": {"traceback": outcome.get("traceback", ""), "lane": lane}}
+            if state.world_size == 1:
+                self._interrupted(state, died=False)
         else:
             state.done[rank] = outcome
             if len(state.done) == state.world_size:
@@ -260,16 +296,26 @@ class Broker:
         self._log({"kind": "started", "trial_id": spec.trial_id, "recipe": spec.recipe, "phase": spec.phase, "params": spec.params,
                    "seed": spec.seed, "attempt": spec.attempt, "lane": lane})
 
-    def _interrupted(self, state: LaneState) -> None:
+    def _interrupted(self, state: LaneState, machines: Sequence[str] = (), *, died: bool) -> None:
+        """What this lane runs ends here. It is told failed where it raised by itself, or died too often; else it is next in the queue."""
         spec, state.spec = state.spec, None
+        failure, state.failure = state.failure, None
         if spec is None:
             return
-        self._log({"kind": "interrupted", "trial_id": spec.trial_id, "attempt": spec.attempt})
+        if failure is not None and not died:
+            self._finish(spec, "failed", **failure)
+            return
+        deaths = self._deaths[spec.trial_id] = self._deaths.get(spec.trial_id, 0) + int(not machines)
+        self._log({"kind": "interrupted", "trial_id": spec.trial_id, "attempt": spec.attempt, "deaths": deaths, "machines": list(machines)})
         if self._closing or spec.trial_id in self._cancelled:
             self._finish(spec, "stopped", error="stopped after its worker died", facts={"cancelled": True})
-        elif spec.attempt >= self._max_trial_failures:
-            self._finish(spec, "failed", error=f"its worker died {spec.attempt + 1} times (killed, out of memory, or its machine went away); "
+        elif deaths > self._max_trial_failures:
+            self._finish(spec, "failed", error=f"its worker died {deaths} times (killed, or out of memory); "
                          f"ray.max_trial_failures={self._max_trial_failures} takes a trial up again that often")
+        elif spec.attempt + 1 >= MOST_ATTEMPTS:
+            who = " and ".join(machines) or "its worker"
+            self._finish(spec, "failed", error=f"it was interrupted {spec.attempt + 1} times, the last time because {who} left; "
+                         "no trial is taken up more often")
         else:
             self._queue.appendleft(dataclasses.replace(spec, attempt=spec.attempt + 1))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.config import Experiment
@@ -23,6 +23,8 @@ class LanePlan:
     """GPUs of one worker, 0 without `ray.use_gpu`."""
     sentence: str
     """The plan in words, for the user."""
+    most: int = 1
+    """Lanes at most, whatever machines join later."""
 
     @property
     def per_worker(self) -> dict[str, float]:
@@ -41,24 +43,37 @@ def plan(experiment: Experiment, nodes: Sequence[dict[str, float]], trials: int)
     cpus, workers = settings.cpus_per_worker, settings.num_workers
     places = sum(_workers_on(node, cpus, gpus) for node in nodes)
     asked = f"a worker asks for {_amount(cpus, gpus)}"
-    there = _inventory(nodes)
+    there = inventory(nodes)
     if places == 0:
         raise CapacityError(f"{asked}, and no machine of the cluster has that ({there}); {_remedy(nodes, cpus, gpus)}")
     if places < workers:
         raise CapacityError(
-            f"ray.num_workers={workers}: {asked}, and the cluster ({there}) has room for {_count(places, 'such worker')}; "
+            f"ray.num_workers={workers}: {asked}, and the cluster ({there}) has room for {count(places, 'such worker')}; "
             f"set ray.num_workers={places}, ask for less per worker, or join a larger cluster with ray.address"
         )
     fitting = places // workers
     if settings.lanes is not None and settings.lanes > fitting:
         raise CapacityError(
-            f"ray.lanes={settings.lanes} of {_count(workers, 'worker')}: {asked}, and the cluster ({there}) has room for "
-            f"{_count(fitting, 'lane')}; set ray.lanes={fitting} or leave it out"
+            f"ray.lanes={settings.lanes} of {count(workers, 'worker')}: {asked}, and the cluster ({there}) has room for "
+            f"{count(fitting, 'lane')}; set ray.lanes={fitting} or leave it out"
         )
-    lanes = max(1, min(settings.lanes or fitting, trials))
+    most = max(1, min(settings.lanes or trials, trials))
+    lanes = min(fitting, most)
     how = ", a fresh worker group per trial" if settings.isolate else ""
-    sentence = f"{_count(lanes, 'lane')} of {_count(workers, 'worker')} ({_amount(cpus, gpus)} each) on {there}{how}"
-    return LanePlan(lanes, workers, cpus, gpus, sentence)
+    sentence = f"{count(lanes, 'lane')} of {count(workers, 'worker')} ({_amount(cpus, gpus)} each) on {there}{how}"
+    return LanePlan(lanes, workers, cpus, gpus, sentence, most)
+
+
+def room(found: LanePlan, nodes: Iterable[dict[str, float]]) -> int:
+    """Lanes of this plan's size that fit on machines with these resources, as `plan` counts them."""
+    return sum(_workers_on(node, found.cpus, found.gpus) for node in nodes) // found.workers
+
+
+def inventory(nodes: Sequence[dict[str, float]]) -> str:
+    """What machines have together, in words: `6 CPUs on 3 machines`."""
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    where = f" on {len(nodes)} machines" if len(nodes) > 1 else ""
+    return _amount(cpus, gpus) + where
 
 
 def places(experiment: Experiment, node: dict[str, float]) -> int:
@@ -98,15 +113,10 @@ def _remedy(nodes: Sequence[dict[str, float]], cpus: float, gpus: float) -> str:
     return "set ray.cpus_per_worker and ray.gpus_per_worker to what one machine has at the same time"
 
 
-def _inventory(nodes: Sequence[dict[str, float]]) -> str:
-    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
-    where = f" on {len(nodes)} machines" if len(nodes) > 1 else ""
-    return _amount(cpus, gpus) + where
-
-
 def _amount(cpus: float, gpus: float) -> str:
-    return _count(cpus, "CPU") + (f" and {_count(gpus, 'GPU')}" if gpus else "")
+    return count(cpus, "CPU") + (f" and {count(gpus, 'GPU')}" if gpus else "")
 
 
-def _count(number: float, word: str) -> str:
+def count(number: float, word: str) -> str:
+    """`1 lane`, `2 lanes`."""
     return f"{number:g} {word}{'' if number == 1 else 's'}"

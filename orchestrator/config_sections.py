@@ -287,8 +287,9 @@ class Ray(Section):
     gpus_per_worker: float = Field(1, gt=0, description="GPUs a worker asks for, with `use_gpu`.")
     lanes: int | None = Field(None, gt=0, description="Worker groups that stay up; without it as many as the cluster holds (no more than trials).")
     isolate: bool = Field(False, description="A fresh worker group per trial (Ray's own pattern) instead of lanes.")
-    max_failures: int = Field(3, ge=0, description="Worker deaths a lane survives.")
-    max_trial_failures: int = Field(1, ge=0, description="How often an interrupted trial is taken up again before it is told failed.")
+    max_failures: int = Field(3, ge=0, description="Worker deaths a lane survives; a machine that leaves the cluster does not count.")
+    max_trial_failures: int = Field(1, ge=0, description="How often an interrupted trial is taken up again before it is told failed; a machine that leaves the cluster does not count.")
+    room_timeout_s: float = Field(600, ge=0, description="How long a run whose last lane finds no room (every machine left, or other jobs hold them) waits for a machine before it ends.")
     init_kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to `ray.init`.")
 
 

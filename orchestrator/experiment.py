@@ -94,10 +94,12 @@ class Run:
         kind, trial_id = event["kind"], event.get("trial_id")
         if event.get("storage"):
             self.dashboard.say(f"warning: {trial_id}: {event['storage']}")
-        if kind in ("lane_up", "lane_gone"):
+        if kind in ("lane_up", "lane_gone", "lane_added", "no_room", "machines"):
             self._lane(event)
         elif kind == "interrupted":
-            self.dashboard.say(f"{trial_id}: its worker died; {event.get('error') or 'it is taken up again'}")
+            why = f"{' and '.join(event['machines'])} left the cluster" if event.get("machines") else "its worker died"
+            again = event["deaths"] <= self.experiment.ray.max_trial_failures
+            self.dashboard.say(f"{trial_id}: {why}{', it is taken up again' if again else ''}")
         elif kind == "finished":
             result = TrialResult.from_dict(event["result"])
             if result.phase != "baseline" and result.facts.get("started", True):
@@ -114,7 +116,11 @@ class Run:
     def _lane(self, event: dict[str, Any]) -> None:
         if event["kind"] == "lane_up":
             self.dashboard.say(f"lane {event['lane']} is up on {event['host']}")
+        elif "sentence" in event:
+            self.dashboard.lanes = event.get("lanes", self.dashboard.lanes)
+            self.dashboard.say(event["sentence"])
         elif not self.stop.is_set():
+            self.dashboard.lanes = max(1, self.dashboard.lanes - 1)
             self.dashboard.say(f"lane {event['lane']} is gone: {event['error']}")
 
     def judge(self, result: TrialResult) -> Judgement:

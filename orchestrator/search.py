@@ -2,7 +2,8 @@
 
 Tune runs a light trial per suggestion that only waits for the broker's answer: it holds no CPU, sits on the driver's machine and
 its process is used again, so a trial costs milliseconds beyond its own work. The searcher asks one trial per lane ahead of Tune,
-which waits in the broker's queue, so a lane never idles and Tune needs no more processes than there are lanes.
+which waits in the broker's queue, so a lane never idles and Tune needs no more processes than there are lanes. Lanes come and go with
+the machines; how many trials run at a time follows.
 
 Tune runs in a thread; the caller's thread (the main one) takes events, looks at the stop flag and the clock.
 """
@@ -34,6 +35,9 @@ Judge = Callable[[TrialResult], Mapping[str, Any]]
 """TrialResult -> {"score": float | None, "constraints": {name: value, <= 0 is feasible}}"""
 
 OnEvent = Callable[[dict[str, Any]], None]
+
+MOST_IN_TUNE = 1000
+"""Above any number of lanes."""
 
 TICK_S = 0.2
 """How often the stop flag and the clock are looked at while no event comes."""
@@ -86,12 +90,15 @@ def lane_trial_class() -> type[tune.Trainable]:
 class BasinSearch(Searcher):
     """Tune's view of `Studies`: suggests and submits, judges and tells. Errors are raised, never logged away."""
 
-    def __init__(self, studies: Studies, lanes: Lanes, make_spec: Callable[[Asked], TrialSpec], judge_result: Judge, ahead: int):
+    def __init__(self, studies: Studies, lanes: Lanes, make_spec: Callable[[Asked], TrialSpec], judge_result: Judge, most: int | None):
         super().__init__()
         self._studies, self._lanes, self._make_spec, self._judge = studies, lanes, make_spec, judge_result
         self._ids: dict[str, str] = {}
         self._ahead: deque[str] = deque()
-        self._ahead_wanted = ahead
+        self._most = most
+        self._expected = 0
+        self._left = False
+        """Whether a trial has ended since the last one was handed out: its process waits for a successor."""
         self.asked: list[str] = []
         self.closed = threading.Event()
         """Set: nothing more is asked."""
@@ -102,9 +109,22 @@ class BasinSearch(Searcher):
         """Tune pickles its searcher into the experiment folder; ours holds threads and actors, and is rebuilt by `run_search`."""
         return {"asked": self.asked}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The oldest trial that Tune does not know yet; asks for `ahead` more, so that they wait in the lanes' queue."""
-        while len(self._ahead) <= self._ahead_wanted and not self.closed.is_set() and not self._lanes.broken:
+    def _follow(self) -> tuple[int, int]:
+        """(trials Tune may know at a time, trials to ask for beyond them), by the lanes there are now; the broker is told of a change."""
+        lanes = max(1, self._lanes.count)
+        at_once = min(self._most or 2 * lanes, 2 * lanes)
+        in_tune = min(at_once, lanes)
+        if self._expected != in_tune or (self._left and len(self._ids) >= in_tune):
+            self._expected, self._left = in_tune, False
+            self._lanes.expect(in_tune)
+        return in_tune, at_once - in_tune
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The oldest trial that Tune does not know yet, None while there are as many as lanes; asks for more that wait in the lanes' queue."""
+        in_tune, ahead = self._follow()
+        if len(self._ids) >= in_tune:
+            return None
+        while len(self._ahead) <= ahead and not self.closed.is_set() and not self._lanes.broken:
             asked = self._studies.ask()
             if asked is None:
                 self.closed.set()
@@ -116,6 +136,7 @@ class BasinSearch(Searcher):
             self._lanes.expect(0)
             self._check_finished()
             return Searcher.FINISHED
+        self._left = False
         self._ids[trial_id] = self._ahead.popleft()
         return {"trial_id": self._ids[trial_id], "broker": self._lanes.broker_name}
 
@@ -124,7 +145,7 @@ class BasinSearch(Searcher):
             self.finished.set()
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        ours = self._ids.pop(trial_id)
+        ours, self._left = self._ids.pop(trial_id), True
         # The event that carries the result travels beside Tune's own answer and may be a moment behind it.
         found = self._lanes.wait(ours, timeout=0.0 if error else 30.0)
         if found is None:
@@ -169,12 +190,8 @@ def run_search(
         studies = Studies.create(experiment, spaces, constraint_names)
     else:
         studies = Studies.restore(experiment, spaces, constraint_names, finished)
-    lanes_wanted = lanes.plan.lanes
-    at_once = min(experiment.search.max_concurrent_trials or 2 * lanes_wanted, 2 * lanes_wanted)
-    in_tune = min(at_once, lanes_wanted)
-    search = BasinSearch(studies, lanes, make_spec, judge_result, ahead=at_once - in_tune)
-    lanes.expect(in_tune)
-    tuner = _tuner(experiment, search, in_tune)
+    search = BasinSearch(studies, lanes, make_spec, judge_result, experiment.search.max_concurrent_trials)
+    tuner = _tuner(experiment, search)
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -272,7 +289,7 @@ def _drain(lanes: Lanes, on_event: OnEvent | None, alive: Callable[[], bool], wa
         watch.look()
 
 
-def _tuner(experiment: Experiment, search: BasinSearch, concurrent: int) -> tune.Tuner:
+def _tuner(experiment: Experiment, search: BasinSearch) -> tune.Tuner:
     quiet = {
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are the caller's
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files per trial
@@ -283,13 +300,15 @@ def _tuner(experiment: Experiment, search: BasinSearch, concurrent: int) -> tune
     }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
-    # A sliver of the resource every machine has under its own address: always fits beside lanes that hold every CPU, and
-    # keeps the waiting trials on the driver's machine.
+    # A sliver of the resource every machine has under its own address: always fits beside lanes that hold every CPU. The label
+    # keeps the waiting trials on the driver's machine, also where several share an address.
     place = {f"node:{ray.util.get_node_ip_address()}": 0.001}
+    here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
     return tune.Tuner(
-        tune.with_resources(lane_trial_class(), tune.PlacementGroupFactory([place])),
+        tune.with_resources(lane_trial_class(), tune.PlacementGroupFactory([place], bundle_label_selector=[here])),
         tune_config=tune.TuneConfig(
-            search_alg=search, num_samples=-1, max_concurrent_trials=concurrent, reuse_actors=True, trial_dirname_creator=_folder
+            # how many run at a time is the searcher's to say; Tune only learns that it may start several processes at once
+            search_alg=search, num_samples=-1, max_concurrent_trials=MOST_IN_TUNE, reuse_actors=True, trial_dirname_creator=_folder
         ),
         run_config=tune.RunConfig(
             name="search",

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from orchestrator.broker import Broker
+from orchestrator.broker import MOST_ATTEMPTS, Broker
 from orchestrator.records import TrialResult, TrialSpec
 
 
@@ -82,11 +82,32 @@ def test_an_error_on_one_of_two_ranks_sends_the_group_home_without_counting_a_de
         assert await broker.done(0, token, 1, {"error": "ValueError: x"}) == "reset"
         assert await broker.take(0, token, 0, 1) == ("reset", None)
         assert await broker.done(0, token, 0, outcome("a")) == "reset", "the other rank hears it too"
-        assert [await broker.take_resets(0), await broker.take_resets(0)] == [1, 0]
+        assert await broker.wait("a", 0.01) is None, "it may come of the other rank's death"
+        await broker.left(0, "raised", [])
+        assert await broker.take_deaths(0) == 0
+        await broker.register(0, 2, 2, "host", [])
+        await broker.left(0, "died", [])
+        assert [await broker.take_deaths(0), await broker.take_deaths(0)] == [1, 0]
         return await broker.wait("a")
 
     result = play(story)
     assert result["state"] == "failed" and result["error"] == "ValueError: x"
+
+
+@pytest.mark.parametrize(("why", "machines"), [("died", []), ("died", ["10.0.0.2"])])
+def test_an_error_that_comes_of_another_ranks_death_is_no_failure(why, machines):
+    async def story(broker):
+        await broker.submit(spec("a"))
+        token = await broker.register(0, 2, 1, "host", [])
+        await broker.take(0, token, 0, 0)
+        assert await broker.done(0, token, 0, {"error": "RuntimeError: connection closed by peer"}) == "reset"
+        assert await broker.report(0, token, "a", {"kind": "train"}), "nothing of the group goes on"
+        await broker.left(0, why, machines)
+        assert await broker.take_deaths(0) == int(not machines)
+        token = await broker.register(0, 2, 2, "host", [])
+        return (await broker.take(0, token, 0, 0))[1].attempt, await broker.wait("a", 0.01)
+
+    assert play(story) == (1, None)
 
 
 @pytest.mark.parametrize("poisoned", [True, False])
@@ -116,6 +137,51 @@ def test_a_lane_given_up_leaves_its_trial_to_another_and_the_last_one_tells_all(
         return {name: (await broker.wait(name))["state"] for name in "abcd"}
 
     assert play(story) == {"a": "failed", "b": "complete", "c": "failed", "d": "failed"}
+
+
+def test_a_machine_that_left_costs_a_trial_nothing_and_its_lane_nothing():
+    async def story(broker):
+        await broker.submit(spec("a"))
+        for lane in (0, 1, 0, 1):  # max_trial_failures is 1
+            token = await broker.register(lane, 1, 1, "h", [])
+            assert (await broker.take(lane, token, 0, 0))[1].trial_id == "a"
+            await broker.left(lane, "died", ["10.0.0.2"])
+            assert await broker.take_deaths(lane) == 0 and await broker.census() == (1, 2)
+        token = await broker.register(0, 1, 1, "h", [])
+        assert (await broker.take(0, token, 0, 0))[1].attempt == 4
+        await broker.left(0, "died", [])
+        assert await broker.wait("a", 0.01) is None, "its first death"
+        token = await broker.register(0, 1, 1, "h", [])
+        await broker.take(0, token, 0, 0)
+        await broker.left(0, "died", [])
+        return (await broker.wait("a"))["error"], [e["machines"] for e in (await broker.events(0))[1] if e["kind"] == "interrupted"]
+
+    error, machines = play(story)
+    assert "died 2 times" in error and machines == [["10.0.0.2"]] * 4 + [[], []]
+
+
+def test_a_trial_is_not_taken_up_for_ever():
+    async def story(broker):
+        await broker.submit(spec("a"))
+        for _ in range(MOST_ATTEMPTS):
+            token = await broker.register(0, 1, 1, "h", [])
+            assert (await broker.take(0, token, 0, 0))[0] == "trial"
+            await broker.left(0, "died", ["10.0.0.2"])
+        return await broker.wait("a", 0.01)
+
+    assert "interrupted 20 times, the last time because 10.0.0.2 left" in play(story)["error"]
+
+
+def test_a_lane_that_is_added_takes_what_waits():
+    async def story(broker):
+        await broker.submit(spec("a"))
+        await broker.add_lane(2)
+        assert await broker.census() == (1, 3)
+        token = await broker.register(2, 1, 1, "h", [])
+        assert await broker.census() == (1, 2)
+        return (await broker.take(2, token, 0, 0))[1].trial_id
+
+    assert play(story) == "a"
 
 
 def test_cancel_ends_queued_trials_at_once_and_running_ones_at_their_report():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import config
-from orchestrator.capacity import plan
+from orchestrator.capacity import inventory, plan, room
 from orchestrator.errors import CapacityError
 
 
@@ -54,6 +54,14 @@ def test_lanes_are_what_the_machines_hold(ray, nodes, trials, lanes):
 def test_what_does_not_fit_is_refused_with_the_remedy(ray, nodes, said):
     with pytest.raises(CapacityError, match=said):
         plan(experiment(**ray), nodes, 5)
+
+
+def test_machines_that_join_may_bring_lanes_up_to_the_cap_and_the_trials():
+    one = [{"CPU": 4.0}]
+    assert [plan(experiment(**ray), one, trials).most for ray, trials in (({}, 9), ({"lanes": 3}, 9), ({"lanes": 4}, 2), ({}, 0))] == [9, 3, 2, 1]
+    pairs = plan(experiment(num_workers=2, cpus_per_worker=2), one, 9)
+    assert [room(pairs, nodes) for nodes in ([], [{"CPU": 3}], [{"CPU": 3}, {"CPU": 2.5}], [{"CPU": 8}, {"memory": 1.0}])] == [0, 0, 1, 2]
+    assert inventory([{"CPU": 8, "GPU": 1}, {"CPU": 1}]) == "9 CPUs and 1 GPU on 2 machines" and inventory([{"CPU": 1}]) == "1 CPU"
 
 
 @given(

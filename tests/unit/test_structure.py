@@ -14,7 +14,10 @@ PACKAGES = ("orchestrator", "strategies", "search_spaces")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 DOORS = {
-    "ray": {"orchestrator/search.py", "orchestrator/lanes.py", "orchestrator/lane_worker.py", "orchestrator/submit.py"},
+    "ray": {
+        "orchestrator/search.py", "orchestrator/lanes.py", "orchestrator/cluster.py", "orchestrator/lane_worker.py",
+        "orchestrator/lane_control.py", "orchestrator/lane_pool.py", "orchestrator/submit.py",
+    },
     "deepspeed": {"orchestrator/engine.py"},
     "vllm": {"orchestrator/evaluation/vllm_backend.py"},
     "mlflow": {"orchestrator/tracking_sink.py"},
@@ -38,7 +41,8 @@ LEVELS = (
     {"lanes", "plots_safety"},
     {"plots"},
     {"plots_monitor"},
-    {"broker", "lane_worker", "capacity"},
+    {"lane_pool"},
+    {"broker", "lane_worker", "lane_control", "capacity", "cluster"},
     {"trial"},
     {"training", "trained", "trial_files", "memory"},
     {"guard", "materials", "constraint", "summary", "ranges", "templates"},
