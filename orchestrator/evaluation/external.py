@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -89,7 +90,10 @@ def _measured(model: Any, tokenizer: Any, settings: tuple[config.External, ...])
 def _lm_eval(harness: Any, model: Any, tokenizer: Any, one: config.External) -> tuple[float, float | None, int]:
     """A task of lm-evaluation-harness, asked of the model in memory."""
     wrapper = importlib.import_module("lm_eval.models.huggingface").HFLM(pretrained=model, tokenizer=tokenizer, **one.model_options)
-    found = harness.simple_evaluate(model=wrapper, tasks=[one.task], limit=one.limit, **one.options)
+    options = dict(one.options)
+    if "include_path" in options:  # a folder of task files of one's own, as the harness's command line has it
+        options["task_manager"] = importlib.import_module("lm_eval.tasks").TaskManager(include_path=options.pop("include_path"))
+    found = harness.simple_evaluate(model=wrapper, tasks=[one.task], limit=one.limit, **options)
     row = found["results"].get(one.task) or next(iter(found["results"].values()))
     rows = sum(int(counts.get("effective", 0)) for counts in (found.get("n-samples") or {}).values())
     return *_lm_eval_metric(row, one.metric), max(rows, 1)
@@ -112,7 +116,8 @@ def _inspect(harness: Any, model: Any, tokenizer: Any, one: config.External) -> 
         whole.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
         arguments = {"model_path": folder, "tokenizer_path": folder, **one.model_options}
-        (log,) = harness.eval(one.task, model="hf/local", model_args=arguments, limit=one.limit, log_dir=folder, **one.options)
+        task = os.path.relpath(one.task) if os.path.isabs(one.task) else one.task  # a file of one's own; Inspect finds relative ones only
+        (log,) = harness.eval(task, model="hf/local", model_args=arguments, limit=one.limit, log_dir=folder, **one.options)
     if log.status != "success":
         raise RuntimeError(f"the task ended with status {log.status}: {getattr(log, 'error', None)}")
     scores = [score.metrics for score in log.results.scores if one.metric in score.metrics]

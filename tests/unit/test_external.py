@@ -53,6 +53,15 @@ def test_lm_eval_is_asked_of_the_model_in_memory(lm_eval):
     assert lower["value"] == -0.75, "a rise of a metric that counts harm is a loss"
 
 
+def test_task_files_of_ones_own(lm_eval, monkeypatch):
+    """A folder named `include_path`, as on lm-eval's command line; the harness takes a manager in its place."""
+    tasks = ModuleType("lm_eval.tasks")
+    tasks.TaskManager = lambda include_path: ("manager of", include_path)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", tasks)
+    external.measure("m", "t", settings({"harness": "lm_eval", "options": {"include_path": "/tasks", "num_fewshot": 1}}))
+    assert lm_eval[0]["task_manager"] == ("manager of", "/tasks") and lm_eval[0]["num_fewshot"] == 1 and "include_path" not in lm_eval[0]
+
+
 @pytest.mark.parametrize(("row", "said"), [
     ({"metric": "bleu"}, "no metric 'bleu' among alias, acc,none, f1,all"), ({"metric": "f1", "max_drop": 0.1}, "standard error None"),
 ])  # fmt: skip
