@@ -173,10 +173,11 @@ def check_data(experiment: Experiment) -> list[str]:
 
 
 def check_templates(experiment: Experiment) -> list[str]:
-    """Warnings where training rows bring another system prompt than the evaluation's."""
-    from orchestrator import materials, templates
+    """Warnings where training rows bring another system prompt than the evaluation's, or the chat template one of its own."""
+    from orchestrator import data_tokens, materials, models, templates
 
-    return templates.warnings(experiment, materials.load(experiment).train)
+    implicit = data_tokens.implicit_system_prompt(models.tokenizer(experiment.model))
+    return templates.warnings(experiment, materials.load(experiment).train, implicit)
 
 
 def _suite_fact(suite) -> str:

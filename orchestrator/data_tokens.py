@@ -53,6 +53,20 @@ def render(tokenizer: Any, messages: Sequence[Message], *, generation: bool) -> 
         ) from error
 
 
+def implicit_system_prompt(tokenizer: Any) -> str | None:
+    """The system prompt that the chat template puts where a conversation has none (Qwen2's does); None where it puts none, or takes none."""
+    mark, user = "qxzjsystem", {"role": "user", "content": "a"}
+    try:
+        given = render(tokenizer, [{"role": "system", "content": mark}, user], generation=True)
+    except ModelError:
+        return None
+    before, found, after = given.partition(mark)
+    without = render(tokenizer, [user], generation=True)
+    if not found or not (without.startswith(before) and without.endswith(after)):
+        return None
+    return without[len(before) : len(without) - len(after)].strip() or None
+
+
 def turn_end(tokenizer: Any) -> tuple[int | None, frozenset[int]]:
     """(the special token the template puts after an answer, None where it puts none; all tokens that end an answer)."""
     answer = "qxzj"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, recipe_items
 from orchestrator.data import Conversation
 from orchestrator.records import TrialResult
 
@@ -32,8 +32,23 @@ def facts(rows: Sequence[Conversation], own: str | None, training: str | None, e
     }  # fmt: skip
 
 
-def warnings(experiment: Experiment, rows: Sequence[Conversation]) -> list[str]:
-    """What `validate` and `run` say before anything is trained; [] where training rows bring no system prompt of their own, or the same."""
+def warnings(experiment: Experiment, rows: Sequence[Conversation], implicit: str | None = None) -> list[str]:
+    """What `validate` and `run` say before anything is trained; [] where training rows bring no system prompt of their own, or the same,
+    and the chat template puts none where none is given (`implicit`)."""
+    return _implicit(experiment, implicit) + _others(experiment, rows)
+
+
+def _implicit(experiment: Experiment, implicit: str | None) -> list[str]:
+    sets_prompts = any(name == "prompt_template" for recipe in experiment.recipes for name, _ in recipe_items(recipe))
+    if implicit is None or (experiment.model.system_prompt and not sets_prompts):
+        return []
+    return [
+        f"the chat template puts {quoted(implicit)} wherever none is given, so that `no system prompt` means that one here, in training, "
+        "evaluation and attacks; give model.system_prompt or model.chat_template to have another"
+    ]
+
+
+def _others(experiment: Experiment, rows: Sequence[Conversation]) -> list[str]:
     own = experiment.model.system_prompt
     found = own_prompts(rows)
     others = sum(count for text, count in found.items() if (text or None) != own)

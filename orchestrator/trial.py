@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config, evaluation, materials, models, templates, trained, trial_files
+from orchestrator import config, data_tokens, evaluation, materials, models, templates, trained, trial_files
 from orchestrator.config import Experiment
 from orchestrator.errors import JudgeError, NonFiniteLossError, TrialError
 from orchestrator.evaluation import external, sequential, vllm_backend
@@ -259,7 +259,8 @@ def _evaluate(experiment, model, tokenizer, found, recipe, teller, context, spec
     if measured:
         teller.result.facts["external"] = measured
     template = templates.facts(found.train, own, own if recipe is None else teller.training_prompt, system_prompt)
-    teller.result.facts["template"] = {"hash": models.template_hash(tokenizer), **template}
+    implicit = data_tokens.implicit_system_prompt(tokenizer)
+    teller.result.facts["template"] = {"hash": models.template_hash(tokenizer), "implicit_system_prompt": implicit, **template}
     if recipe is not None and recipe.wraps:
         teller.result.facts["strategies"] |= _added(recipe.inference_facts(), context)
     if answers is not None and context.rank == 0:

@@ -8,7 +8,7 @@ import made_up
 import pytest
 import tiny_llama
 
-from orchestrator import checks, config, constraint, report, templates, trial
+from orchestrator import checks, config, constraint, data_tokens, report, templates, trial
 from orchestrator.data import Conversation
 from orchestrator.records import LaneContext
 
@@ -61,6 +61,38 @@ def files(tmp_path):
         })  # fmt: skip
 
     return experiment, with_system, plain
+
+
+QWEN = (
+    "{% if messages[0].role != 'system' %}{{ '<s>system\nYou are Q.</s>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content + '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+)
+NONE = "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content + '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+HEADER = (
+    "{% set s = messages[0].content if messages[0].role == 'system' else '' %}{{ '<s>system\nToday.\n' + s + '</s>\n' }}"
+    "{% for m in messages if m.role != 'system' %}{{ '<s>' + m.role + '\n' + m.content + '</s>\n' }}{% endfor %}"
+)
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ messages[0].content }}"
+
+
+LAST = "{{ messages[-1].content }}"
+
+
+@pytest.mark.parametrize("template, wanted", [(QWEN, "You are Q."), (NONE, None), (HEADER, None), (REFUSES, None), (LAST, None)])
+def test_a_prompt_that_the_chat_template_puts_itself_is_found(template, wanted):
+    tokenizer = tiny_llama.tokenizer()
+    tokenizer.chat_template = template
+    assert data_tokens.implicit_system_prompt(tokenizer) == wanted
+
+
+def test_a_prompt_that_the_chat_template_puts_itself_is_warned_about(files):
+    experiment, _, plain = files
+    (warning,) = checks.check_templates(experiment(plain, chat_template=QWEN))
+    assert warning.startswith("the chat template puts the system prompt 'You are Q.' wherever none is given") and "model.system_prompt" in warning
+    given = experiment(plain, chat_template=QWEN, system_prompt="be kind")
+    assert checks.check_templates(given) == []
+    ptst = config.from_dict(given.model_dump(mode="json") | {"recipes": [[{"prompt_template": {"form": "ptst"}}]]})
+    assert checks.check_templates(ptst) == [warning]
 
 
 def test_rows_with_a_prompt_of_their_own_are_warned_about_before_training(files):
