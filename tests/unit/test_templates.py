@@ -63,11 +63,11 @@ def files(tmp_path):
     return experiment, with_system, plain
 
 
-QWEN = (
-    "{% if messages[0].role != 'system' %}{{ '<s>system\nYou are Q.</s>\n' }}{% endif %}"
-    "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content + '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+NONE = (
+    "{% for m in messages %}{{ '<s>' + m.role + '\\n' + m.content + '</s>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}"
 )
-NONE = "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content + '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+QWEN = "{% if messages[0].role != 'system' %}{{ '<s>system\\nYou are Q.</s>\\n' }}{% endif %}" + NONE
 HEADER = (
     "{% set s = messages[0].content if messages[0].role == 'system' else '' %}{{ '<s>system\nToday.\n' + s + '</s>\n' }}"
     "{% for m in messages if m.role != 'system' %}{{ '<s>' + m.role + '\n' + m.content + '</s>\n' }}{% endfor %}"
