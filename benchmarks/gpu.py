@@ -105,6 +105,7 @@ def experiment_of(folder: Path, name: str, args):
     from orchestrator import config
 
     recipe, zero = WORKLOADS[name]
+    rates = {"low": 1e-5, "high": 1e-4, "log": True}
     suites = [{"name": kind, "data": str(folder / f"{kind}.txt"), "kind": kind} for kind in ("harmful", "benign")]
     return config.from_dict({
         "name": "gpu",
@@ -112,7 +113,7 @@ def experiment_of(folder: Path, name: str, args):
         "task": {"data": str(folder / "task.jsonl"), "eval_size": 8, "metric": "neg_loss", "max_length": args.length, "max_new_tokens": 8},
         "safety": {"data": None, "max_new_tokens": 8, "suites": suites},
         "recipes": [[recipe]],
-        "search": {"trials": args.trials if recipe == "lora" else 1, "finalists": 0, "seeds": 1, "space": {"learning_rate": [1e-5, 1e-4]}},
+        "search": {"trials": args.trials if recipe == "lora" else 1, "finalists": 0, "seeds": 1, "space": {"learning_rate": rates}},
         "training": {
             "bf16": True, "max_steps": args.steps, "per_device_train_batch_size": args.batch, "logging_steps": args.steps, "save_steps": 0,
             "torch_threads": 0 if "offload_optimizer" in zero and args.device == "cuda" else 1,

@@ -108,7 +108,7 @@ def warnings(deepspeed: dict[str, Any]) -> list[str]:
     if not ds_cpu_adam(deepspeed):
         return []
     return [
-        "deepspeed.zero_force_ds_cpu_optimizer=true: DeepSpeed compiles its CPU Adam on every machine at the first trial (about a minute, once;"
+        "deepspeed.zero_force_ds_cpu_optimizer=true: DeepSpeed compiles its CPU Adam on every machine at the first trial (a minute or more, once;"
         " a C++ compiler is needed); leave it out for torch's AdamW, which needs none"
     ]
 
