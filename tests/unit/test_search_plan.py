@@ -81,3 +81,21 @@ def test_a_plan_never_takes_more_than_there_is(nodes, workers, cpus, trials):
     found = plan(asked, machines, trials)
     assert 1 <= found.lanes <= trials and found.lanes * workers <= places
     assert found.lanes == trials or (found.lanes + 1) * workers > places
+
+
+@pytest.mark.parametrize(("use_gpu", "backend", "resources"), [(True, "nccl", {"CPU": 4, "GPU": 2}), (False, "gloo", {"CPU": 4})])
+def test_what_ray_train_is_asked_for(monkeypatch, use_gpu, backend, resources):
+    """No GPU here: what would be handed to Ray is read, and nothing is started."""
+    import ray.train.torch
+
+    from orchestrator import lane_pool
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda loop, **given: given)
+    asked = experiment(use_gpu=use_gpu, gpus_per_worker=2, cpus_per_worker=4, num_workers=2)
+    group = object.__new__(lane_pool.Pool)
+    group._experiment, group._runner, group._broker = asked, "module:function", None
+    group._plan = plan(asked, [{"CPU": 8, "GPU": 4}], trials=1)
+    given = group._trainer(0, 3)
+    assert given["torch_config"].backend == backend and given["train_loop_config"]["use_gpu"] is use_gpu
+    scaling = given["scaling_config"]
+    assert (scaling.num_workers, scaling.use_gpu, scaling.resources_per_worker) == (2, use_gpu, resources)
