@@ -64,7 +64,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("jailbreakbench_benign", "benign", _JBB, "benign", _BEHAVIOUR, "Category", 100, "MIT", "harmless counterparts of jailbreakbench",
           "arXiv 2404.01318", ("benign-behaviors.csv", "jbb_benign.csv")),
     Entry("maliciousinstruct", "harmful", "walledai/MaliciousInstruct", "train", ("prompt", "text", "instruction"), None, 100,
-          "CC-BY-SA-4.0 (the hub's copy)", "malicious instructions of ten intents", "arXiv 2310.06987",
+          "CC-BY-SA-4.0", "malicious instructions of ten intents", "arXiv 2310.06987",
           ("MaliciousInstruct.txt", "maliciousinstruct.csv", "malicious_instruct.txt")),
     Entry("directharm4", "harmful", "vfleaking/DirectHarm4", "test", ("instruction", "prompt"), "category", 400, "not stated",
           "imperative harmful requests of four categories (PTST)", "arXiv 2402.18540", ("DirectHarm4.jsonl", "directharm4.csv")),

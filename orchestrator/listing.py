@@ -14,7 +14,7 @@ def show(kind: str) -> None:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
+    table = Table(box=None, padding=(0, 1), collapse_padding=True, header_style="bold", pad_edge=False)
     for i, column in enumerate(columns):  # what is typed is never broken
         table.add_column(column, overflow="fold", no_wrap=i == 0)
     return table
@@ -54,9 +54,10 @@ def _suites() -> Table:
     places = catalogue.folders(Path.cwd())
     for entry in catalogue.ENTRIES:
         local = catalogue.find_local(entry, places)
-        hub = f"hub {entry.hub}" + (" (account)" if entry.gated else "")
-        where = f"offline: {local}" if local else "offline: hub cache" if catalogue.in_hub_cache(entry) else hub
-        table.add_row(entry.name, entry.kind, str(entry.rows), entry.licence, where, f"{entry.about}; {entry.source}")
+        known = local is not None or catalogue.in_hub_cache(entry)
+        state = "offline" if known else "hub, account" if entry.gated else "hub"
+        place = str(local) if local else f"hub cache of {entry.hub}" if known else entry.hub
+        table.add_row(entry.name, entry.kind, str(entry.rows), entry.licence, state, f"{entry.about}; {entry.source}\n{place}")
     for name, members in catalogue.SETS.items():
         table.add_row(name, "set", "", "", "", "stands for " + ", ".join(members))
     table.add_row("safebench", "alias", "", "", "", f"no such benchmark for text is published; stands for {catalogue.ALIASES['safebench']}")

@@ -154,6 +154,10 @@ def test_the_list_says_what_is_at_hand(folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "240")
     (folder / "advbench.csv").write_text("goal\nx\n")
     listing.show("suites")
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
-    assert "offline:" in lines["advbench"] and "hub walledai/StrongREJECT" in lines["strongreject"] and "salad_bench" in lines["safebench"]
+    shown = capsys.readouterr().out.splitlines()
+    lines = {line.split()[0]: (line, below) for line, below in zip(shown, [*shown[1:], ""], strict=True) if line.strip()}
+    assert " offline " in lines["advbench"][0] and lines["advbench"][1].strip() == str(folder / "advbench.csv")
+    assert " hub, account " in lines["strongreject"][0] and lines["strongreject"][1].strip() == "walledai/StrongREJECT"
+    lines = {name: line for name, (line, _) in lines.items()}
+    assert "salad_bench" in lines["safebench"]
     assert "set" in lines["helm_safety"] and "built in" in lines["pocket:harmful"]
