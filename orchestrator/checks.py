@@ -152,7 +152,10 @@ def check_held_out(experiment: Experiment) -> list[str]:
     names = [one.name for one in (*experiment.safety.suites, *experiment.safety.external) if one.phase == "confirm"]
     if not names or _confirms(experiment):
         return []
-    return [f"{', '.join(names)}: held out (phase: confirm) and nothing is confirmed, so only the untouched model is asked; set search.seeds=2"]
+    return [
+        f"{', '.join(names)}: held out (phase: confirm) and nothing is confirmed, so only the untouched model is asked; set search.seeds=2 and "
+        "search.finalists=1 or more"
+    ]
 
 
 def check_model(experiment: Experiment) -> int | None:

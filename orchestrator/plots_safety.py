@@ -144,9 +144,14 @@ def _flat(label: str) -> str:
 
 
 def changes(arms: Sequence[Arm]) -> Plot:
-    """What became of each prompt between the first arm and every other: stacked shares, harmful and harmless suites apart."""
+    """What became of each prompt between the first arm and every other: stacked shares, harmful and harmless suites apart.
+
+    Only suites that every arm was asked: held-out ones, asked of finalists alone, would make one bar longer than the others.
+    """
     name, title = "transitions", TRANSITIONS
-    found = [(arm, all_transitions(arms[0].suites, arm.suites)) for arm in arms[1:]] if arms else []
+    common = [s for s in (arms[0].suites if arms else {}) if all(s in arm.suites for arm in arms)]
+    asked = {s: arms[0].suites[s] for s in common or (arms[0].suites if arms else ())}
+    found = [(arm, all_transitions(asked, arm.suites)) for arm in arms[1:]] if arms else []
     panels = [(kind, label) for kind, label in KINDS if any(t.kind == kind and t.n for _, moved in found for t in moved)]
     if not panels:
         return Plot(name, title, None, "No two models were asked the same prompts, so nothing can be said of transitions.")

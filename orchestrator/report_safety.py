@@ -82,7 +82,7 @@ def _frequencies(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteRes
         else:
             what, old, new = "refused", suite.refused, after[name].refused if name in after else None
         tuned = summary.MISSING if new is None else _share(new, after[name].groups, level)
-        rows.append([name, suite.kind, what, _share(old, suite.groups, level), tuned])
+        rows.append([f"{name}{asked_of(after.get(name))}", suite.kind, what, _share(old, suite.groups, level), tuned])
     return {
         "title": "How often the model refuses", "note": "On harmful suites refusing is right, on benign ones it is over-refusal.",
         "head": ["suite", "kind", "share", "untouched model", "this model"], "rows": rows,

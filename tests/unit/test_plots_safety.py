@@ -47,6 +47,18 @@ def test_pictures_of_an_experiment(tmp_path):
         assert 1000 <= width <= 2000 and 300 <= height <= 2000 and plot.text
 
 
+def test_bars_stand_for_the_same_suites(monkeypatch):
+    """A held-out suite that only the finalist was asked is in no bar."""
+    suites = {n: made_up.suite(n, "harmful", 0.5, 20, random.Random(n)) for n in ("h", "held")}
+    seen = []
+    monkeypatch.setattr(plots_safety, "_stack", lambda axis, y, moved: seen.append([t.suite for t in moved]) or axis.barh(y, 1) and 20)
+    assert plots_safety.changes([Arm("original", suites), Arm("searched", {"h": suites["h"]}), Arm("finalist", suites)]).png
+    assert seen == [["h"], ["h"]]
+    seen.clear()
+    plots_safety.changes([Arm("original", suites), Arm("finalist", suites)])
+    assert seen == [["h", "held"]]
+
+
 def test_one_model_has_no_transitions_and_none_has_no_picture():
     alone = [Arm("one", {"h": made_up.suite("h", "harmful", 0.5, 20, random.Random(0))})]
     assert plots_safety.refusals(alone, 0.95).png and plots_safety.changes(alone).png is None
