@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator import outputs, summary
 from orchestrator.evaluation import transitions as changes
-from orchestrator.evaluation.agreement import agreement
+from orchestrator.evaluation.agreement import Agreement, agreement
 from orchestrator.evaluation.outcome import labels
 from orchestrator.evaluation.transitions import STATES, Transitions
 from orchestrator.intervals import rate
@@ -160,15 +160,23 @@ def _apart(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteResult]) 
     }  # fmt: skip
 
 
+def judges_agree(suite: SuiteResult) -> tuple[Agreement, Agreement] | None:
+    """(agreement of the two judges on what is unsafe, on what is refused); None where there was one judge only."""
+    if suite.second is None:
+        return None
+    words = [word if word != "empty" else "refused" for word in labels(suite)]
+    harm = agreement([w in ("unsafe", "unparsed") for w in words], [w in ("unsafe", "unparsed") for w in suite.second])
+    return harm, agreement([w == "refused" for w in words], [w == "refused" for w in suite.second])
+
+
 def _agreement(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteResult]) -> Table:
     rows = []
     for name, suite in before.items():
         for who, one in (("untouched", suite), ("this model", after.get(name))):
-            if one is None or one.second is None:
+            both = judges_agree(one) if one is not None else None
+            if one is None or both is None:
                 continue
-            words = [word if word != "empty" else "refused" for word in labels(one)]
-            refusals = agreement([w == "refused" for w in words], [w == "refused" for w in one.second])
-            harm = agreement([w in ("unsafe", "unparsed") for w in words], [w in ("unsafe", "unparsed") for w in one.second])
+            harm, refusals = both
             rows.append([name, who, one.judge, one.second_judge, harm.text() if one.kind == "harmful" else "", refusals.text()])
     return {
         "title": "Two judges on the same answers",

@@ -113,11 +113,14 @@ def test_what_a_rate_hides_is_printed_below_the_table():
     suites = {"harm": SuiteResult(
         "harm", "harmful", list("abcd"), None, [True, False, False, False], [False, False, True, True], gibberish=[False, True, False, False],
         empty=[False, False, True, True], unparsed=[True, False, False, False], source={"duplicates": 2},
+        second=["unsafe", "unsafe", "refused", "unsafe"], second_judge="exact",
     )}  # fmt: skip
     clean = {"harm": SuiteResult("harm", "harmful", list("abcd"), None, [False] * 4, [True] * 4, source={"duplicates": 2})}
     result, before = (TrialResult(name, "", {}, 0, "confirm", "complete", None, s) for name, s in (("model", suites), ("baseline", clean)))
     found = evaluating.Evaluated(config.from_dict({}), {"name": "new"}, {"name": "old"}, result, before, ())
-    assert evaluating_report.apart(found) == ["new on harm, of 4 answers: 1 gibberish, 2 empty, 1 unparsed, 2 repeated prompts left out"]
+    counted, differing = evaluating_report.apart(found)
+    assert counted == "new on harm, of 4 answers: 1 gibberish, 2 empty, 1 unparsed, 2 repeated prompts left out"
+    assert differing.startswith("new on harm: the judges differ on what is unsafe (agree 0.500, kappa ") and "second judge exact" in differing
 
 
 def test_the_task_is_measured_where_it_is_named(folder, tmp_path):
