@@ -24,7 +24,8 @@ from orchestrator import baseline, config, constraint, outputs, report_view, sea
 from orchestrator import experiment as driver
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation import sequential, suites
-from orchestrator.evaluation.sequential import OVER, TOUCHED, WITHIN, SequentialTest, log_capital
+from orchestrator.evaluation.betting import OVER, TOUCHED, WITHIN, log_capital
+from orchestrator.evaluation.sequential import SequentialTest
 from orchestrator.records import LaneContext, Screening, SuiteResult, TrialResult
 
 # ------------------------------------------------------------------------------------------------ the capital
@@ -156,6 +157,11 @@ def test_few_known_failures_are_asked_first_and_then_known():
     assert test.earliest() == 10 + plain.earliest()
     test.add({i: True for i in test.upcoming(21)})
     assert test.verdict == "infeasible"
+    short = SequentialTest(before, None, limit=0.3, confidence=0.95, seed=1)
+    short.add({i: False for i in short.upcoming(10)})
+    assert short.record().value == -0.05, "ten of 200 for certain, nothing known of the others"
+    short.add({i: k % 2 == 0 for k, i in enumerate(short.upcoming(38))})
+    assert short.record().value == pytest.approx((-10 + 190 / 2) / 200), "the ten stand for themselves, the others for all others"
     for groups in (None, [str(i // 4) for i in range(200)]):
         assert SequentialTest([i % 8 == 3 for i in range(200)], groups, limit=0.05, confidence=0.95, seed=1).census == 0, "too many, or mixed"
 
