@@ -220,19 +220,19 @@ class Mirror(Folder):
         if urgent or time.monotonic() > self._next_lazy:
             self._next_lazy = time.monotonic() + LAZY_S
         else:
-            changed = [name for name in changed if not name.endswith((".db", ".jsonl"))]
+            changed = [name for name in changed if not mirror_files.lazy(name)]
         if changed and not self._state.get("told"):
             self._quick.write(MANIFEST, json.dumps({"writer": self._state["writer"], "folder": str(self.folder)}).encode())
             self._state["told"] = True
+        early = {name: self._read(name) for name in changed if name in mirror_files.TRACKING}
         try:
             for name in changed:
                 path = self.folder / name
-                signature = mirror_files.signature(path)
+                signature, content = early[name] if name in early else self._read(name)
                 if signature is None:
                     self._quick.delete(name)
                     files.pop(name, None)
                     continue
-                content = mirror_files.content(path)
                 if content is None:
                     self._quick.put(path, name)
                 else:
@@ -244,6 +244,12 @@ class Mirror(Folder):
         finally:
             if changed:
                 self._save_state()
+
+    def _read(self, name: str) -> tuple[tuple[int, int] | None, bytes | None]:
+        """(signature, what to send; None for the file as it is)."""
+        path = self.folder / name
+        signature = mirror_files.signature(path)
+        return signature, None if signature is None else mirror_files.content(path)
 
     def _changed(self) -> list[str]:
         """Names of what differs from what was sent, what others depend on first: the studies, the files, the trials' results."""

@@ -15,6 +15,9 @@ from orchestrator.trial_files import CHECKPOINT, GOOD
 
 _WORKERS_OWN = {CHECKPOINT, GOOD, "model", "generations.jsonl"}
 _LOCAL = {"ray", "workers", "trained"}
+TRACKING = ("tracking.json", "tracking.spool.jsonl")
+"""What the driver knows of its MLflow runs, and what has not arrived there yet. Their copies must be no newer than the database's: they are
+read before it and sent after it."""
 _SIDE_FILES = (".lock", "-wal", "-shm", "-journal")
 
 
@@ -38,7 +41,7 @@ def skipped(name: str) -> bool:
 def rank(name: str) -> int:
     if name.endswith(".journal"):
         return 0
-    return 3 if name == "trials.csv" else 2 if name.endswith("/result.json") else 1
+    return 4 if name == "trials.csv" else 3 if name.endswith("/result.json") else 2 if name in TRACKING else 1
 
 
 def signature(path: Path) -> tuple[int, int] | None:
@@ -54,6 +57,11 @@ def signature(path: Path) -> tuple[int, int] | None:
     return max(times), found.st_size
 
 
+def lazy(name: str) -> bool:
+    """Whether a file changes all the time while trials run."""
+    return name.endswith(".db") or name in TRACKING
+
+
 def content(path: Path) -> bytes | None:
     """What to upload of a file that is being written: a consistent database, whole lines. None: the file as it is."""
     if path.suffix == ".db":
@@ -64,17 +72,18 @@ def content(path: Path) -> bytes | None:
     if path.suffix in (".journal", ".jsonl"):
         data = path.read_bytes()
         return data[: data.rfind(b"\n") + 1]
-    return None
+    return path.read_bytes() if path.name in TRACKING else None
 
 
 def relocate(folder: Path, old: str) -> None:
     """Paths of the machine that wrote the copy become this one's, in what MLflow keeps and in what waits for its server."""
     if old == str(folder):
         return
-    database, spool = folder / "mlflow.db", folder / "tracking.spool.jsonl"
+    database = folder / "mlflow.db"
     if database.is_file():
         with contextlib.closing(sqlite3.connect(database)) as connection, connection:
             for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
                 connection.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (old, str(folder)))
-    if spool.is_file():
-        outputs.write_text(spool, spool.read_text(encoding="utf-8").replace(json.dumps(old)[1:-1], json.dumps(str(folder))[1:-1]))
+    for path in (folder / name for name in TRACKING):
+        if path.is_file():
+            outputs.write_text(path, path.read_text(encoding="utf-8").replace(json.dumps(old)[1:-1], json.dumps(str(folder))[1:-1]))

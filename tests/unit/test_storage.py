@@ -214,6 +214,7 @@ def write_run(experiment, trials=("t0001", "t0000")):
         outputs.write_json(folder / "trials" / trial / "result.json", {"trial": trial})
         outputs.write_bytes(folder / "trials" / trial / "checkpoint" / "latest", b"a worker's")
     outputs.write_text(folder / "ray" / "x", "of this machine")
+    outputs.write_json(folder / "tracking.json", {"uri": f"sqlite:///{folder}/mlflow.db"})
     outputs.write_bytes(folder / "study.journal", b'{"whole": 1}\n{"cut o')
     with sqlite3.connect(folder / "mlflow.db") as database:
         database.execute("create table if not exists experiments (artifact_location text)")
@@ -239,6 +240,7 @@ def test_a_run_follows_its_address_to_another_machine(machine, tmp_path):
         assert [path.parent.name for path in results] == ["t0001", "t0000"], "in the order they ended"
         with sqlite3.connect(folder / "mlflow.db") as database:
             assert database.execute("select artifact_location from experiments").fetchone() == (f"file://{folder}/mlartifacts",)
+        assert json.loads((folder / "tracking.json").read_text()) == {"uri": f"sqlite:///{folder}/mlflow.db"}
         copy.begin()
         outputs.write_bytes(bucket / "trials" / "t0000" / "model" / "w", b"weights")
         copy.fetch(folder / "trials" / "t0000" / "model")
@@ -247,6 +249,29 @@ def test_a_run_follows_its_address_to_another_machine(machine, tmp_path):
         (folder / "trials.csv").unlink()
         assert copy.close() is None
     assert not (bucket / "trials" / "t0000" / "model").exists() and not (bucket / "trials.csv").exists()
+
+
+def test_the_copy_of_the_database_is_no_older_than_what_is_known_of_it(machine, monkeypatch):
+    """What a copy says is done with (a run was made, a record arrived) must be in the copy's database."""
+    one, sent = machine("one"), []
+    with opened(one) as copy:
+        write_run(one)
+        spool = outputs.write_text(one.output_dir / "tracking.spool.jsonl", '{"waits": 1}\n')
+        copy._state["writer"] = "w"
+        write = copy._quick.write
+
+        def slow(name, data):
+            sent.append(name)
+            if name == "mlflow.db":
+                outputs.write_text(spool, "")  # it arrives while the database's copy is on its way
+            write(name, data)
+
+        monkeypatch.setattr(copy._quick, "write", slow)
+        copy._send_changes(urgent=True)
+        assert sent.index("study.journal") < sent.index("mlflow.db") < sent.index("tracking.json")
+        assert copy.store.read("tracking.spool.jsonl") == b'{"waits": 1}\n'
+        copy._send_changes(urgent=True)
+        assert copy.store.read("tracking.spool.jsonl") == b""
 
 
 def test_an_address_with_a_run_is_refused_emptied_or_gone_on_with(machine, tmp_path):
