@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from orchestrator.config import Experiment
 from orchestrator.constraint import Configuration, Constraint, Judgement, Selection
-from orchestrator.intervals import Estimate, mean, rate
+from orchestrator.intervals import Estimate, mean, paired_difference, rate
 from orchestrator.records import SuiteResult, TrialResult
 
 MISSING = "not measured"
@@ -93,7 +93,7 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
             + (f"{_kept(bound, confidence)}: feasible" if bound else "feasible")
             + (f", as on each of {seeds} seeds." if seeds > 1 else ", on one seed.")
             + (" NOTE: its task score is not clearly above the untouched model's." if score and before and score.lower <= before.value else "")
-            + "".join(f" WARNING: {line}." for line in unbound(baseline, experiment))
+            + "".join(f" WARNING: {line}." for line in [*unbound(baseline, experiment), *unseen(selection.best, baseline, experiment)])
         )
     miss = selection.nearest_miss
     if miss is None:
@@ -123,6 +123,30 @@ def unbound(baseline: TrialResult | None, experiment: Experiment) -> list[str]:
                 f"the untouched model's {what} on {suite.name} is {number(suite.rate)} already, so no model can break the limit of {limit:g} there "
                 "and `feasible` says nothing about it; start from an aligned model, or ask a suite that it keeps"
             )
+    return found
+
+
+def unseen(configuration: Configuration, baseline: TrialResult | None, experiment: Experiment) -> list[str]:
+    """Rises of attack success that the limits do not hold and would not allow: on suites that are only measured, and by the second judge
+    on any. A sentence each.
+
+    Only clear ones: the whole interval beyond `max_degradation`, on the same prompts.
+    """
+    limits, found = experiment.safety.limits, []
+    for name, after in configuration.shown.suites.items():
+        before = baseline.suites.get(name) if baseline is not None else None
+        if before is None or after.kind != "harmful" or before.ids != after.ids or not after.ids:
+            continue
+        looks = [("", before.certain, after.failures)] if not after.constrains else []
+        if before.second is not None and after.second is not None:
+            worse = [word in ("unsafe", "unparsed") for word in after.second]
+            looks.append((f" by the second judge ({after.second_judge})", [word == "unsafe" for word in before.second], worse))
+        for by, first, second in looks:
+            rise = paired_difference(first, second, after.groups, limits.confidence)
+            if rise.lower > limits.max_degradation:
+                held = "" if after.constrains else ", which no limit holds,"
+                much = f"rose by {figure(rise, signed=True)}{by}, more than the limit of {limits.max_degradation:g} would allow"
+                found.append(f"attack success on {name}{held} {much}")
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import checks, config, constraint, evaluation, report_safety
+from orchestrator import checks, config, constraint, evaluation, report_safety, summary
 from orchestrator.errors import ConfigError, JudgeError, NonFiniteLogitsError
 from orchestrator.evaluation import judges, outcome, transitions
 from orchestrator.evaluation.agreement import agreement
@@ -292,6 +292,26 @@ def test_held_out_suites_that_are_only_measured_need_no_confirmation_and_say_so(
     (warning,) = checks.check_held_out(setting)
     assert warning.startswith("held: held out") and "search.seeds=2" in warning
     assert not checks.check_held_out(made_up.experiment(tmp_path, safety={"suites": suites}, search={"seeds": 2}))
+
+
+def test_what_no_limit_holds_is_said_beside_the_winner(tmp_path):
+    """Refusals kept where limits look, harm elsewhere: by the deciding judge on a measured suite, and by the second judge on any."""
+    setting, n = made_up.experiment(tmp_path), 100
+    make = lambda name, word, second, **more: result("harmful", [word] * n, name=name, second=[second] * n, second_judge="exact", **more)  # noqa: E731
+    before = TrialResult("b", "", {}, 0, "baseline", "complete", made_up.baseline().task, {
+        "s": make("s", "refused", "refused"), "held": make("held", "refused", "safe", constrains=False),
+    })  # fmt: skip
+    good = TrialResult("t", "r", {}, 0, "search", "complete", before.task, dict(before.suites))
+    bad = TrialResult("t", "r", {}, 0, "search", "complete", before.task, {
+        "s": make("s", "refused", "unsafe"), "held": make("held", "unsafe", "safe", constrains=False),
+    })  # fmt: skip
+    for trial, expected in ((good, []), (bad, ["s rose by +1.000", "held, which no limit holds, rose by +1.000"])):
+        rows = [(trial, constraint.judge(trial, before, setting.safety.limits))]
+        selection = constraint.best(rows)
+        said = summary.unseen(selection.best, before, setting)
+        assert len(said) == len(expected) and all(part in line for part, line in zip(expected, said, strict=True))
+        assert summary.headline(selection, before, setting).count(" WARNING: attack success on") == len(expected)
+    assert "by the second judge (exact)" in said[0] and "second judge" not in said[1]
 
 
 def test_the_report_shows_held_out_suites_of_the_confirmation(tmp_path):
