@@ -19,10 +19,11 @@ Interacts: every ZeRO stage. Adapters stay adapters of rank r + harmful_rank. nt
     pass (sdpa or eager, not flash_attention_2). With another merging method safety deltas add up.
 Deviations: the official code linearises each projection by itself; a linear layer is linear in its weight, so that changes nothing (its
     harmful training is plain training of these projections). Here the attention (MLP) module is linearised as a whole, and in the low-rank
-    factors' product. The harmful update is low rank (official: full). Norms are those of the decoder blocks; only weights that training
-    moved are merged. For low-rank updates gamma counts of the rank: the other singular values are zero and their vectors arbitrary, though
-    the official code averages over them. Compared with the official merge on a 3-layer Llama and two random dense updates: s within 1e-7,
-    weights within 4e-8, given the same norms (the official ones count a tied embedding twice).
+    factors' product. The harmful update is low rank (official: full), and attention_mlp linearises every layer (official: all but the first
+    and last 12). Norms are those of the decoder blocks; only weights that training moved are merged. For low-rank updates gamma counts of
+    the rank: the other singular values are zero and their vectors arbitrary, though the official code averages over them. Compared with the
+    official merge on a 3-layer Llama and two random dense updates: s within 1e-7, weights within 4e-8, given the same norms (the official
+    ones count a tied embedding twice).
 """
 
 from __future__ import annotations
