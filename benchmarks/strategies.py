@@ -6,8 +6,8 @@ On the embedded model and its rows (or `--config`; `--hidden` and `--layers` put
 registered strategy at its default knobs. Times are this process's CPU seconds on one thread, which other work on the machine does not
 lengthen as it does wall time (`--json` holds both):
 
-- step ratio: median time of an optimiser step over that of plain fine-tuning (`--base lora`: of plain LoRA training). The two
-  trainings live side by side in one process and take turns, step by step, so that whatever slows one slows both.
+- step ratio: time of an optimiser step over that of plain fine-tuning (`--base lora`: of plain LoRA training). The two trainings live
+  side by side in one process and take turns, step by step, so that whatever slows one slows both; the median over turns.
 - passes: forwards / backwards of a step (a backward to leaf vectors alone, no parameter gradients, counts as "leaf").
 - floor: time of just those passes, replayed on the very batches of the method's steps with a bare model (cross-entropy, backward, no
   engine, no optimiser), in the same turns; in plain steps. `step / floor` is what the method adds to its passes, the optimiser's step
@@ -130,12 +130,11 @@ class World:
         plain_step = median(times["plain"])
         found = {"plain_step_s": plain_step, "setup_s": method.setup_seconds, "steps": self.args.steps}
         if method.differs:
-            step, floor = median(times["method"]), median(times["floor"])
             found["passes"] = method.counted()
             for clock in CLOCKS:
                 found[clock] = {
-                    "step_ratio": step[clock] / plain_step[clock], "floor": floor[clock] / plain_step[clock],
-                    "step_over_floor": step[clock] / floor[clock],
+                    "step_ratio": ratio(times["method"], times["plain"], clock), "floor": ratio(times["floor"], times["plain"], clock),
+                    "step_over_floor": ratio(times["method"], times["floor"], clock),
                 }  # fmt: skip
         found["finish_s"] = method.finish()
         found["finish_steps"] = found["finish_s"]["cpu"] / plain_step["cpu"]
@@ -276,6 +275,11 @@ class Clock:
 
 def median(times: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(time[name] for time in times) for name in CLOCKS}
+
+
+def ratio(a: list[dict[str, float]], b: list[dict[str, float]], clock: str) -> float:
+    """Median over turns of a / b: the two of a turn ran right after one another."""
+    return statistics.median(x[clock] / y[clock] for x, y in zip(a, b, strict=True))
 
 
 def resized(model, hidden: int, layers: int):
