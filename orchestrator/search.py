@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from orchestrator.config import Experiment, recipe_items
@@ -300,6 +301,8 @@ def _tuner(experiment: Experiment, search: BasinSearch) -> tune.Tuner:
     }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+    # Tune would copy them from the environment into its actors' runtime env, which Ray writes into its logs. Our trials only wait on the broker.
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
     # A sliver of the resource every machine has under its own address: always fits beside lanes that hold every CPU. The label
     # keeps the waiting trials on the driver's machine, also where several share an address.
     place = {f"node:{ray.util.get_node_ip_address()}": 0.001}
