@@ -25,8 +25,11 @@ WAIT = 180
 TRAINING = {"max_steps": 6, "per_device_train_batch_size": 2, "logging_steps": 1, "torch_threads": 1}
 
 
+STARTED = time.monotonic()
+
+
 def say(**what):
-    print(json.dumps(what), flush=True)
+    print(json.dumps({"t": round(time.monotonic() - STARTED, 1), **what}), flush=True)
 
 
 def tell(event):
@@ -172,6 +175,8 @@ def a_search_that_follows(folder: Path, cluster: Cluster, nodes: list) -> None:
 
 def main(folder: str) -> None:
     files(Path(folder))
+    # As where ray comes without its extra `default`: each node's agent is then a small process.
+    sys.modules["ray.dashboard.optional_deps"] = None
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         lanes.connect(experiment(Path(folder) / "first", cluster.address).ray)  # while the head is the only node this process can be on

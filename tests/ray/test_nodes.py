@@ -36,7 +36,7 @@ def story(tmp_path_factory):
     }  # fmt: skip
     done = subprocess.run([sys.executable, str(HERE / "nodes.py"), str(folder)], env=environment, capture_output=True, text=True, timeout=800)
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert done.returncode == 0 and said[-1] == {"done": True}, done.stdout[-5000:] + done.stderr[-5000:]
+    assert done.returncode == 0 and "done" in said[-1], done.stdout[-5000:] + done.stderr[-5000:]
     return folder, said
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import socket
+import threading
+from pathlib import Path
 
-from orchestrator import lane_control
+from rich.console import Console
+
+from orchestrator import config, lane_control
 from orchestrator.cluster import Machine
+from orchestrator.experiment import Run
 from orchestrator.lane_pool import _moved
+from orchestrator.progress import Dashboard
 
 
 def test_the_interface_is_found_by_its_address():
@@ -42,3 +49,27 @@ def test_what_changed_is_one_sentence():
     before = {"a": Machine("one", {"CPU": 2.0}), "b": Machine("two", {"CPU": 1.0})}
     now = {"a": before["a"], "c": Machine("three", {"CPU": 4.0, "GPU": 1.0})}
     assert _moved(before, now) == "the cluster changed: three joined with 4 CPUs and 1 GPU, two left; 6 CPUs and 1 GPU on 2 machines now"
+
+
+def test_the_user_reads_what_became_of_machines_and_lanes():
+    file = io.StringIO()
+    with Dashboard(Console(file=file, width=200), total=9, lanes=1) as dashboard:
+        state = Run(config.from_dict({}), Path("."), dashboard.console, threading.Event(), None, dashboard)
+        state.event({"kind": "machines", "sentence": "the cluster changed: two joined with 1 CPU; 2 CPUs on 2 machines now"})
+        state.event({"kind": "lane_added", "lane": 1, "lanes": 2, "sentence": "lane 1 is added, 2 lanes now"})
+        state.event({"kind": "lane_up", "lane": 1, "host": "two"})
+        assert dashboard.lanes == 2, "the ETA is of two lanes"
+        state.event({"kind": "interrupted", "trial_id": "t0002", "attempt": 0, "deaths": 0, "machines": ["10.0.0.2"]})
+        state.event({"kind": "lane_gone", "lane": 1, "error": "no machine of the cluster has room for its 1 worker any more"})
+        assert dashboard.lanes == 1
+        state.event({"kind": "interrupted", "trial_id": "t0003", "attempt": 0, "deaths": 1, "machines": []})
+        state.event({"kind": "interrupted", "trial_id": "t0003", "attempt": 1, "deaths": 2, "machines": []})
+    assert [line.rstrip() for line in file.getvalue().splitlines()] == [
+        "the cluster changed: two joined with 1 CPU; 2 CPUs on 2 machines now",
+        "lane 1 is added, 2 lanes now",
+        "lane 1 is up on two",
+        "t0002: 10.0.0.2 left the cluster, it is taken up again",
+        "lane 1 is gone: no machine of the cluster has room for its 1 worker any more",
+        "t0003: its worker died, it is taken up again",
+        "t0003: its worker died",
+    ]
