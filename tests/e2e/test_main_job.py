@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import planted
 import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -23,9 +24,12 @@ SHORT = ["training.max_steps=40", "monitor.every_steps=20", "task.eval_size=60"]
 
 
 def safebasin(*arguments: str, cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))} | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "orchestrator", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=environment)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=environment())
+
+
+def environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))} | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -37,7 +41,8 @@ def table(folder: Path) -> list[dict[str, str]]:
 def finished(tmp_path_factory):
     """One search over the five recipes with the preset's own limits; the control at a rate at which it erodes."""
     cwd = tmp_path_factory.mktemp("main job")  # a space in the path on purpose
-    done = safebasin("run", "output.dir=out", "search.trials=5", "search.seeds=2", "task.eval_size=60", cwd=cwd)
+    command = [sys.executable, "-m", "orchestrator", "run", "output.dir=out", "search.trials=5", "search.seeds=2", "task.eval_size=60"]
+    done = planted.Watched(command, cwd=cwd, environment=environment() | planted.SECRETS, timeout=600)
     return done, cwd / "out"
 
 
@@ -110,6 +115,26 @@ def test_mlflow_holds_parent_baseline_and_children(finished):
         assert any(name.startswith(group) for name in metrics), (group, metrics)
 
 
+def test_no_secret_of_the_environment_is_in_any_file_log_or_process_list(finished):
+    """The run had six of them: what it printed, its files, MLflow's database and artifacts, Ray's session logs, its command lines."""
+    done, folder = finished
+    assert not planted.found_in((done.stdout + done.stderr).encode())
+    sessions = done.ray_sessions()
+    assert (folder.parent / "mlflow.db").is_file() and (folder.parent / "mlartifacts").is_dir() and (folder / "config.resolved.yaml").is_file()
+    assert sessions and any((session / "logs" / "raylet.out").is_file() for session in sessions)
+    assert planted.found_below(folder.parent, *sessions) == {}
+    lines = done.command_lines
+    assert any("raylet" in line for line in lines) and any("ray::" in line for line in lines), lines
+    assert [line for line in lines if planted.found_in(line.encode())] == []
+
+
+def test_the_cluster_asks_for_a_token_and_serves_no_dashboard(finished):
+    done, _ = finished
+    assert done.modes == {"token"}, "every process of the cluster"
+    dashboards = [line for line in done.command_lines if "dashboard.py" in line]
+    assert all("--host=127.0.0.1" in line and "--disable-frontend" in line for line in dashboards), dashboards
+
+
 def test_nothing_feasible_is_an_outcome(tmp_path):
     done = safebasin(
         "run", "output.dir=out", "recipes=[[full]]", "search.trials=1", "search.space={learning_rate: 0.004}", *SHORT, cwd=tmp_path
@@ -121,10 +146,9 @@ def test_nothing_feasible_is_an_outcome(tmp_path):
 
 
 def test_sigterm_in_mid_search_leaves_what_was_finished_and_nothing_running(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))} | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "orchestrator", "run", "output.dir=out", "recipes=[[full]]", "search.trials=50", "ray.lanes=1", *SHORT]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=environment())
     try:
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline and process.poll() is None:
