@@ -110,7 +110,8 @@ def _store(experiment) -> Iterator[Finding]:
 
 
 def _disk(experiment) -> Iterator[Finding]:
-    for what, folder in (("output.dir", experiment.output_dir.absolute()), ("cache", cachedir.root())):
+    own = "output.dir" if experiment.output_address is None else "its copy here"
+    for what, folder in ((own, experiment.output_dir.absolute()), ("cache", cachedir.root())):
         existing = folder
         while not existing.exists():
             existing = existing.parent
