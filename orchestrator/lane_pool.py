@@ -123,7 +123,7 @@ class Pool:
         with self._changing:
             self.alive.discard(lane)
         if not self._stopping.is_set():
-            log.error("lane %d is given up: %s", lane, sentence)
+            log.info("lane %d is given up: %s", lane, sentence)  # the event tells the user
         with contextlib.suppress(ray.exceptions.RayError):  # a dead broker has told everyone already
             ray.get(self._broker.lane_gone.remote(lane, sentence))
 
