@@ -126,6 +126,7 @@ def test_a_job_is_stopped_and_goes_on_under_another_id(client, experiment, tmp_p
     file.write_text(config.dump_yaml(experiment))
     first = client.submit(file, "--submission-id", "first")
     assert first.returncode == 0 and "job first was accepted" in first.stdout, first.stdout + first.stderr
+    assert "uploading" in first.stdout, "how far the upload is; the second time Ray has the package"
     deadline = time.monotonic() + 300
     while not list(experiment.output_dir.glob("trials/t*/result.json")):
         assert time.monotonic() < deadline and client.status("first") in ("PENDING", "RUNNING"), client.log("first")[-3000:]
@@ -143,7 +144,6 @@ def test_a_job_is_stopped_and_goes_on_under_another_id(client, experiment, tmp_p
     second = client.submit(file, "--submission-id", "second", "--follow")
     said = second.stdout
     assert second.returncode in (0, 3), said + second.stderr
-    assert "uploading" in said, "how far the upload is"
     assert client.ask("second")["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "90", "a stopped job may write its report"
     assert f"resumed: {len(before)} trials were finished before" in said and "report:" in said
     rows = table(experiment)
