@@ -20,7 +20,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(SLOW) $(FAST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --durations=25 $(SLOW) $(FAST)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
