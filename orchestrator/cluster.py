@@ -92,9 +92,18 @@ def _init(ray, address: str, extra: dict[str, Any]) -> None:
     try:
         with _own_signals():
             ray.init(**(options | extra))
+        if address == "local":
+            keep_token_private()
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = "start a cluster on this machine" if address == "local" else f"join the Ray cluster at {address!r}"
         raise ConfigError(f"could not {where}: {error}; see ray.address and ray.init_kwargs (RAY_ADDRESS is read too)") from error
+
+
+def keep_token_private(path: Path | None = None) -> None:
+    """Take the token that Ray made for local clusters (`~/.ray/auth_token`) out of other users' sight: whoever has it runs code as this user."""
+    path = path or Path.home() / ".ray" / "auth_token"
+    if path.is_file() and path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
+        path.chmod(0o600)
 
 
 @contextlib.contextmanager

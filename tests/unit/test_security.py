@@ -267,3 +267,14 @@ def test_doctor_flags_a_cluster_without_authentication(environment, level, said,
         monkeypatch.setenv(name, value)
     found = {finding.what: finding for finding in doctor._ray(made_up.experiment(tmp_path))}
     assert found["ray auth"].state == level and said in found["ray auth"].detail and SECRET not in found["ray auth"].detail
+
+
+def test_the_token_of_local_clusters_is_for_its_user_alone(tmp_path):
+    from orchestrator import cluster
+
+    token = tmp_path / "auth_token"
+    cluster.keep_token_private(token)  # none yet
+    token.write_text("t")
+    token.chmod(0o644)
+    cluster.keep_token_private(token)
+    assert token.stat().st_mode & 0o777 == 0o600 and token.read_text() == "t"
