@@ -66,6 +66,7 @@ class Run:
             self.rows.append((result, judgement))
             self.dashboard.known(result, judgement)
             self.tracker.reconcile(self.specs[result.trial_id], result, judgement)
+            handover.remove_checkpoint(result, self.folder, self.copy.remove)  # the earlier driver may have been killed before it could
         if self.resumed:
             self.dashboard.say(f"resumed: {len(self.rows)} trials were finished before")
         outputs.write_trials_csv(self.folder / "trials.csv", [outputs.trial_row(r, j) for r, j in self.rows])

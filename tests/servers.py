@@ -159,6 +159,8 @@ class MlflowServer:
             "MLFLOW_BACKEND_STORE_URI": database.url("mlflow"),
             "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}",
             "MLFLOW_S3_ENDPOINT_URL": storage.url,
+            # A store that is away is said at once: retries in the server would fill its few threads, and then nothing is answered.
+            "AWS_MAX_ATTEMPTS": "1",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
