@@ -84,9 +84,15 @@ class Sink:
         return FileLock(self.uri.removeprefix("sqlite:///") + ".lock", timeout=120)
 
     def alive(self) -> None:
-        """Raises where the server does not answer."""
+        """Raises where the server does not answer. Asked twice: after an answer of 500 a server closes the connection, and whoever is quick
+        still sends the next request on it."""
+        from mlflow.exceptions import MlflowException
+
         with _refusals():
-            self.client.search_experiments(max_results=1)
+            try:
+                self.client.search_experiments(max_results=1)
+            except MlflowException:
+                self.client.search_experiments(max_results=1)
 
     def find_experiment(self, name: str) -> None:
         """Make the experiment, or find it. Raises TrackingError where it was deleted."""
