@@ -1,4 +1,4 @@
-"""The untouched model's record: measured once, kept in the user's cache folder by what it depends on."""
+"""The untouched model's record: measured once, kept by what it depends on in the user's cache folder and the cache that machines share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import os
 from pathlib import Path
 
-from orchestrator import cachedir, materials, models, outputs
+from orchestrator import cachedir, materials, models, outputs, shared_cache
 from orchestrator.config import Experiment
+from orchestrator.errors import StorageError
 from orchestrator.records import TrialResult, TrialSpec
 
 TRIAL_ID = "baseline"
@@ -64,7 +65,22 @@ def recall(where: Path) -> TrialResult | None:
         return None
 
 
-def remember(where: Path, result: TrialResult) -> None:
-    """Keep a complete record."""
+def look_up(where: Path) -> tuple[TrialResult | None, str | None]:
+    """The record in the cache folder, else in the shared cache; and a sentence where that could not be asked."""
+    trouble = None
+    try:
+        shared_cache.fetch_file(where)
+    except StorageError as error:
+        trouble = str(error)
+    return recall(where), trouble
+
+
+def remember(where: Path, result: TrialResult) -> str | None:
+    """Keep a complete record, in the shared cache too; a sentence where that could not take it."""
     where.parent.mkdir(parents=True, exist_ok=True)
     outputs.write_json(where, result.to_dict())
+    try:
+        shared_cache.send_file(where)
+    except StorageError as error:
+        return str(error)
+    return None

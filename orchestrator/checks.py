@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator import capacity, engine_config
+from orchestrator import capacity, engine_config, shared_cache
 from orchestrator.config import Experiment, recipe_items
 from orchestrator.errors import ConfigError, StorageError, UnknownNameError
 
@@ -96,6 +96,7 @@ def check_names(experiment: Experiment) -> None:
 def check_combinations(experiment: Experiment) -> None:
     """Sections that contradict each other."""
     training = experiment.training
+    shared_cache.opened()  # an address that cannot be used is refused now
     _check_suites(experiment)
     if experiment.output_address is not None and experiment.search.storage:
         raise ConfigError(

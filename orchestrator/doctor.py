@@ -53,6 +53,7 @@ def examine(experiment) -> Iterator[Finding]:
     yield from _versions()
     yield from _devices(experiment)
     yield from _store(experiment)
+    yield from _shared_cache(experiment)
     yield from _disk(experiment)
     yield from _compiler(experiment)
     yield from _ray(experiment)
@@ -107,6 +108,19 @@ def _store(experiment) -> Iterator[Finding]:
         yield Finding("output.dir", "ok", f"{experiment.output_place} can be written from here; every node needs its credentials")
     except SafebasinError as error:
         yield Finding("output.dir", "fail", str(error))
+
+
+def _shared_cache(experiment) -> Iterator[Finding]:
+    """Whether the cache that machines share can be written."""
+    from orchestrator import shared_cache
+
+    try:
+        store = shared_cache.opened()
+        if store is not None:
+            store.check()
+            yield Finding("shared cache", "ok", f"{store.shown} can be written from here; export {shared_cache.VARIABLE} on every node")
+    except SafebasinError as error:
+        yield Finding("shared cache", "fail", str(error))
 
 
 def _disk(experiment) -> Iterator[Finding]:

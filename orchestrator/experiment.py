@@ -258,7 +258,7 @@ def _with_cluster(experiment, folder, console, stop, tracker, cluster, num_layer
 def _baseline(state: Run, group) -> None:
     """The untouched model, measured once and cached by what it depends on."""
     where = baseline.path(state.experiment)
-    result = baseline.recall(where)
+    result, trouble = baseline.look_up(where)
     if result is None and state.resumed:
         result = baseline.recall(state.folder / "baseline.json")
     if state.resumed and result is not None:
@@ -276,9 +276,11 @@ def _baseline(state: Run, group) -> None:
         result = found[0]
         if result.state != "complete":
             raise SafebasinError(f"the untouched model could not be measured: {result.error}")
-        baseline.remember(where, result)
+        trouble = baseline.remember(where, result) or trouble
     else:
         state.dashboard.say(f"untouched model: measured before, taken from {where}")
+    if trouble:
+        state.dashboard.say(f"warning: the cache that machines share: {trouble}")
     state.baseline = result
     state.dashboard.running.pop(baseline.TRIAL_ID, None)
     outputs.write_json(state.folder / "baseline.json", result.to_dict())

@@ -36,12 +36,12 @@ _REMEDIES = {
 """What no further try would mend -> what to do."""
 
 
-def open(address: str, *, patience: float = PATIENCE) -> Store:
-    """The store below an address. Raises ConfigError where pyarrow cannot take it; reaches no network for most schemes."""
+def open(address: str, *, patience: float = PATIENCE, field: str = "output.dir") -> Store:
+    """The store below an address. Raises ConfigError, naming `field`, where pyarrow cannot take it; reaches no network for most schemes."""
     try:
         checked = addresses.checked(address)
     except ValueError as error:
-        raise ConfigError(f"output.dir={addresses.masked(address)}: {error}") from None
+        raise ConfigError(f"{field}={addresses.masked(address)}: {error}") from None
     from pyarrow import fs
 
     if checked.startswith("s3://") and "allow_delayed_open" not in checked:  # one request instead of three for a small object
@@ -50,7 +50,7 @@ def open(address: str, *, patience: float = PATIENCE) -> Store:
         system, root = fs.FileSystem.from_uri(checked)
     except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise ConfigError(
-            f"output.dir={addresses.masked(address)} cannot be opened: {_first_line(error)}; correct the address, or give a folder"
+            f"{field}={addresses.masked(address)} cannot be opened: {_first_line(error)}; correct the address, or give a folder"
         ) from None
     return Store(system, root, addresses.masked(address), patience)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from orchestrator import cachedir
+from orchestrator import cachedir, shared_cache
 from orchestrator.errors import SafebasinError, StorageError
 from orchestrator.pocket import gate, rows
 from orchestrator.pocket.world import World, world
@@ -102,7 +102,8 @@ def ensure(
 ) -> PocketPaths:
     """The pocket world's files, built on first use (about a minute and a half on one CPU core).
 
-    cache_dir: replaces the cache root (default: `$SAFEBASIN_CACHE`, else the platform's cache folder).
+    cache_dir: replaces the cache root (default: `$SAFEBASIN_CACHE`, else the platform's cache folder). Only with the default another
+    machine's build is taken from `$SAFEBASIN_CACHE_URI`, or left there.
     seed: seed of the training; a build that misses the gate is tried again with the next seed, three times in all.
     progress: told (stage, done, total) as the build goes; without it a progress bar is drawn on stderr.
     train: replaces the training, for tests.
@@ -116,7 +117,11 @@ def ensure(
         paths.root.parent.mkdir(parents=True, exist_ok=True)
         with _locked(paths.root.with_suffix(".lock")):
             if not paths.complete():  # another process may have built it while we waited
-                _build(paths, seed, progress, train or train_and_save)
+                _clear(paths)
+                if cache_dir is not None or not _fetched(paths):
+                    _build(paths, seed, progress, train or train_and_save)
+                    if cache_dir is None:
+                        _share(paths)
     except OSError as error:
         raise StorageError(
             f"the pocket world cannot be written to {paths.root.parent} ({error}); free the disk or set SAFEBASIN_CACHE"
@@ -125,12 +130,35 @@ def ensure(
     return paths
 
 
-def _build(paths: PocketPaths, seed: int, progress: Progress | None, train: Train) -> None:
-    """Build in a temporary folder and rename. The caller holds the lock."""
+def _clear(paths: PocketPaths) -> None:
+    """Remove what a killed build left. The caller holds the lock."""
     for leftover in paths.root.parent.glob(f".{paths.root.name}.*"):
         shutil.rmtree(leftover)  # of a killed build: nobody else can be writing while we hold the lock
     if paths.root.exists():
         shutil.rmtree(paths.root)  # damaged: files are missing
+
+
+def _fetched(paths: PocketPaths) -> bool:
+    """Whether another machine's build came from the cache that machines share. So they also have one model: kinds of machines differ in theirs."""
+    try:
+        if not shared_cache.fetch_folder(paths.root, lambda folder: PocketPaths(folder).complete()):
+            return False
+    except StorageError as error:
+        print(f"warning: the pocket world is built here: {error}", file=sys.stderr)
+        return False
+    _readable(paths.root)
+    return True
+
+
+def _share(paths: PocketPaths) -> None:
+    try:
+        shared_cache.send_folder(paths.root)
+    except StorageError as error:
+        print(f"warning: the pocket world stays on this machine: {error}", file=sys.stderr)
+
+
+def _build(paths: PocketPaths, seed: int, progress: Progress | None, train: Train) -> None:
+    """Build in a temporary folder and rename. The caller holds the lock."""
     temporary = Path(tempfile.mkdtemp(prefix=f".{paths.root.name}.", dir=paths.root.parent))
     try:
         with _shown(progress) as tick:

@@ -76,12 +76,11 @@ def files(folder: Path) -> None:
     (folder / "harm.jsonl").write_text("".join(json.dumps({"prompt": f"{w} bomb"}) + "\n" for w in words[:2]))
 
 
-def spec_of(made, trial_id: str, stage: int, **training):
+def spec_of(made, trial_id: str, stage: int):
     made = config.from_dict(made.model_dump(mode="json") | {"deepspeed": {"zero_optimization": {"stage": stage}}})
     where = made.output_dir / "trials" / trial_id
     where.mkdir(parents=True, exist_ok=True)
-    spec = build_spec(made, trial_id=trial_id, recipe="full", params={"learning_rate": 1e-3}, seed=3, phase="search", folder=str(where))
-    return dataclasses.replace(spec, training={**spec.training, **training})
+    return build_spec(made, trial_id=trial_id, recipe="full", params={"learning_rate": 1e-3}, seed=3, phase="search", folder=str(where))
 
 
 def pass_on(group, until) -> dict:
@@ -97,8 +96,8 @@ def pass_on(group, until) -> dict:
     raise TimeoutError(f"nothing came within {WAIT} s")
 
 
-def two_nodes_as_one(folder: Path, cluster: Cluster, nodes: list) -> None:
-    """One lane over two nodes: ZeRO-2, ZeRO-3, the loss of one of the nodes, and another one that comes."""
+def two_nodes_as_one(folder: Path, cluster: Cluster) -> None:
+    """One lane over two nodes: ZeRO-2 and ZeRO-3."""
     made = experiment(folder, cluster.address, ray={"num_workers": 2})
     info = lanes.connect(made.ray)
     plan = lanes.plan(made, info.nodes, 9)
@@ -112,15 +111,6 @@ def two_nodes_as_one(folder: Path, cluster: Cluster, nodes: list) -> None:
             result = group.wait(f"zero{stage}", 0)
             say(result=result.trial_id, state=result.state, error=result.error, losses=[e["loss"] for e in result.history if e["kind"] == "train"],
                 model=result.model_dir, score=result.task.score if result.task else None)
-        group.submit(spec_of(made, "long", 3, max_steps=50, save_steps=10))
-        pass_on(group, lambda event: event.get("step") == 25)
-        cluster.remove_node(nodes.pop(), allow_graceful=False)
-        say(killed=True)
-        pass_on(group, lambda event: event["kind"] == "no_room")
-        nodes.append(cluster.add_node(num_cpus=1))
-        pass_on(group, lambda event: event["kind"] == "finished")
-        result = group.wait("long", 0)
-        say(result="long", state=result.state, error=result.error, steps=result.steps, facts={"from": result.facts.get("resumed_from_step")})
     finally:
         group.stop(5)
     say(stopped="two_nodes_as_one")
@@ -182,7 +172,7 @@ def main(folder: str) -> None:
         lanes.connect(experiment(Path(folder) / "first", cluster.address).ray)  # while the head is the only node this process can be on
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         cluster.wait_for_nodes()
-        two_nodes_as_one(Path(folder) / "first", cluster, nodes)
+        two_nodes_as_one(Path(folder) / "first", cluster)
         a_search_that_follows(Path(folder) / "second", cluster, nodes)
         ray.shutdown()
     finally:

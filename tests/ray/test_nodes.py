@@ -1,4 +1,5 @@
-"""Several Ray nodes on this machine: lanes over two of them, nodes that join and nodes that die in the middle of a trial.
+"""Several Ray nodes on this machine: lanes over two of them, nodes that join and nodes that die in the middle of a trial. A lane of two
+nodes that loses one of them is in test_object_storage.py.
 
 One program (nodes.py) runs the whole story in a process of its own, because a process joins one cluster in its life.
 """
@@ -74,18 +75,6 @@ def test_a_lane_on_two_nodes_trains_as_one_worker_does(story, one_worker, stage)
     weights = [dict(models.attach(path, nodes.experiment(story[0] / "plain", "").model)[0].named_parameters()) for path in
                (found["model"], one_worker.model_dir)]  # fmt: skip
     assert max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[1]) < 1e-5
-
-
-def test_a_lane_that_lost_one_of_its_two_nodes_comes_back_with_its_trial(story):
-    lines = part(story, "two_nodes_as_one")
-    kinds = [line.get("kind") for line in lines]
-    interrupted = next(line for line in lines if line.get("kind") == "interrupted")
-    assert interrupted["trial_id"] == "long" and len(interrupted["machines"]) == 1, "the survivor's broken connection is no failure of the trial"
-    assert "waiting up to 600 s" in lines[kinds.index("no_room")]["sentence"]
-    assert kinds.count("lane_up") == 2 and kinds.index("no_room") < len(kinds) - 1 - kinds[::-1].index("lane_up")
-    found = result_of(lines, "long")
-    assert (found["state"], found["steps"]) == ("complete", 50), found["error"]
-    assert found["facts"]["from"] >= 20, "saved every 10 steps, killed after step 25"
 
 
 def test_a_node_that_joins_in_mid_search_is_used(story):

@@ -1,4 +1,4 @@
-"""A search whose output folder is a bucket of a real S3 server: stopped and killed, its machine's files gone, it goes on from the address."""
+"""A search on several machines whose output folder is a bucket of a real S3 server. No two machines share a disk, and each of them is lost once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from moto.server import ThreadedMotoServer
 from orchestrator import config, mirror, storage, tracking
 
 TRIALS = 3
+SAVE_STEPS = 20
+ADDRESS = "s3://runs/team/bucket"
 SECRET = "planted-secret-d41d8cd9"
 
 
@@ -63,8 +66,9 @@ def config_file(tmp_path_factory):
                    "limits": {"max_degradation": 1.0}},
         "recipes": [["full"], ["lora"]],
         "search": {"trials": TRIALS, "seeds": 1, "finalists": 0},
-        "training": {"engine": "plain", "learning_rate": 1e-4, "per_device_train_batch_size": 4, "max_steps": 400, "save_steps": 20},
-        "ray": {"lanes": 1, "init_kwargs": {"num_cpus": 1}},
+        "training": {"learning_rate": 1e-4, "per_device_train_batch_size": 2, "max_steps": 300, "save_steps": SAVE_STEPS},
+        "deepspeed": {"zero_optimization": {"stage": 2}},
+        "ray": {"num_workers": 2},
         "output": {"dir": "s3://runs/team/{name}"},
     }  # fmt: skip
     path = folder / "run.yaml"
@@ -72,8 +76,8 @@ def config_file(tmp_path_factory):
     return path
 
 
-def start(*arguments: str, cache: Path, log: Path) -> subprocess.Popen:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+def start(*arguments: str, cache: Path, log: Path, environment: dict[str, str]) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))} | environment
     environment |= {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "SAFEBASIN_CACHE": str(cache)}
     command = [sys.executable, "-m", "orchestrator", *arguments]
     return subprocess.Popen(command, stdout=log.open("a"), stderr=subprocess.STDOUT, env=environment, start_new_session=True)
@@ -129,45 +133,129 @@ def test_mlflow_runs_are_continued_on_another_machine(s3, config_file, tmp_path,
     assert len(tracker.sink.client.get_metric_history(tracker.run_id("t0002"), "train/loss")) == 2
 
 
-@pytest.mark.timeout(600)
-def test_a_search_in_a_bucket_goes_on_on_another_machine(s3, config_file, tmp_path):
-    address, log = "s3://runs/team/bucket", tmp_path / "log"
-    store = storage.open(address)
+class Machines:
+    """The cluster of machines.py."""
 
-    def results() -> set[str]:
-        return {name.split("/")[1] for name in store.list("trials") if name.endswith("/result.json")}
+    def __init__(self, process: subprocess.Popen, folder: Path):
+        self.process, self.folder = process, folder
+        self.address = self.answer()["address"]
 
-    first = start("run", "-c", str(config_file), cache=tmp_path / "one", log=log)
+    def answer(self) -> dict:
+        line = self.process.stdout.readline()
+        assert line, (self.folder / "cluster.log").read_text()[-3000:]
+        return json.loads(line)
 
-    def running() -> list[str]:
-        names = store.list("trials")
-        return [name.split("/")[1] for name in names if name.endswith("checkpoint/latest")] if results() else []
+    def tell(self, **what) -> None:
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        assert self.answer() == {"done": what}
 
-    until(lambda: set(running()) - results(), first, log)
-    children = psutil.Process(first.pid).children(recursive=True)
-    first.send_signal(signal.SIGKILL)
-    first.wait(30)
-    psutil.wait_procs(children, 60)
-    before = {trial: store.read(f"trials/{trial}/result.json") for trial in results()}
-    interrupted = sorted(set(running()) - set(before))
-    assert before and interrupted
-    shutil.rmtree(tmp_path / "one")  # the first machine is gone
+    def add(self, name: str) -> None:
+        self.tell(add=name, cache=str(self.folder / name))
 
-    second = start("resume", address, cache=tmp_path / "two", log=log)
-    code = second.wait(300)
-    said = log.read_text()
-    assert code == 0, said[-3000:]
-    assert f"resumed: {len(before)} trials were finished before" in said
-    assert SECRET not in said
-    for trial, record in before.items():
-        now = json.loads(store.read(f"trials/{trial}/result.json"))
-        assert now == json.loads(record), "a finished trial was run again"
-    rows = list(csv.DictReader(io.StringIO(store.read("trials.csv").decode())))
+    def kill(self, name: str) -> None:
+        """A machine and all that was on its disk."""
+        self.tell(kill=name)
+        shutil.rmtree(self.folder / name)
+
+
+@pytest.fixture
+def machines(s3, tmp_path):
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    environment |= {
+        **token, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "10",
+    }  # fmt: skip
+    with (tmp_path / "cluster.log").open("w") as log:
+        process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("machines.py"))], env=environment, stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, stderr=log, text=True)  # fmt: skip
+    try:
+        found = Machines(process, tmp_path)
+        found.environment = {**token, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+        yield found
+    finally:
+        process.stdin.close()
+        process.wait(60)
+
+
+class Search:
+    """Drivers of one search, one after the other, each on a machine of its own."""
+
+    def __init__(self, machines: Machines, log: Path):
+        self.machines, self.log, self.store = machines, log, storage.open(ADDRESS)
+        self.process: subprocess.Popen | None = None
+
+    def start(self, machine: str, *arguments: str) -> None:
+        environment = self.machines.environment
+        self.process = start(*arguments, cache=self.machines.folder / machine, log=self.log, environment=environment)
+
+    def until(self, what):
+        return until(what, self.process, self.log)
+
+    def results(self) -> dict[str, dict]:
+        """Records of the trials that ended by themselves."""
+        names = [name for name in self.store.list("trials") if name.endswith("/result.json")]
+        found = {name.split("/")[1]: json.loads(self.store.read(name)) for name in names}
+        return {trial: record for trial, record in found.items() if not record["facts"].get("cancelled")}
+
+    def interrupted(self) -> str | None:
+        """A trial that runs and has a checkpoint."""
+        names = [name.split("/")[1] for name in self.store.list("trials") if name.endswith("checkpoint/latest")]
+        return next((trial for trial in names if trial.startswith("t") and trial not in self.results()), None)
+
+    def gone(self, machine: str) -> None:
+        """The driver's machine with all that was on its disk."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(30)
+        psutil.wait_procs(children, 60)
+        shutil.rmtree(self.machines.folder / machine)
+
+
+@pytest.mark.timeout(900)
+def test_a_search_in_a_bucket_survives_each_of_its_machines(machines, config_file, tmp_path):
+    """One lane over two nodes. A node dies in mid-trial and another one comes; the job is stopped (SIGTERM) and resumed elsewhere; that
+    driver's machine is lost (SIGKILL) and a third one finishes the search."""
+    search = Search(machines, tmp_path / "log")
+    machines.add("a")
+    machines.add("b")
+    search.start("one", "run", "-c", str(config_file), f"ray.address={machines.address}")
+    moved = search.until(search.interrupted)
+    machines.kill("b")
+    machines.add("c")
+    first = search.until(search.results)[moved]
+    assert first["state"] == "complete" and first["facts"]["resumed_from_step"] >= SAVE_STEPS, "c had nothing but the bucket"
+    stopped = search.until(search.interrupted)
+    search.process.send_signal(signal.SIGTERM)
+    assert search.process.wait(120) == 1, search.log.read_text()[-3000:]
+    assert "stopped after" in search.log.read_text() and json.loads(search.store.read(".lease.json"))["released"]
+    assert search.store.exists("report.html") and len(table(search.store)) >= 1
+    before = search.results()
+    shutil.rmtree(tmp_path / "one")
+
+    search.start("two", "resume", ADDRESS)
+    lost = search.until(lambda: stopped in search.results() and search.interrupted())
+    search.gone("two")
+    second = search.results()
+
+    search.start("three", "resume", ADDRESS)
+    assert search.process.wait(300) == 0, search.log.read_text()[-3000:]
+    said, now = search.log.read_text(), search.results()
+    assert "left the cluster, it is taken up again" in said and "waiting up to 600 s" in said
+    assert all(f"resumed: {len(known)} trials were finished before" in said for known in (before, second))
+    assert {trial: now[trial] for trial in second} == second and {trial: now[trial] for trial in before} == before, "finished once"
+    assert min(now[trial]["facts"]["resumed_from_step"] for trial in (stopped, lost)) >= SAVE_STEPS
+    rows = table(search.store)
     assert len(rows) == TRIALS == len({r["trial_id"] for r in rows})
     assert len({(r["recipe"], r["params.learning_rate"], r.get("params.lora.lora_r")) for r in rows}) == TRIALS
-    for trial in interrupted:
-        assert json.loads(store.read(f"trials/{trial}/result.json"))["facts"]["resumed_from_step"] >= 20
-    check_store(store, tmp_path)
+    assert SECRET not in said and machines.environment["RAY_AUTH_TOKEN"] not in said
+    check_store(search.store, tmp_path)
+    assert [path.name for path in (tmp_path / "c").rglob("*.pt")] == [], "no checkpoint stays on a node's disk"
+
+
+def table(store: storage.Store) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(store.read("trials.csv").decode())))
 
 
 def check_store(store: storage.Store, tmp_path: Path) -> None:
@@ -185,7 +273,7 @@ def check_store(store: storage.Store, tmp_path: Path) -> None:
     runs = runs_of(store, tmp_path / "mlflow.db")
     assert [run.data.tags["safebasin.role"] for run in runs] == ["baseline", "parent"] + ["trial"] * TRIALS
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert all(str(tmp_path / "two") in run.info.artifact_uri for run in runs)
+    assert all(str(tmp_path / "three") in run.info.artifact_uri for run in runs)
 
 
 def runs_of(store: storage.Store, path: Path) -> list:
