@@ -219,9 +219,8 @@ def everything(rank: int, world: int, folder: str) -> dict:
     """All cases under PlainEngine and every stage; tensors of rank 0."""
     torch.set_num_threads(1)
     found: dict = {}
-    gc.collect()
-    gc.freeze()  # every engine collects when it is closed, which would walk all that the imports left
     for stage in (None, 0, 1, 2, 3, *OFFLOADED):
+        gc.freeze()  # every engine collects when it is closed, which would walk all that imports have left until here
         for name in ON_HOST if stage in OFFLOADED else CASES:
             found[stage, name] = run(stage, rank, world, **CASES[name])
         found[stage, "resume"] = resume(stage, rank, world, Path(folder) / f"stage-{stage}")

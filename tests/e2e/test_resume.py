@@ -19,7 +19,8 @@ import yaml
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-TRIALS = 5
+TRIALS = 4
+STEPS = 200
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def config_file(tmp_path_factory):
             {"name": "easy", "data": "easy.csv", "kind": "benign"}]},
         "recipes": [["full"], ["lora"]],
         "search": {"trials": TRIALS, "seeds": 1, "finalists": 0},
-        "training": {"learning_rate": 1e-4, "per_device_train_batch_size": 4, "max_steps": 300, "save_steps": 20, "logging_steps": 10},
+        "training": {"learning_rate": 1e-4, "per_device_train_batch_size": 4, "max_steps": STEPS, "save_steps": 20, "logging_steps": 10},
         "ray": {"lanes": 1, "init_kwargs": {"num_cpus": 1}},
         "output": {"dir": str(folder / "out")},
     }  # fmt: skip
@@ -89,7 +90,7 @@ def test_a_killed_driver_loses_nothing_and_doubles_nothing(config_file, tmp_path
     assert len({(r["recipe"], r["params.learning_rate"], r.get("params.lora.lora_r")) for r in rows}) == TRIALS
     for trial in interrupted:
         record = json.loads((folder / "trials" / trial / "result.json").read_text())
-        assert record["facts"]["resumed_from_step"] >= 20 and record["steps"] == 300
+        assert record["facts"]["resumed_from_step"] >= 20 and record["steps"] == STEPS
     _, left = psutil.wait_procs(children, 120)
     assert not left, f"outlived their driver: {left}"
     check_studies(folder)
@@ -129,7 +130,7 @@ def test_a_second_driver_is_kept_out_and_another_config_is_refused(config_file, 
     (tmp_path / resuming.CONFIG).write_text(config.dump_yaml(experiment))
     assert resuming.interrupted(experiment, tmp_path)
     changed = config.load(config_file, [f"output.dir={tmp_path}", "training.max_steps=7"])
-    with pytest.raises(ConfigError, match="training.max_steps: 300 there, 7 here"):
+    with pytest.raises(ConfigError, match="training.max_steps: 200 there, 7 here"):
         resuming.interrupted(changed, tmp_path)
     with pytest.raises(ConfigError, match="no run to resume"):
         resuming.load(tmp_path / "nothing")

@@ -1,19 +1,13 @@
-"""The whole search with made-up trials: budget, constraints, failures, the clock and Ctrl-C."""
+"""The whole search with made-up trials: budget, constraints, failures, the clock; and the command where nothing is feasible."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
-import time
-from pathlib import Path
 
 import optuna
-import psutil
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
@@ -113,28 +107,22 @@ def test_a_callback_that_raises_ends_the_search_with_its_error(start_lanes, make
         lanes.stop(1)
 
 
-def test_ctrl_c_ends_the_search_in_good_order(tmp_path):
-    """As a user does it: Ctrl-C reaches the whole process group. A job's SIGTERM, to the driver alone: tests/e2e/test_main_job.py."""
-    here = Path(__file__).parent
-    driver = subprocess.Popen([sys.executable, str(here / "interrupted.py"), str(tmp_path), "interrupted"], stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True, start_new_session=True)
-    said = []
-    children = set()
-    for line in driver.stdout:
-        if not line.startswith("{"):
-            continue
-        said.append(json.loads(line))
-        if said[-1].get("step") == 5 and not children:
-            children = set(psutil.Process(driver.pid).children(recursive=True))
-            os.killpg(driver.pid, signal.SIGINT)
-    error = driver.stderr.read()
-    assert driver.wait(60) == 0, error
-    assert said[-1] == {"done": True}, error
-    results = next(line for line in said if "results" in line)
-    assert results["signal"] == signal.SIGINT
-    (state, last), = results["results"].values()
-    assert state == "stopped" and 5 <= last < 40, "the running trial was asked; the queued one never started"
-    deadline = time.monotonic() + 20
-    while [p for p in children if p.is_running()] and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert children and not [p for p in children if p.is_running()], "a process is left"
+def test_nothing_feasible_is_an_outcome(cluster, tmp_path, monkeypatch):
+    """The command itself, in this process, on this cluster: the embedded world's control alone, at a rate at which it erodes."""
+    from typer.testing import CliRunner
+
+    from orchestrator import cli
+
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    short = ["training.max_steps=40", "monitor.every_steps=20", "task.eval_size=60", "ray.lanes=1", "ray.cpus_per_worker=0.5"]
+    try:
+        wanted = ["output.dir=out", "recipes=[[full]]", "search.trials=1", "search.space={learning_rate: 0.004}"]
+        done = CliRunner().invoke(cli.app, ["run", *wanted, *short])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert done.exit_code == 3, (done.output, done.exception)
+    best = json.loads((tmp_path / "out" / "best.json").read_text())
+    assert best["best"] is None and best["nearest_miss"]["recipe"] == "full"
+    assert not (tmp_path / "out" / "model").exists() and (tmp_path / "out" / "report.html").exists()
