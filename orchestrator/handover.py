@@ -50,6 +50,7 @@ def write_best(folder: Path, experiment: Experiment, selection: constraint.Selec
 def fetch_winner(folder: Path, selection: constraint.Selection, copy: Copy) -> str | None:
     """Bring the winner's model here before it is handed over, and leave no earlier winner's in its place; a sentence where it is not to be had."""
     winner = selection.best_trial
+    copy.hand_over()
     if winner is None or not winner.model_dir:
         copy.remove(folder / "model")
         return None

@@ -31,6 +31,7 @@ from orchestrator.trial_files import MANIFEST
 
 log = logging.getLogger(__name__)
 
+WINNER = "model/"
 TICK_S = 2.0
 LAZY_S = 20.0
 """How often a database or queue that changes all the time is sent while no trial ends."""
@@ -53,6 +54,9 @@ class Copy(Protocol):
     def remove(self, path: Path) -> None:
         """Remove a file or folder of the run's, wherever it is."""
 
+    def hand_over(self) -> None:
+        """The winner's model is written from now on: files of an earlier winner's that are not written again go."""
+
     def empty(self) -> None:
         """Remove everything of an earlier run that is not here. Raises StorageError."""
 
@@ -68,6 +72,8 @@ class Folder:
     def news(self) -> None: ...
 
     def fetch(self, path: Path) -> None: ...
+
+    def hand_over(self) -> None: ...
 
     def empty(self) -> None: ...
 
@@ -94,6 +100,7 @@ class Mirror(Folder):
         self._thread: threading.Thread | None = None
         self._away_since: float | None = None
         self._next_lazy = 0.0
+        self._handing_over = False
 
     # -- before the run ------------------------------------------------------------------------------------------------
 
@@ -107,7 +114,9 @@ class Mirror(Folder):
             return
         self._clear(say)
         if resume and theirs is not None:
-            for name in self._in_order([name for name in self.store.list() if not mirror_files.skipped(name) and not name.startswith("model/")]):
+            names = [name for name in self.store.list() if not mirror_files.skipped(name)]
+            self._state["files"] |= {name: (0, 0) for name in names if name.startswith(WINNER)}  # stays there until there is another
+            for name in self._in_order([name for name in names if not name.startswith(WINNER)]):
                 self.store.get(name, self.folder / name)
                 self._state["files"][name] = mirror_files.signature(self.folder / name)
             mirror_files.relocate(self.folder, theirs["folder"])
@@ -125,7 +134,7 @@ class Mirror(Folder):
         return None if text is None else json.loads(text)
 
     def _clear(self, say: Callable[[str], None]) -> None:
-        waiting = [name for name in self._changed() if not name.startswith("model/")] if self._state.get("writer") else []
+        waiting = [name for name in self._changed() if not name.startswith(WINNER)] if self._state.get("writer") else []
         if waiting:
             aside = self.folder.with_name(f"{self.folder.name}.aside-{int(time.time())}")
             aside.mkdir()
@@ -157,6 +166,9 @@ class Mirror(Folder):
         partial = path.with_name(f".{path.name}.partial")
         if self.store.get_folder(path.relative_to(self.folder).as_posix(), partial):
             partial.rename(path)
+
+    def hand_over(self) -> None:
+        self._handing_over = True
 
     def remove(self, path: Path) -> None:
         super().remove(path)
@@ -255,7 +267,8 @@ class Mirror(Folder):
         """Names of what differs from what was sent, what others depend on first: the studies, the files, the trials' results."""
         here = {name: mirror_files.signature(self.folder / name) for name in mirror_files.names(self.folder)}
         known = {name: tuple(value) for name, value in self._state["files"].items()}
-        names = [name for name, signature in here.items() if known.get(name) != signature] + [name for name in known if name not in here]
+        gone = [name for name in known if name not in here and (self._handing_over or not name.startswith(WINNER))]
+        names = [name for name, signature in here.items() if known.get(name) != signature] + gone
         return sorted(names, key=lambda name: (mirror_files.rank(name), name))
 
     def _save_state(self) -> None:

@@ -251,6 +251,33 @@ def test_a_run_follows_its_address_to_another_machine(machine, tmp_path):
     assert not (bucket / "trials" / "t0000" / "model").exists() and not (bucket / "trials.csv").exists()
 
 
+def test_an_earlier_winners_model_goes_when_another_is_handed_over_and_not_before(machine, tmp_path):
+    bucket = tmp_path / "bucket" / "run" / "model"
+    one = machine("one")
+    with opened(one) as copy:
+        copy.begin()
+        write_run(one)
+        copy.hand_over()
+        for name in ("model.safetensors", "tokenizer.json"):
+            outputs.write_bytes(one.output_dir / "model" / name, b"the whole model")
+        assert copy.close() is None
+    two = machine("two", "output.resume=true")
+    with opened(two) as copy:  # killed before its end: it hands nothing over
+        copy.begin()
+        assert not (two.output_dir / "model").exists(), "a model is not fetched to be replaced"
+        assert copy.close() is None
+    assert sorted(path.name for path in bucket.iterdir()) == ["model.safetensors", "tokenizer.json"]
+    three = machine("three", "output.resume=true")
+    with opened(three) as copy:
+        copy.begin()
+        copy.hand_over()
+        for name in ("adapter_model.safetensors", "tokenizer.json"):
+            outputs.write_bytes(three.output_dir / "model" / name, b"an adapter")
+        assert copy.close() is None
+    assert sorted((path.name, path.read_bytes()) for path in bucket.iterdir()) == [
+        ("adapter_model.safetensors", b"an adapter"), ("tokenizer.json", b"an adapter")]  # fmt: skip
+
+
 def test_the_copy_of_the_database_is_no_older_than_what_is_known_of_it(machine, monkeypatch):
     """What a copy says is done with (a run was made, a record arrived) must be in the copy's database."""
     one, sent = machine("one"), []
