@@ -140,10 +140,15 @@ class TrialFiles:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def end(self) -> None:
-        """A trial that ended by itself needs no checkpoint on this disk; the driver removes those in the store. Not collective."""
-        if self.store is not None:
+        """A trial that ended by itself needs no checkpoint on this disk; the driver removes those in the store. Not collective.
+
+        Also where this machine's worker had another rank before it was interrupted.
+        """
+        if self.store is None:
+            return
+        for folder in (self.home / "trials" / self.name, *self.home.glob(f"workers/rank-*/trials/{self.name}")):
             for kind in (CHECKPOINT, GOOD):
-                shutil.rmtree(self.dir / kind, ignore_errors=True)
+                shutil.rmtree(folder / kind, ignore_errors=True)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 

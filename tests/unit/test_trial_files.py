@@ -49,6 +49,19 @@ def test_a_training_that_one_machine_made_is_taken_up_on_another(folder, tmp_pat
     assert saved(second) == saved(third), "taken up or trained here, the same model bit for bit"
 
 
+def test_a_finished_trial_leaves_no_checkpoint_of_any_rank_on_its_machine(folder, tmp_path, machine):  # noqa: F811
+    machine("one")
+    made = at(experiment(folder), f"{(tmp_path / 'bucket').as_uri()}/run")
+    home = made.output_dir
+    left = [home / "workers" / "rank-1" / "trials" / name / "checkpoint" / "step-5" / "rank-1.pt" for name in ("t1", "t2")]
+    for path in left:  # from before an interruption, when this machine's worker was the second
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"gigabytes")
+    result = trial.run(spec_of(made, tmp_path / "driver" / "trials" / "t1"), Recorder(), LaneContext())
+    assert result.state == "complete" and [path.exists() for path in left] == [False, True], "another trial's may be wanted"
+    assert not list(home.glob("trials/t1/checkpoint"))
+
+
 def test_a_planted_marker_reaches_no_file_outside(folder, tmp_path, machine):  # noqa: F811
     machine("one")
     planted = tmp_path / "bucket" / "run" / "trials" / "t1" / "checkpoint" / "latest"
