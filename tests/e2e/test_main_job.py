@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 import sqlite3
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import planted
@@ -20,7 +17,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 COLUMNS = (
     "trial_id recipe state seed task_score asr degradation degradation_lower degradation_upper verdict seconds".split()
 )  # the names scripts rely on
-SHORT = ["training.max_steps=40", "monitor.every_steps=20", "task.eval_size=60"]
 
 
 def environment() -> dict[str, str]:
@@ -128,42 +124,3 @@ def test_the_cluster_asks_for_a_token_and_serves_no_dashboard(finished):
     assert done.modes == {"token"}, "every process of the cluster"
     dashboards = [line for line in done.command_lines if "dashboard.py" in line]
     assert all("--host=127.0.0.1" in line and "--disable-frontend" in line for line in dashboards), dashboards
-
-
-def test_ctrl_c_in_mid_search_leaves_what_was_finished_and_nothing_running(tmp_path):
-    """Ctrl-C reaches the whole process group. A job's SIGTERM, to the driver alone: tests/ray/test_object_storage.py and test_jobs.py."""
-    command = [sys.executable, "-m", "orchestrator", "run", "output.dir=out", "recipes=[[full]]", "search.trials=50", "ray.lanes=1", *SHORT]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=environment(), start_new_session=True)
-    try:
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and process.poll() is None:
-            if (tmp_path / "out" / "trials.csv").exists() and len(table(tmp_path / "out")) >= 2:
-                break
-            time.sleep(0.5)
-        children = _descendants(process.pid)
-        os.killpg(process.pid, signal.SIGINT)
-        process.wait(timeout=120)
-    finally:
-        process.kill()
-    said = (tmp_path / "log").read_text()
-    assert process.returncode == 1 and "SIGINT: finishing what runs" in said and "stopped after" in said, said
-    rows = table(tmp_path / "out")
-    assert 2 <= len(rows) < 50 and rows[0]["state"] == "complete" and {row["state"] for row in rows} <= {"complete", "stopped"}
-    assert (tmp_path / "out" / "report.html").exists()
-    deadline = time.monotonic() + 60  # Ray's own agents look for their parent now and then
-    while (left := [pid for pid in children if _alive(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not left
-
-
-def _descendants(pid: int) -> list[int]:
-    import psutil
-
-    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-
-
-def _alive(pid: int) -> bool:
-    import psutil
-
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

@@ -1,4 +1,4 @@
-"""A driver that dies in mid-search, and the run that goes on after it: a random tiny model, real Ray, Optuna and MLflow."""
+"""A driver that dies in mid-search, the run that goes on after it, and Ctrl-C: a random tiny model, real Ray, Optuna and MLflow."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import yaml
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-TRIALS = 4
-STEPS = 200
+TRIALS = 3
+STEPS = 160
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,9 @@ def until(what, process: subprocess.Popen, log: Path, seconds: float = 240):
 def test_a_killed_driver_loses_nothing_and_doubles_nothing(config_file, tmp_path):
     folder, log = config_file.parent / "out", tmp_path / "log"
     first = start("run", "-c", str(config_file), log=log)
-    until(lambda: len(list(folder.glob("trials/t*/result.json"))) >= 2, first, log)
-    running = until(lambda: [p.parent.parent for p in folder.glob("trials/t*/checkpoint/latest")], first, log)
+    until(lambda: list(folder.glob("trials/t*/result.json")), first, log)
+    running = until(lambda: [f for f in (p.parent.parent for p in folder.glob("trials/t*/checkpoint/latest")) if not (f / "result.json").exists()],
+                    first, log)  # fmt: skip
     children = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGKILL)
     first.wait(30)
@@ -95,6 +96,25 @@ def test_a_killed_driver_loses_nothing_and_doubles_nothing(config_file, tmp_path
     assert not left, f"outlived their driver: {left}"
     check_studies(folder)
     check_mlflow(folder, {r["trial_id"] for r in rows})
+
+
+def test_ctrl_c_in_mid_search_leaves_what_was_finished_and_nothing_running(config_file, tmp_path):
+    """Ctrl-C reaches the whole process group. A job's SIGTERM, to the driver alone: tests/ray/test_object_storage.py and test_jobs.py."""
+    folder, log = tmp_path / "out", tmp_path / "log"
+    process = start("run", "-c", str(config_file), f"output.dir={folder}", "search.trials=50", log=log)
+    until(lambda: list(folder.glob("trials/t*/result.json")), process, log)
+    until(lambda: list(folder.glob("trials/t*/checkpoint/latest")), process, log)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(120) == 1, log.read_text()[-3000:]
+    said = log.read_text()
+    assert "SIGINT: finishing what runs" in said and "stopped after" in said, said[-3000:]
+    with (folder / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert 2 <= len(rows) < 50 and rows[0]["state"] == "complete" and rows[-1]["state"] == "stopped", rows
+    assert (folder / "report.html").exists()
+    _, left = psutil.wait_procs(children, 60)  # Ray's own agents look for their parent now and then
+    assert not left, f"outlived their driver: {left}"
 
 
 def check_studies(folder: Path) -> None:
@@ -130,7 +150,7 @@ def test_a_second_driver_is_kept_out_and_another_config_is_refused(config_file, 
     (tmp_path / resuming.CONFIG).write_text(config.dump_yaml(experiment))
     assert resuming.interrupted(experiment, tmp_path)
     changed = config.load(config_file, [f"output.dir={tmp_path}", "training.max_steps=7"])
-    with pytest.raises(ConfigError, match="training.max_steps: 200 there, 7 here"):
+    with pytest.raises(ConfigError, match="training.max_steps: 160 there, 7 here"):
         resuming.interrupted(changed, tmp_path)
     with pytest.raises(ConfigError, match="no run to resume"):
         resuming.load(tmp_path / "nothing")
