@@ -82,13 +82,13 @@ class DeepSpeedEngine(PlainEngine):
         self._gather = lambda parameters: deepspeed.zero.GatheredParameters(parameters)
 
     def _adam(self) -> torch.optim.Optimizer:
-        """torch's AdamW; on the host in one pass over memory, or DeepSpeed's own, which is compiled, where the config asks for it."""
+        """torch's AdamW; on CPUs the one that passes over memory once, or DeepSpeed's own, which is compiled, where the config asks for it."""
         groups = parameter_groups(self.trainable, self.training.weight_decay)
         if self._on_host and self._config["zero_force_ds_cpu_optimizer"]:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
             return DeepSpeedCPUAdam(groups)
-        return torch.optim.AdamW(groups, fused=self._on_host or None)
+        return torch.optim.AdamW(groups, fused=self._on_host or self.device.type == "cpu" or None)
 
     def _forward(self, **inputs: Any) -> Any:
         return self._ds(**inputs)

@@ -177,9 +177,15 @@ class Pool:
 
         from orchestrator.lane_control import LaneControl, NodeInterface
 
+        class Trainer(TorchTrainer):
+            """Without the actor that hands out Ray Data sets: lanes read rows themselves, and it is a process more for every group."""
+
+            def _create_default_callbacks(self):
+                return [one for one in super()._create_default_callbacks() if type(one).__name__ != "DatasetsCallback"]
+
         experiment, plan = self._experiment, self._plan
         use_gpu = experiment.ray.use_gpu
-        return TorchTrainer(
+        return Trainer(
             lane_loop,
             train_loop_config={
                 "broker": self._broker, "lane": lane, "runner": self._runner, "torch_threads": experiment.training.torch_threads,
