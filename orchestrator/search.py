@@ -133,6 +133,8 @@ class BasinSearch(Searcher):
             self.asked.append(asked.trial_id)
             self._ahead.append(asked.trial_id)
             self._lanes.submit(self._make_spec(asked))
+            if self.closed.is_set():  # between looking and submitting: whoever closed it may have missed this one
+                self._lanes.cancel(asked.trial_id)
         if not self._ahead:
             self._lanes.expect(0)
             self._check_finished()

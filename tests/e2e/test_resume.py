@@ -65,12 +65,16 @@ def until(what, process: subprocess.Popen, log: Path, seconds: float = 240):
     return found
 
 
+def interrupted_in(folder: Path) -> list[Path]:
+    """Folders of trials that run and have a checkpoint."""
+    return [path.parent.parent for path in folder.glob("trials/t*/checkpoint/latest") if not (path.parent.parent / "result.json").exists()]
+
+
 def test_a_killed_driver_loses_nothing_and_doubles_nothing(config_file, tmp_path):
     folder, log = config_file.parent / "out", tmp_path / "log"
     first = start("run", "-c", str(config_file), log=log)
     until(lambda: list(folder.glob("trials/t*/result.json")), first, log)
-    running = until(lambda: [f for f in (p.parent.parent for p in folder.glob("trials/t*/checkpoint/latest")) if not (f / "result.json").exists()],
-                    first, log)  # fmt: skip
+    running = until(lambda: interrupted_in(folder), first, log)
     children = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGKILL)
     first.wait(30)
@@ -101,9 +105,9 @@ def test_a_killed_driver_loses_nothing_and_doubles_nothing(config_file, tmp_path
 def test_ctrl_c_in_mid_search_leaves_what_was_finished_and_nothing_running(config_file, tmp_path):
     """Ctrl-C reaches the whole process group. A job's SIGTERM, to the driver alone: tests/ray/test_object_storage.py and test_jobs.py."""
     folder, log = tmp_path / "out", tmp_path / "log"
-    process = start("run", "-c", str(config_file), f"output.dir={folder}", "search.trials=50", log=log)
+    process = start("run", "-c", str(config_file), f"output.dir={folder}", "search.trials=50", "training.max_steps=400", log=log)
     until(lambda: list(folder.glob("trials/t*/result.json")), process, log)
-    until(lambda: list(folder.glob("trials/t*/checkpoint/latest")), process, log)
+    until(lambda: interrupted_in(folder), process, log)
     children = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(120) == 1, log.read_text()[-3000:]

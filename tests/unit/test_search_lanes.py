@@ -6,6 +6,7 @@ import io
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 from rich.console import Console
 
@@ -73,3 +74,30 @@ def test_the_user_reads_what_became_of_machines_and_lanes():
         "t0003: its worker died, it is taken up again",
         "t0003: its worker died",
     ]
+
+
+def test_a_trial_that_is_submitted_while_the_search_is_closed_does_not_run():
+    """Tune's thread asks and submits; the driver's thread closes the search and cancels what it knows of at that moment."""
+    from orchestrator.search import BasinSearch
+
+    calls = []
+
+    class Group:
+        count, broken, broker_name = 1, None, "broker"
+
+        def expect(self, waiting):
+            return None
+
+        def submit(self, spec):
+            calls.append(("submit", spec))
+            if spec == "t2":
+                search.closed.set()  # Ctrl-C: everything known was cancelled a moment ago
+
+        def cancel(self, trial_id):
+            calls.append(("cancel", trial_id))
+
+    names = iter(["t1", "t2", "t3"])
+    studies = SimpleNamespace(ask=lambda: SimpleNamespace(trial_id=next(names)))
+    search = BasinSearch(studies, Group(), lambda asked: asked.trial_id, dict, None)
+    assert search.suggest("tune-1")["trial_id"] == "t1"
+    assert calls == [("submit", "t1"), ("submit", "t2"), ("cancel", "t2")], "and nothing more is asked"

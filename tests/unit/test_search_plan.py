@@ -90,12 +90,20 @@ def test_what_ray_train_is_asked_for(monkeypatch, use_gpu, backend, resources):
 
     from orchestrator import lane_pool
 
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda loop, **given: given)
+    class Read(ray.train.torch.TorchTrainer):
+        def __init__(self, loop, **given):
+            super().__init__(loop, **given)
+            self.given = given
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Read)
     asked = experiment(use_gpu=use_gpu, gpus_per_worker=2, cpus_per_worker=4, num_workers=2)
     group = object.__new__(lane_pool.Pool)
     group._experiment, group._runner, group._broker = asked, "module:function", None
     group._plan = plan(asked, [{"CPU": 8, "GPU": 4}], trials=1)
-    given = group._trainer(0, 3)
+    trainer = group._trainer(0, 3)
+    given = trainer.given
+    names = {type(one).__name__ for one in trainer._create_default_callbacks()}
+    assert {"LaneControl", "NodeInterface", "BackendSetupCallback"} <= names and "DatasetsCallback" not in names
     assert given["torch_config"].backend == backend and given["train_loop_config"]["use_gpu"] is use_gpu
     scaling = given["scaling_config"]
     assert (scaling.num_workers, scaling.use_gpu, scaling.resources_per_worker) == (2, use_gpu, resources)
