@@ -1,4 +1,4 @@
-"""The cache that machines and runs share: files below the address in `SAFEBASIN_CACHE_URI`, behind each machine's own cache folder.
+"""The cache that machines and runs share: files below the address (or folder) in `SAFEBASIN_CACHE_URI`, behind each machine's own cache folder.
 
 What is missing in the folder (`cachedir`) is looked for at the address; what was made is left there for the next machine. The folder
 works without the address: a store that is away costs the time to make a thing again, and callers say so.
@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator import cachedir, storage
+from orchestrator import addresses, cachedir, storage
 
 VARIABLE = "SAFEBASIN_CACHE_URI"
 CURRENT = "current"
@@ -24,9 +24,13 @@ PATIENCE = 5.0
 
 
 def opened() -> storage.Store | None:
-    """The store, or None where the variable is not set. Raises ConfigError for an address that cannot be used."""
+    """The store, or None where the variable is not set; it may also name a folder. Raises ConfigError for an address that cannot be used."""
     address = os.environ.get(VARIABLE)
-    return storage.open(address, patience=PATIENCE, field=VARIABLE) if address else None
+    if not address:
+        return None
+    if not addresses.is_address(address):
+        address = f"file://{Path(address).expanduser().absolute()}"
+    return storage.open(address, patience=PATIENCE, field=VARIABLE)
 
 
 def fetch_file(path: Path) -> bool:
@@ -47,7 +51,8 @@ def send_file(path: Path) -> None:
 def fetch_folder(folder: Path, complete: Callable[[Path], bool]) -> bool:
     """Bring a folder here, whole or not at all; whether it came. `complete` looks at what arrived. Raises StorageError, OSError.
 
-    The caller holds a lock: two processes of a machine must not fetch one folder.
+    The caller holds a lock: two processes of a machine must not fetch one folder. What is damaged there is forgotten, so that the next
+    `send_folder` replaces it.
     """
     store = opened()
     version = None if store is None else store.read(f"{_name(folder)}/{CURRENT}")
@@ -56,9 +61,9 @@ def fetch_folder(folder: Path, complete: Callable[[Path], bool]) -> bool:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        if not re.fullmatch(rb"[0-9a-f]{32}", version) or not store.get_folder(f"{_name(folder)}/{version.decode()}", temporary):
-            return False
-        if not complete(temporary):
+        ours = re.fullmatch(rb"[0-9a-f]{32}", version) is not None
+        if not (ours and store.get_folder(f"{_name(folder)}/{version.decode()}", temporary) and complete(temporary)):
+            store.delete(f"{_name(folder)}/{CURRENT}")
             return False
         temporary.rename(folder)
     finally:

@@ -25,5 +25,5 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="module", autouse=True)
 def out_of_the_collectors_sight():
-    """What imports have left is no garbage; looking through it at every collection takes a tenth of a test's time."""
+    """What imports have left is no garbage and need not be looked through at every collection."""
     gc.freeze()

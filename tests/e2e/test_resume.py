@@ -106,11 +106,14 @@ def test_ctrl_c_in_mid_search_leaves_what_was_finished_and_nothing_running(confi
     """Ctrl-C reaches the whole process group. A job's SIGTERM, to the driver alone: tests/ray/test_object_storage.py and test_jobs.py."""
     folder, log = tmp_path / "out", tmp_path / "log"
     process = start("run", "-c", str(config_file), f"output.dir={folder}", "search.trials=50", "training.max_steps=400", log=log)
-    until(lambda: list(folder.glob("trials/t*/result.json")), process, log)
-    until(lambda: interrupted_in(folder), process, log)
-    children = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(120) == 1, log.read_text()[-3000:]
+    try:
+        until(lambda: list(folder.glob("trials/t*/result.json")), process, log)
+        until(lambda: interrupted_in(folder), process, log)
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(120) == 1, log.read_text()[-3000:]
+    finally:
+        process.kill()
     said = log.read_text()
     assert "SIGINT: finishing what runs" in said and "stopped after" in said, said[-3000:]
     with (folder / "trials.csv").open() as file:

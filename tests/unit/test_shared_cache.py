@@ -17,7 +17,7 @@ from tests import made_up
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """`machine("a")` makes this process one whose own cache folder is another, with the shared cache at one address."""
-    monkeypatch.setenv(shared_cache.VARIABLE, f"file://{tmp_path}/shared")
+    monkeypatch.setenv(shared_cache.VARIABLE, str(tmp_path / "shared"))  # a folder is as good as an address
 
     def become(name: str) -> Path:
         folder = tmp_path / name
@@ -49,7 +49,7 @@ def test_the_pocket_world_is_built_on_one_machine_and_fetched_by_the_next(machin
     assert [path.name for path in fetched.root.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_what_is_half_there_is_built_and_what_two_machines_send_is_never_mixed(machine, log, tmp_path):  # noqa: F811
+def test_what_is_half_there_is_built_and_replaced_and_what_is_there_is_sent_once(machine, log, tmp_path):  # noqa: F811
     folder = pocket.ensure(machine("a"), train=stub, progress=QUIET).root  # an explicit folder shares nothing
     assert not (tmp_path / "shared").exists()
     store = storage.open(f"file://{tmp_path}/shared")
@@ -58,15 +58,18 @@ def test_what_is_half_there_is_built_and_what_two_machines_send_is_never_mixed(m
     shared_cache.send_folder(folder)
     machine("b")
     assert pocket.ensure(train=stub, progress=QUIET).complete() and log.read_text() == "0\n0\n", "a version without its report is none"
+    shared_cache.send_folder(pocket.build.location().root)
+    assert len([key for key in store.list(below) if key.endswith("report.json")]) == 1, "b replaced it, once"
     store.delete(below)
-    for name in ("a", "b"):
-        machine(name)
+    for _ in range(2):
         shared_cache.send_folder(pocket.build.location().root)
     versions = {key.split("/")[2] for key in store.list(below)} - {shared_cache.CURRENT}
-    assert versions == {store.read(f"{below}/{shared_cache.CURRENT}").decode()}, "the second finds the first's and sends nothing"
+    assert versions == {store.read(f"{below}/{shared_cache.CURRENT}").decode()}, "the second time one is there, and nothing is sent"
     store.write(f"{below}/{shared_cache.CURRENT}", b"../../elsewhere")
     machine("c")
     assert pocket.ensure(train=stub, progress=QUIET).complete() and log.read_text() == "0\n0\n0\n", "a pointer that is none of ours is not followed"
+    machine("d")
+    assert pocket.ensure(train=stub, progress=QUIET).complete() and log.read_text() == "0\n0\n0\n", "it was replaced"
 
 
 def test_a_record_measured_on_one_machine_is_taken_on_another(machine, tmp_path):
