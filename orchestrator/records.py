@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol
 
 Phase = Literal["baseline", "search", "confirm"]
 State = Literal["complete", "stopped", "failed"]
+Fault = Literal["trial", "machine", "safebasin"]
+"""Whose fault a failed trial is: its own settings or data, a machine's (worker killed, disk full, damaged checkpoint), or a defect of ours."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,8 @@ class TrialResult:
     """Events reported on the way: training losses and probes, by step."""
     model_dir: str | None = None
     error: str | None = None
+    fault: Fault | None = None
+    """Of a failed trial; only its own fault is final, a resumed run tries it again otherwise. None in records of before this was kept."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What was measured of the run itself: trainable parameters, rows cut, peak memory, frozen layers proved."""
 
