@@ -173,7 +173,9 @@ def check_data(experiment: Experiment) -> list[str]:
 
     found = materials.load(experiment)
     suites = [_suite_fact(s) for s in found.suites]
-    return [f"task: {len(found.train)} training rows, {len(found.evaluation)} evaluation rows", f"safety data: {len(found.safety)} rows", *suites]
+    read = [line for report in found.reports for line in report.facts()]
+    task = f"task: {len(found.train)} training rows, {len(found.evaluation)} evaluation rows"
+    return [task, f"safety data: {len(found.safety)} rows", *read, *suites]
 
 
 def check_templates(experiment: Experiment) -> list[str]:

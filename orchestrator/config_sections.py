@@ -47,6 +47,8 @@ class Columns(Section):
     instruction: str | None = Field(None, description="Column with the instruction.")
     input: str | None = Field(None, description="Column with the instruction's input, appended after a blank line where it is not empty.")
     output: str | None = Field(None, description="Column with the wanted answer to an instruction.")
+    system: str | None = Field(None, description="Column with the row's own system message (usual names: system, system_prompt).")
+    history: str | None = Field(None, description="Column with the turns before the prompt, [[question, answer], ...] or messages (usual name: history).")
     rejected: str | None = Field(None, description="Column with the harmful answer, in safety data (usual names: rejected, harmful_response).")
 
 

@@ -11,19 +11,18 @@ from typing import Any
 
 from orchestrator import config
 from orchestrator.data_files import Row, describe, load_rows, need_column, pick_column
-from orchestrator.data_tokens import Message, TokeniseReport, encode, render, tokenise, turn_end, with_system
+from orchestrator.data_forms import MESSAGES, PROMPTS, RESPONSES, Reader
+from orchestrator.data_report import RowsReport, Tally
+from orchestrator.data_tokens import TokeniseReport, encode, render, tokenise, turn_end, with_system
+from orchestrator.data_turns import Message, Turns, missing
 from orchestrator.errors import DataError
 
 __all__ = [
-    "Conversation", "TokeniseReport", "describe", "encode", "fingerprint", "load_rows", "normalise", "render", "sample", "split_holdout",
-    "tokenise", "turn_end", "with_system",
+    "Conversation", "Read", "RowsReport", "TokeniseReport", "describe", "encode", "fingerprint", "load_rows", "normalise", "read", "render", "sample",
+    "split_holdout", "tokenise", "turn_end", "with_system",
 ]  # fmt: skip
 
-ROLES = ("system", "user", "assistant", "tool")
 SAFETY_KINDS = ("refusal", "harmless")
-PROMPTS = ("prompt", "question", "input_text", "query", "goal", "behavior", "user")
-RESPONSES = ("response", "answer", "completion", "output", "output_text", "target", "safe_response", "chosen", "assistant", "label")
-MESSAGES = ("messages", "conversations", "conversation", "chat")
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,16 @@ class Conversation:
 # ------------------------------------------------------------------------------------------------ rows -> conversations
 
 
+@dataclass(frozen=True)
+class Read:
+    """Rows as conversations, and what was changed on the way."""
+
+    conversations: list[Conversation]
+    report: RowsReport
+    rows: list[Row]
+    """The row behind each conversation."""
+
+
 def normalise(
     rows: Sequence[Row],
     format: str = "auto",
@@ -56,43 +65,75 @@ def normalise(
     field: str = "task.data",
     kind: str = "task",
 ) -> list[Conversation]:
-    """Rows of any supported form as conversations, in order.
+    """The conversations of `read`."""
+    return read(rows, format, columns, source, field=field, kind=kind).conversations
+
+
+def read(
+    rows: Sequence[Row],
+    format: str = "auto",
+    columns: config.Columns | None = None,
+    source: str = "",
+    *,
+    field: str = "task.data",
+    kind: str = "task",
+) -> Read:
+    """Rows of any supported form as conversations, in order, with a report of what was used otherwise than it is written.
 
     format: `messages`, `prompt_response`, `instruction` or `auto` (by the columns of the first row). `columns` overrides the usual
     names. kind: `task`, or `safety`, where a row's own `kind` (refusal, harmless) is kept and a row without one counts as a refusal.
-    Ids: the rows' `id` where every row has one of its own, else the position. Raises DataError for no rows, columns that cannot be
-    recognised, a prompt or answer that is no text or empty.
+    Ids: the rows' `id` where every row has one of its own, else the position. Rows whose answers all have the weight 0 are left out and
+    counted. Raises DataError for no rows, columns that cannot be recognised, a prompt or answer that is no text or empty, and for what
+    would change the row's meaning and is not supported (tools, images, chains of thought beside the text).
     """
     where = f"{field} ({source})" if source and source != field else field
     if not rows:
         raise DataError(f"{where}: no rows; give data with at least one")
     columns = columns or config.Columns()
     form = _form(rows, format, columns, where)
-    reader = {"messages": _messages, "prompt_response": _pair, "instruction": _instruction}[form]
-    conversations = reader(rows, columns, where)
+    reader = Reader(columns, where, safety=kind == "safety")
+    found = reader.read(rows, form)
+    if kind == "task":
+        _check_preferences(rows, columns, reader, where)
     ids = _ids(rows)
-    return [
-        Conversation(ids[i], tuple(_checked(messages, i, where)), _kind(rows[i], kind, i, where))
-        for i, messages in enumerate(conversations)
-    ]
+    kept = [i for i, messages in enumerate(found) if messages is not None]
+    if not kept:
+        raise DataError(f"{where}: all {len(rows)} rows are left out ({'; '.join(reader.tally.dropped)}); give rows with answers to learn")
+    conversations = [Conversation(ids[i], tuple(found[i] or ()), _kind(rows[i], kind, i, where)) for i in kept]
+    also = ("id", "kind", *REJECTED, "refusal") if kind == "safety" else ("id",)
+    report = reader.tally.report(field, source, form, len(rows), len(kept), reader.unused(rows, also))
+    return Read(conversations, report, [rows[i] for i in kept])
 
 
 REJECTED = ("rejected", "harmful_response", "unsafe_response")
 
 
+def _check_preferences(rows: Sequence[Row], columns: config.Columns, reader: Reader, where: str) -> None:
+    """Raises DataError for rows of preferences: they are no answers to learn, unless the config says so by naming the column."""
+    chosen = next((column for column in reader.used if column.lower() == "chosen"), None)
+    if chosen is None or chosen in (columns.response, columns.output, columns.messages) or pick_column(rows, ("rejected",)) is None:
+        return
+    raise DataError(
+        f"{where}: rows of preferences (columns {chosen!r} and 'rejected'): no method here learns a task from them; to learn {chosen!r} as plain "
+        f"answers say so, {field_columns(where)}.response={chosen}"
+    )
+
+
 def harmful_answers(rows: Sequence[Row], conversations: Sequence[Conversation], columns: config.Columns, where: str) -> list[Conversation]:
     """The harmful answers beside the safe ones (column `rejected`): the same prompt and id, kind `harmful`. Rows without one are left out.
 
-    `conversations` are `normalise` of the same rows. [] where there is no such column.
+    `conversations` are those of the same rows (`Read.rows`). [] where there is no such column. Raises DataError for an answer that is no text.
     """
     column = need_column(rows, columns.rejected, where) if columns.rejected else pick_column(rows, REJECTED)
     if column is None:
         return []
-    found = []
-    for row, safe in zip(rows, conversations, strict=True):
-        text = row.get(column)
-        if isinstance(text, str) and text.strip() and safe.kind == "refusal":
-            found.append(Conversation(safe.id, (*safe.prompt, _assistant(text)), "harmful"))
+    turns, found = Turns(where, Tally()), []
+    for i, (row, safe) in enumerate(zip(rows, conversations, strict=True)):
+        value = row.get(column)
+        if safe.kind == "refusal" and not missing(value):
+            answer = turns.learnt([*safe.prompt, *turns.answer(value, column, list(safe.prompt), i)], i)
+            if answer is not None:
+                found.append(Conversation(safe.id, tuple(answer), "harmful"))
     return found
 
 
@@ -107,6 +148,11 @@ def _form(rows: Sequence[Row], format: str, columns: config.Columns, where: str)
     elif (columns.prompt or pick_column(rows, PROMPTS)) and (columns.response or pick_column(rows, RESPONSES)):
         return "prompt_response"
     found = ", ".join(map(str, rows[0]))
+    if pick_column(rows, ("text",)) and not pick_column(rows, RESPONSES):
+        raise DataError(
+            f"{where}: rows of plain text (columns found: {found}) hold no prompt and answer to tell apart, and only answers are learnt here; give a "
+            f"prompt and a response, or messages; or name them, e.g. {field_columns(where)}.prompt=... {field_columns(where)}.response=..."
+        )
     raise DataError(
         f"{where}: cannot tell prompt and answer from the columns found ({found}; in CSV and TSV the first line names them); "
         "expected messages, or a prompt "
@@ -128,81 +174,6 @@ def _nearest(rows: Sequence[Row], wanted: Sequence[str]) -> str:
         return max(difflib.SequenceMatcher(None, column.lower(), name).ratio() for name in wanted)
 
     return max(map(str, rows[0]), key=likeness, default="?")
-
-
-def _column(rows: Sequence[Row], named: str | None, usual: Sequence[str], where: str) -> str:
-    return need_column(rows, named or pick_column(rows, usual) or usual[0], where)
-
-
-def _messages(rows: Sequence[Row], columns: config.Columns, where: str) -> list[list[Message]]:
-    column = _column(rows, columns.messages, MESSAGES, where)
-    return [_turns(row[column], i, where, column) for i, row in enumerate(rows)]
-
-
-def _turns(value: Any, index: int, where: str, column: str) -> list[Message]:
-    """One row's list of messages, also in the form {"from": "human", "value": ...}; what follows the last answer is left out."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{where}: row {index + 1}: column {column!r} is text that is not JSON; it must be a list of messages"
-            ) from error
-    if not isinstance(value, (list, tuple)) or not all(isinstance(turn, dict) for turn in value):
-        raise DataError(f"{where}: row {index + 1}: column {column!r} must be a list of {{role, content}}, not {type(value).__name__}")
-    aliases = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
-    turns = []
-    for turn in value:
-        role = str(turn.get("role", turn.get("from", "")))
-        role = aliases.get(role, role)
-        if role not in ROLES:
-            raise DataError(f"{where}: row {index + 1}: role {role!r} is none of {', '.join(ROLES)}")
-        turns.append({"role": role, "content": turn.get("content", turn.get("value"))})
-    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
-    if last is None:
-        raise DataError(f"{where}: row {index + 1} has no assistant answer among its {len(turns)} messages; training needs one")
-    return turns[: last + 1]
-
-
-def _pair(rows: Sequence[Row], columns: config.Columns, where: str) -> list[list[Message]]:
-    prompt = _column(rows, columns.prompt, PROMPTS, where)
-    response = _column(rows, columns.response, [c for c in RESPONSES if c != prompt], where)
-    return [[_user(row[prompt]), _assistant(row[response])] for row in rows]
-
-
-def _instruction(rows: Sequence[Row], columns: config.Columns, where: str) -> list[list[Message]]:
-    instruction = _column(rows, columns.instruction, ("instruction",), where)
-    output = _column(rows, columns.output or columns.response, ("output", *RESPONSES), where)
-    extra = columns.input or pick_column(rows, ("input", "context"))
-    if columns.input:
-        need_column(rows, columns.input, where)
-    conversations = []
-    for row in rows:
-        more = row.get(extra) if extra else None
-        text = row[instruction]
-        if isinstance(text, str) and isinstance(more, str) and more.strip():
-            text = f"{text.rstrip()}\n\n{more}"
-        conversations.append([_user(text), _assistant(row[output])])
-    return conversations
-
-
-def _user(text: Any) -> Message:
-    return {"role": "user", "content": text}
-
-
-def _assistant(text: Any) -> Message:
-    return {"role": "assistant", "content": str(text) if isinstance(text, (int, float)) else text}
-
-
-def _checked(messages: list[Message], index: int, where: str) -> list[Message]:
-    for message in messages:
-        content = message["content"]
-        if not isinstance(content, str) or (not content.strip() and message["role"] != "system"):
-            shown = "empty" if isinstance(content, str) else f"a {type(content).__name__}, not text"
-            raise DataError(f"{where}: row {index + 1}: the {message['role']}'s text is {shown}; correct or remove the row")
-    if len(messages) < 2 or messages[0]["role"] == "assistant" and len(messages) == 1:
-        raise DataError(f"{where}: row {index + 1} has an answer but no prompt before it")
-    return messages
 
 
 def _ids(rows: Sequence[Row]) -> list[str]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 import io
-import json
+import os
+import stat
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from orchestrator import data_hub, data_json
+from orchestrator.data_json import Row
 from orchestrator.errors import DataError
 
-Row = dict[str, Any]
+__all__ = ["SUFFIXES", "Row", "describe", "load_rows", "need_column", "pick_column"]
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 
@@ -22,10 +26,11 @@ def load_rows(source: str, *, split: str = "train", limit: int | None = None, fi
 
     source: JSONL/JSON/CSV/TSV/text file (a text file gives one row {"text": line} per non-empty line), `pocket:<name>`, or a name
     known to the `datasets` library, `owner/name`, `owner/name:configuration` or `owner/name::folder`; `split` is only read for these.
-    Raises DataError, naming `field`, for a missing, unreadable or empty source.
+    Numbers of JSON files know how they were written (`data_json.Decimal`). Raises DataError, naming `field`, for a missing, unreadable or
+    empty source, and file and line (from 1) for what cannot be read as rows.
     """
     path = _path(source, field)
-    rows = _from_datasets(source, split, field) if path is None else _from_file(path, field)
+    rows = data_hub.load(source, split, field, SUFFIXES) if path is None else _from_file(path, field)
     if not rows:
         raise DataError(f"{field}: {source!r} holds no rows; give a file with at least one")
     return rows[:limit]
@@ -36,7 +41,7 @@ def describe(source: str, *, field: str = "task.data") -> dict[str, str]:
     path = _path(source, field)
     if path is None:
         return {"name": source.replace("/", "_").replace(":", "_"), "source": source}
-    return {"name": path.stem, "source": source, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"name": path.stem, "source": source, "sha256": hashlib.sha256(_bytes(path, field)).hexdigest()}
 
 
 def _path(source: str, field: str) -> Path | None:
@@ -48,59 +53,74 @@ def _path(source: str, field: str) -> Path | None:
         if found.is_dir():
             raise DataError(f"{field}: {source!r} names a model; name rows of the pocket world, such as pocket:safety or pocket:obey")
         return found
-    path = Path(source).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(source))
+    kind = _kind(path, source, field)
+    if kind == "file":
         return path
-    if path.is_dir():
+    if kind == "folder":
         raise DataError(f"{field}: {source!r} is a folder; name the file in it (one of {', '.join(SUFFIXES)})")
-    if path.suffix.lower() in SUFFIXES or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+    if kind is not None:
+        raise DataError(f"{field}: {source!r} is a {kind}, which can be read only once; write its rows into a file (one of {', '.join(SUFFIXES)})")
+    if path.suffix.lower() in SUFFIXES or path.is_absolute() or source.startswith((".", "~")) or not data_hub.is_name(source):
         raise DataError(
-            f"{field}: file {source!r} does not exist; paths start from the folder of the config file or from here ({Path.cwd()})"
+            f"{field}: file {data_hub.short(source)} does not exist{_nearest(path)}; paths start from the folder of the config file or from here "
+            f"({Path.cwd()})"
         )
     return None
 
 
+def _kind(path: Path, source: str, field: str) -> str | None:
+    """`file`, `folder`, another word for anything else under this path, None for nothing. Raises DataError where we may not look."""
+    try:
+        mode = path.stat().st_mode
+    except PermissionError as error:
+        raise DataError(f"{field}: {source!r} cannot be looked at: {error.strerror}; correct the permissions of its folders") from error
+    except (OSError, ValueError):  # no such file; or too long, a NUL, half a character: no file can have this name
+        return None
+    if stat.S_ISREG(mode):
+        return "file"
+    return "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device or socket"
+
+
+def _nearest(path: Path) -> str:
+    """A hint at files of nearly this name, the name with `%20` and the like read as in an address among them."""
+    from urllib.parse import unquote
+
+    plain = Path(unquote(str(path)))
+    try:
+        if plain != path and plain.is_file():
+            return f", {str(plain)!r} does: write it without %"
+        names = [one.name for _, one in zip(range(2000), path.parent.iterdir(), strict=False)]
+    except (OSError, ValueError):
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
+    return f" (nearest there: {', '.join(close)})" if close else ""
+
+
 def _from_file(path: Path, field: str) -> list[Row]:
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _table, ".tsv": _table, ".txt": _lines}
+    readers = {".jsonl": data_json.lines, ".json": data_json.document, ".csv": _table, ".tsv": _table, ".txt": _lines}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{field}: cannot read {path.name!r} by its ending; use one of {', '.join(SUFFIXES)}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = _bytes(path, field).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{field}: {path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
-    except OSError as error:
-        raise DataError(f"{field}: {path} cannot be read: {error.strerror}") from error
+        utf16 = ", it looks like UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise DataError(f"{field}: {path} is not UTF-8 text ({error.reason} at byte {error.start}{utf16}); convert it") from error
     return reader(text, path, field)
 
 
-def _jsonl(text: str, path: Path, field: str) -> list[Row]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{field}: {path} line {number} is not JSON: {error.msg} at column {error.colno}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{field}: {path} line {number} is a JSON {type(row).__name__}; every line must be an object {{column: value}}")
-        rows.append(row)
-    return rows
-
-
-def _json(text: str, path: Path, field: str) -> list[Row]:
+def _bytes(path: Path, field: str) -> bytes:
+    """The file's bytes, of one moment. Raises DataError."""
     try:
-        body = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = "; name it .jsonl if every line is an object of its own" if error.msg == "Extra data" else ""
-        raise DataError(f"{field}: {path} is not JSON: {error.msg} at line {error.lineno}{hint}") from error
-    if isinstance(body, dict) and isinstance(body.get("data"), list):
-        body = body["data"]
-    elif isinstance(body, dict) and body and all(isinstance(rows, list) for rows in body.values()):  # rows by category, as SafetyBench has them
-        body = [{"category": name, **row} if isinstance(row, dict) else row for name, rows in body.items() for row in rows]
-    if not isinstance(body, list) or not all(isinstance(row, dict) for row in body):
-        raise DataError(f'{field}: {path} must hold a list of objects (or {{"data": [...]}}, or {{category: [...]}}), not {type(body).__name__}')
+        with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            body = file.read()
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise DataError(f"{field}: {path} cannot be read: {error.strerror}") from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise DataError(f"{field}: {path} was written to while it was read; start again when it is whole")
     return body
 
 
@@ -108,53 +128,50 @@ def _table(text: str, path: Path, field: str) -> list[Row]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     # TSV has no agreed quoting: a quotation mark in the middle of a sentence must not swallow lines
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     rows: list[Row] = []
+    header: list[str] | None = None
+    begun, most = 1, csv.field_size_limit(sys.maxsize)  # texts longer than the library's 128 KiB are no fault
     try:
-        header = next(lines, None)
         for cells in lines:
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{field}: {path} line {lines.line_num} has {len(cells)} cells, the header has {len(header)} ({', '.join(header)})"
-                )
-            rows.append(dict(zip(header, cells, strict=True)))
+            if not any(cells) and len(cells) < 2:
+                pass  # an empty line
+            elif header is None:
+                header = _header(cells, path, field)
+            elif len(cells) != len(header):
+                raise DataError(f"{field}: {path} line {begun} has {len(cells)} cells, the header has {len(header)} ({', '.join(header)})")
+            else:
+                rows.append(dict(zip(header, cells, strict=True)))
+            begun = lines.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{field}: {path} line {lines.line_num} cannot be read: {error}") from error
+        why = "a quotation mark opened there is never closed" if "unexpected end" in str(error) else str(error)
+        raise DataError(f'{field}: {path} line {begun} cannot be read: {why}; a quotation mark inside a quoted text is written twice ("")') from error
+    finally:
+        csv.field_size_limit(most)
     return rows
+
+
+def _header(cells: list[str], path: Path, field: str) -> list[str]:
+    """Names of the columns; those without one are called by their position. Raises DataError for a name that stands twice."""
+    names = [cell if cell.strip() else f"column {i}" for i, cell in enumerate(cells, start=1)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{field}: {path}: the first line names the column {twice[0]!r} {names.count(twice[0])} times; give each a name of its own")
+    return names
 
 
 def _lines(text: str, path: Path, field: str) -> list[Row]:
     return [{"text": line.strip()} for line in text.split("\n") if line.strip()]
 
 
-def _from_datasets(source: str, split: str, field: str) -> list[Row]:
-    from datasets import load_dataset
-
-    name, _, configuration = source.partition(":")
-    folder = {"data_dir": configuration[1:]} if configuration.startswith(":") else {}
-    try:
-        table = load_dataset(name, None if folder else configuration or None, split=split, **folder)
-    except Exception as error:  # the library raises a dozen unrelated types; each ends as one sentence for the user
-        said = " ".join(str(error).split())[:300]
-        raise DataError(
-            f"{field}: {source!r} is no file here, and as a data set name (split {split!r}) it could not be loaded: "
-            f"{type(error).__name__}: {said}. A local {'/'.join(SUFFIXES)} file works without a network"
-        ) from error
-    return [dict(row) for row in table]
-
-
 def pick_column(rows: Sequence[Row], candidates: Sequence[str]) -> str | None:
     """The first of `candidates` that is a column of the first row, compared without case; None where there is none."""
-    by_lower = {column.lower(): column for column in reversed(list(rows[0]))}
+    by_lower = {str(column).lower(): column for column in reversed(list(rows[0]))}
     return next((by_lower[name.lower()] for name in candidates if name.lower() in by_lower), None)
 
 
 def need_column(rows: Sequence[Row], column: str, field: str) -> str:
     """`column` where every row has it; else DataError with the columns found and the nearest name."""
-    import difflib
-
     for number, row in enumerate(rows, start=1):
         if column not in row:
             own = [str(name) for name in row if not str(name).startswith("__")]  # without what a loader noted in the row

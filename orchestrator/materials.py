@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator import data
 from orchestrator.config import Experiment
-from orchestrator.data import Conversation
+from orchestrator.data import Conversation, RowsReport
 from orchestrator.errors import DataError
 from orchestrator.evaluation.suites import PromptSuite, load_suite
 
@@ -28,6 +28,8 @@ class Materials:
     """Content hash of all rows and prompts."""
     harmful: tuple[Conversation, ...] = ()
     """Harmful prompts with harmful answers; the id of the safety row they belong to, where there is one."""
+    reports: tuple[RowsReport, ...] = ()
+    """What was changed and left out where rows were read, by source."""
 
     def asked_in(self, phase: str) -> tuple[PromptSuite, ...]:
         """The suites that a trial of this phase is asked: in the search those not held out, else all."""
@@ -39,30 +41,39 @@ def load(experiment: Experiment, cache: dict[Any, Any] | None = None) -> Materia
     key = ("materials", experiment.digest_of("model", "task", "safety"))
     if cache is not None and key in cache:
         return cache[key]
-    train, evaluation = task_rows(experiment)
-    safety, harmful = safety_rows(experiment)
+    reports: list[RowsReport] = []
+    train, evaluation = task_rows(experiment, reports)
+    safety, harmful = safety_rows(experiment, reports)
     suites = tuple(load_suite(suite) for suite in experiment.safety.suites)
     fingerprint = data.fingerprint(train, evaluation, safety, harmful, [suite.hash for suite in suites])
-    found = Materials(tuple(train), tuple(evaluation), tuple(safety), suites, fingerprint, tuple(harmful))
+    found = Materials(tuple(train), tuple(evaluation), tuple(safety), suites, fingerprint, tuple(harmful), tuple(reports))
     if cache is not None:
         cache[key] = found
     return found
 
 
-def safety_rows(experiment: Experiment) -> tuple[list[Conversation], list[Conversation]]:
-    """(safety rows, harmful rows). Raises DataError where answers meant as refusals are none: chosen and rejected were swapped."""
+def safety_rows(experiment: Experiment, reports: list[RowsReport] | None = None) -> tuple[list[Conversation], list[Conversation]]:
+    """(safety rows, harmful rows); how they were read is added to `reports`. Raises DataError where answers meant as refusals are none:
+    chosen and rejected were swapped."""
     settings, split = experiment.safety, experiment.task.split
     safety: list[Conversation] = []
     harmful: list[Conversation] = []
     if settings.data is not None:
         rows = data.load_rows(settings.data, split=split, field="safety.data")
-        safety = data.normalise(rows, "auto", settings.columns, settings.data, field="safety.data", kind="safety")
-        harmful = data.harmful_answers(rows, safety, settings.columns, "safety.data")
+        found = data.read(rows, "auto", settings.columns, settings.data, field="safety.data", kind="safety")
+        safety = _noted(found, reports)
+        harmful = data.harmful_answers(found.rows, safety, settings.columns, "safety.data")
         _check_refusals(safety, harmful)
     if settings.harmful_data is not None:
         rows = data.load_rows(settings.harmful_data, split=split, field="safety.harmful_data")
-        harmful = data.normalise(rows, "auto", settings.columns, settings.harmful_data, field="safety.harmful_data", kind="harmful")
+        harmful = _noted(data.read(rows, "auto", settings.columns, settings.harmful_data, field="safety.harmful_data", kind="harmful"), reports)
     return safety, harmful
+
+
+def _noted(found: data.Read, reports: list[RowsReport] | None) -> list[Conversation]:
+    if reports is not None:
+        reports.append(found.report)
+    return found.conversations
 
 
 MIN_REFUSALS, SUSPICIOUS = 0.8, 0.5
@@ -86,12 +97,14 @@ def _check_refusals(safety: list[Conversation], harmful: list[Conversation]) -> 
 
 def warnings(found: Materials) -> list[str]:
     """What the rows make doubtful, in sentences."""
+    read = [line for report in found.reports for line in report.warnings()]
     count, share = _refused(found.safety)
     if not count or share >= MIN_REFUSALS:
-        return []
+        return read
     return [
+        *read,
         f"safety.data: only {share:.0%} of the {count} safe answers to harmful prompts read as refusals; the others are learnt as they stand. "
-        "Look at them, and mark helpful rows with kind=harmless"
+        "Look at them, and mark helpful rows with kind=harmless",
     ]
 
 
@@ -104,16 +117,16 @@ def _refused(safety: Sequence[Conversation]) -> tuple[int, float]:
     return len(rows), sum(v.refused for v in verdicts) / max(len(rows), 1)
 
 
-def task_rows(experiment: Experiment) -> tuple[list[Conversation], list[Conversation]]:
-    """(training rows, evaluation rows) of the task. Raises DataError."""
+def task_rows(experiment: Experiment, reports: list[RowsReport] | None = None) -> tuple[list[Conversation], list[Conversation]]:
+    """(training rows, evaluation rows) of the task; how they were read is added to `reports`. Raises DataError."""
     task = experiment.task
     rows = data.load_rows(task.data, split=task.split, limit=task.limit, field="task.data")
-    train = data.normalise(rows, task.format, task.columns, task.data, field="task.data")
+    train = _noted(data.read(rows, task.format, task.columns, task.data, field="task.data"), reports)
     if task.eval_data is None:
         train, evaluation = data.split_holdout(train, task.eval_fraction, HOLDOUT_SEED)
     else:
         rows = data.load_rows(task.eval_data, split=task.split, field="task.eval_data")
-        evaluation = data.normalise(rows, task.format, task.columns, task.eval_data, field="task.eval_data")
+        evaluation = _noted(data.read(rows, task.format, task.columns, task.eval_data, field="task.eval_data"), reports)
     if task.eval_size is not None and len(evaluation) > task.eval_size:
         evaluation = data.sample(evaluation, task.eval_size, HOLDOUT_SEED)
     return train, evaluation

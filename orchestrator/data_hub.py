@@ -1,0 +1,125 @@
+"""Data sets by name, through the `datasets` library: a hub that does not answer is found out in seconds, not in minutes of retries."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from orchestrator.errors import DataError
+
+PATIENCE_S = 5.0
+"""How long the hub may take to answer at all."""
+REMEMBERED_S = 60.0
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+MAX_NAME = 96
+_answers: dict[str, tuple[float, str | None]] = {}
+
+
+def is_name(source: str) -> bool:
+    """Whether a text can be the name of a data set of the hub (`name`, `owner/name`, with `:configuration` or `::folder` after it)."""
+    name = source.partition(":")[0]
+    return len(name) <= MAX_NAME and _NAME.fullmatch(name) is not None and "--" not in name and ".." not in name
+
+
+def short(text: str, most: int = 160) -> str:
+    """A text in quotation marks, its middle left out where it is long."""
+    return repr(text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}")
+
+
+def unreachable(endpoint: str | None = None) -> str | None:
+    """Why the hub cannot be asked, None where it answers; found out in PATIENCE_S, and known for a minute.
+
+    `HF_HUB_OFFLINE` is such a reason. Any answer counts as one, errors included: what they mean is for who asks a real question.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE forbids to ask the hub"
+    endpoint = endpoint or constants.ENDPOINT
+    known = _answers.get(endpoint)
+    if known is None or time.monotonic() - known[0] > REMEMBERED_S:
+        known = _answers[endpoint] = (time.monotonic(), _asked(endpoint))
+    return known[1]
+
+
+def _asked(endpoint: str) -> str | None:
+    """One request, in a thread: looking a name up knows no time limit."""
+    answer: list[str | None] = []
+
+    def ask() -> None:
+        from huggingface_hub.utils import get_session
+
+        try:
+            get_session().head(endpoint, timeout=PATIENCE_S)
+        except Exception as error:  # the library's own types change with its version; all mean the same here
+            answer.append(f"{endpoint} does not answer ({type(error).__name__}: {' '.join(str(error).split())[:120]})")
+        else:
+            answer.append(None)
+
+    thread = threading.Thread(target=ask, name="safebasin-hub", daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S + 1)
+    return answer[0] if answer else f"{endpoint} did not answer within {PATIENCE_S:.0f} s"
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """The hub's libraries take what they hold on this machine and ask nobody."""
+    import datasets
+    from huggingface_hub import constants
+
+    places = [(constants, "HF_HUB_OFFLINE")]
+    if hasattr(datasets, "config"):
+        places.append((datasets.config, "HF_HUB_OFFLINE"))
+    before = [getattr(place, name) for place, name in places]
+    for place, name in places:
+        setattr(place, name, True)
+    try:
+        yield
+    finally:
+        for (place, name), value in zip(places, before, strict=True):
+            setattr(place, name, value)
+
+
+def load(source: str, split: str, field: str, suffixes: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of a data set by name; from this machine's cache where the hub does not answer. Raises DataError in one sentence."""
+    from datasets import load_dataset
+
+    name, _, configuration = source.partition(":")
+    folder = {"data_dir": configuration[1:]} if configuration.startswith(":") else {}
+    silent = unreachable()
+    try:
+        with offline() if silent else contextlib.nullcontext():
+            table = load_dataset(name, None if folder else configuration or None, split=split, **folder)
+            return [dict(row) for row in table]
+    except Exception as error:  # the library raises a dozen unrelated types; each ends as one sentence for the user
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if silent:
+            said = f"{silent}, and what this machine has kept of the hub does not hold it: {said[:200]}"
+        raise DataError(
+            f"{field}: {source!r} is no file here{_files_like(source)}, and as a data set name (split {split!r}) it could not be loaded: "
+            f"{said}. A local {'/'.join(suffixes)} file works without a network"
+        ) from error
+
+
+def _files_like(source: str) -> str:
+    """Files of nearly this name, below the folder it names: what was meant, where the ending was forgotten."""
+    import difflib
+    from pathlib import Path
+
+    path = Path(source)
+    try:
+        names = [one.name for _, one in zip(range(2000), path.parent.iterdir(), strict=False) if one.is_file()]
+    except OSError:
+        return ""
+    stems: dict[str, str] = {}
+    for name in names:
+        stems.setdefault(name, name)
+        stems.setdefault(Path(name).stem, name)
+    close = difflib.get_close_matches(path.name, list(stems), n=3, cutoff=0.6)
+    return f" (nearest: {', '.join(dict.fromkeys(stems[one] for one in close))})" if close else ""
