@@ -5,19 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from orchestrator import hub
 from orchestrator.errors import DataError
 
-PATIENCE_S = 5.0
-"""How long the hub may take to answer at all."""
-REMEMBERED_S = 60.0
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 MAX_NAME = 96
-_answers: dict[str, tuple[float, str | None]] = {}
 
 
 def is_name(source: str) -> bool:
@@ -31,40 +26,11 @@ def short(text: str, most: int = 160) -> str:
     return repr(text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}")
 
 
-def unreachable(endpoint: str | None = None) -> str | None:
-    """Why the hub cannot be asked, None where it answers; found out in PATIENCE_S, and known for a minute.
-
-    `HF_HUB_OFFLINE` is such a reason. Any answer counts as one, errors included: what they mean is for who asks a real question.
-    """
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE forbids to ask the hub"
-    endpoint = endpoint or constants.ENDPOINT
-    known = _answers.get(endpoint)
-    if known is None or time.monotonic() - known[0] > REMEMBERED_S:
-        known = _answers[endpoint] = (time.monotonic(), _asked(endpoint))
-    return known[1]
-
-
-def _asked(endpoint: str) -> str | None:
-    """One request, in a thread: looking a name up knows no time limit."""
-    answer: list[str | None] = []
-
-    def ask() -> None:
-        from huggingface_hub.utils import get_session
-
-        try:
-            get_session().head(endpoint, timeout=PATIENCE_S)
-        except Exception as error:  # the library's own types change with its version; all mean the same here
-            answer.append(f"{endpoint} does not answer ({type(error).__name__}: {' '.join(str(error).split())[:120]})")
-        else:
-            answer.append(None)
-
-    thread = threading.Thread(target=ask, name="safebasin-hub", daemon=True)
-    thread.start()
-    thread.join(PATIENCE_S + 1)
-    return answer[0] if answer else f"{endpoint} did not answer within {PATIENCE_S:.0f} s"
+def unreachable() -> str | None:
+    """Why the hub cannot be asked (`hub.away`, or HF_DATASETS_OFFLINE), None where it answers."""
+    if os.environ.get("HF_DATASETS_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return "HF_DATASETS_OFFLINE forbids asking the hub"
+    return hub.away()
 
 
 @contextlib.contextmanager

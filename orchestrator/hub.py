@@ -56,7 +56,9 @@ def _request(where: str) -> str | None:
     try:
         with urllib.request.urlopen(urllib.request.Request(where, method="HEAD"), timeout=TIMEOUT_S):
             return None
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:
+            return f"{where} answers with an error ({error.code} {error.reason})"  # a proxy's, or its own: the libraries would repeat for minutes
         return None  # somebody answered; what is wrong with the name is said when it is asked for
     except ValueError as error:
         return f"HF_ENDPOINT={where!r} is no address ({error})"
