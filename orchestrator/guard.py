@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import evaluation
 from orchestrator.config import Experiment
-from orchestrator.errors import TrialError
+from orchestrator.errors import StorageError
 from orchestrator.evaluation.attacks import Framed
 from orchestrator.evaluation.suites import PromptSuite, make
 from orchestrator.evidence import Evidence, chance_of_more, changed
@@ -197,7 +198,7 @@ class Guard:
                 f"monitor: {self._said(probe)}; after {self.rollbacks} rollbacks no safe state but the untouched model is left; lower "
                 "training.learning_rate or take a recipe that protects more"
             ))  # fmt: skip
-        back = self._restore(engine, recipe)
+        back = self._restore(engine, recipe, tell)
         event = {"kind": "rollback", "step": probe.step, "to_step": back, "rollbacks": self.rollbacks}
         if self.rollbacks >= self.monitor.max_rollbacks:
             self.ended = True
@@ -221,13 +222,19 @@ class Guard:
         recipe.wake()
         return self.monitor.added[0][0]
 
-    def _restore(self, engine: PlainEngine, recipe: Recipe) -> int:
-        """Weights, moments, data position and the strategies' state of the last good checkpoint; returns its step."""
+    def _restore(self, engine: PlainEngine, recipe: Recipe, tell: Tell) -> int:
+        """Weights, moments, data position and the strategies' state of the newest good checkpoint that is whole; returns its step."""
         extra = engine.load(self.good)
         if extra is None:
-            raise TrialError(f"the monitor cannot go back: {self.good} holds no checkpoint; was it removed while the trial ran? Start the trial over")
+            found = engine.load_trouble or "it was removed while the trial ran"
+            for name in ("checkpoint", "good"):  # what goes on from that checkpoint would come back to here
+                shutil.rmtree(self.good.parent / name, ignore_errors=True)
+            raise StorageError(f"the monitor cannot go back, as no safe state in {self.good} is whole ({found}); the trial must start over")
+        if engine.load_trouble is not None:
+            tell({"kind": "log", "step": engine.steps, "storage": f"going back: {engine.load_trouble}"})
         recipe.load_state_dict(extra["strategies"])
-        return int(extra["step"])
+        self.good_step = int(extra["step"])
+        return self.good_step
 
     def _said(self, probe: Probe) -> str:
         count = f"{probe.unsafe} of {probe.n}, {probe.unsafe_before} before"

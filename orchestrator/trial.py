@@ -231,6 +231,9 @@ def _checkpoint(engine, recipe, guard, folder: Path, step: int, teller, files) -
 def _resume(spec, engine, recipe, guard, folder: Path, teller) -> int | None:
     """Step to continue from; None where the interrupted attempt left no checkpoint."""
     extra = engine.load(folder)
+    if engine.load_trouble is not None:
+        teller.result.facts["checkpoint"] = engine.load_trouble
+        teller.tell({"kind": "log", "step": 0 if extra is None else extra["step"], "storage": engine.load_trouble})
     if extra is None:
         return None
     guard.load_state_dict(extra["monitor"], recipe)

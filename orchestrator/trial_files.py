@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator import storage, trained
+from orchestrator import outputs, storage, trained
 from orchestrator.config import Experiment
 from orchestrator.errors import StorageError
 from orchestrator.records import LaneContext, TrialSpec
+from strategies import markers
 
 CHECKPOINT, GOOD = "checkpoint", "good"
 LATEST = "latest"
@@ -45,35 +46,56 @@ class TrialFiles:
     _sent: dict[str, Any] = field(default_factory=dict)
 
     def begin(self, again: bool) -> None:
-        """Before training: with `again` bring the newest checkpoint here, otherwise leave none. Raises StorageError."""
+        """Before training: with `again` bring the newest checkpoint here that is whole on every worker, otherwise leave none. Raises StorageError."""
         if self.store is None:
             return
-        local = _marker(self.dir / CHECKPOINT)
-        there = self._of_first(lambda: self._read_marker(CHECKPOINT)) if again else None
-        ours = self._all(local)
-        if again and local is not None and all(one == local for one in ours) and local["step"] >= (there or {"step": 0})["step"]:
-            return  # the newest is here, on the disk of every worker
-        for kind in (CHECKPOINT, GOOD):
-            if (self.dir / kind).exists():
-                shutil.rmtree(self.dir / kind)
-        if there is None:
-            return
-        self._fetch(GOOD, self._of_first(lambda: self._read_marker(GOOD)))
-        self._fetch(CHECKPOINT, there)
+        if not again or not (self._bring(GOOD) and self._bring(CHECKPOINT)):
+            for kind in (CHECKPOINT, GOOD):
+                if (self.dir / kind).exists():
+                    shutil.rmtree(self.dir / kind)
 
-    def _fetch(self, kind: str, marker: dict[str, Any] | None) -> None:
-        """This worker's shard, then the marker. A checkpoint of another number of workers is refused where it is read."""
-        if marker is None:
-            return
-        shard = f"{marker['folder']}/rank-{self.context.rank}.pt"
-        if marker["world_size"] == self.context.world_size and not self.store.get(f"{self._below}/{kind}/{shard}", self.dir / kind / shard):
-            raise StorageError(f"{self.store.shown}/{self._below}/{kind}/{shard} is missing, though {LATEST} names it; remove {kind} to start over")
-        path = self.dir / kind / LATEST
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(marker))
+    def _bring(self, kind: str) -> bool:
+        """Have the newest whole checkpoint of a kind on this disk, from here or the store; False where there are some and none is whole."""
+        there, troubles = self._of_first(lambda: self._markers_there(kind))
+        views = self._all(markers.markers(self.dir / kind))
+        known = {(one["folder"], one["serial"], one.get("check")): one for found in (there, *views) for one in found}
+        for marker in sorted(known.values(), key=lambda one: (one["serial"], one["step"]), reverse=True):
+            damages = [said for said in self._all(self._shard(kind, marker, marker in there)) if said is not None]
+            if not damages:
+                self._lay_down(kind, marker)
+                break
+            troubles.append(f"{self._below}/{kind}/{marker['folder']}: {damages[0]}")
+        else:
+            marker = None
+        for trouble in troubles:
+            self._note(f"{self.store.shown}: {trouble}; {'the training starts over' if marker is None else 'the one before is used'}")
+        return marker is not None or not troubles
+
+    def _shard(self, kind: str, marker: dict[str, Any], there: bool) -> str | None:
+        """Have this worker's shard here; what is wrong with it, else None. A checkpoint of another number of workers is refused where it is read."""
+        if marker["world_size"] != self.context.world_size:
+            return None
+        name = f"{marker['folder']}/rank-{self.context.rank}.pt"
+        path = self.dir / kind / name
+        damage = markers.verify(path, marker)
+        if damage is not None and there and self.store.get(f"{self._below}/{kind}/{name}", path):
+            damage = markers.verify(path, marker)
+        return damage
+
+    def _lay_down(self, kind: str, marker: dict[str, Any]) -> None:
+        """The marker, where the shard is; whatever else lies there is of no use any more."""
+        folder = self.dir / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        outputs.write_text(folder / LATEST, json.dumps(marker))
+        if "sha256" in marker:
+            (folder / marker["folder"]).mkdir(exist_ok=True)
+            outputs.write_text(folder / marker["folder"] / markers.MARKER, json.dumps(marker))
+        for old in folder.glob("step-*"):
+            if old.name != marker["folder"]:
+                shutil.rmtree(old, ignore_errors=True)
 
     def send_checkpoint(self) -> str | None:
-        """After `engine.save`: upload the state to go back to where it is new, then the checkpoint. What could not be done, in a sentence."""
+        """After `engine.save`: upload the state to go back to where it is new, then the markers. What could not be done, in a sentence."""
         if self.store is None:
             return None
         for kind in (GOOD, CHECKPOINT):
@@ -83,7 +105,7 @@ class TrialFiles:
         return None
 
     def _send(self, kind: str) -> str | None:
-        marker = _marker(self.dir / kind)
+        marker = markers.latest(self.dir / kind)
         if marker is None or self._sent.get(kind) == marker:
             return None
         shard = f"{marker['folder']}/rank-{self.context.rank}.pt"
@@ -94,8 +116,11 @@ class TrialFiles:
 
         def finish() -> None:
             if self.context.rank == 0:
-                self.store.write(f"{name}/{LATEST}", json.dumps(marker).encode())
-                old = {key.split("/")[3] for key in self.store.list(name) if key.count("/") > 3} - {marker["folder"]}
+                text = json.dumps(marker).encode()
+                self.store.write(f"{name}/{marker['folder']}/{markers.MARKER}", text)
+                self.store.write(f"{name}/{LATEST}", text)
+                kept = {marker["folder"], (self._sent.get(kind) or marker)["folder"]}
+                old = {key.split("/")[3] for key in self.store.list(name) if key.count("/") > 3} - kept
                 for folder in sorted(old):
                     self.store.delete(f"{name}/{folder}")
 
@@ -105,18 +130,28 @@ class TrialFiles:
         return trouble
 
     def kept(self, where: Path) -> bool:
-        """Whether a training that trials share is at hand; one that only the store holds is brought here. Not collective."""
-        if self.store is None or trained.kept(where):
-            return trained.kept(where)
+        """Whether a whole training that trials share is at hand; one that only the store holds is brought here. Not collective."""
+        if trained.kept(where) and not self._damaged(where):
+            return True
+        if self.store is None:
+            return False
         from filelock import FileLock
 
         where.mkdir(parents=True, exist_ok=True)
         with FileLock(where / ".lock"):  # the workers of a machine share one copy
             below = f"trained/{where.name}"
-            if not trained.kept(where) and self.store.exists(f"{below}/{trained.WEIGHTS}"):
-                self.store.get(f"{below}/facts.json", where / "facts.json")
+            whole = trained.kept(where) and trained.damage(where) is None  # another worker may have brought it
+            if not whole and self.store.exists(f"{below}/{trained.WEIGHTS}"):
+                self.store.get(f"{below}/{trained.FACTS}", where / trained.FACTS)
                 self.store.get(f"{below}/{trained.WEIGHTS}", where / trained.WEIGHTS)
-        return trained.kept(where)
+                whole = not self._damaged(where)
+        return whole
+
+    def _damaged(self, where: Path) -> bool:
+        found = trained.damage(where)
+        if found is not None:
+            self._note(f"a training that trials share is damaged: {found}; it is trained again")
+        return found is not None
 
     def send_trained(self, where: Path) -> None:
         """Worker 0 alone: a shared training, its weights last."""
@@ -156,13 +191,19 @@ class TrialFiles:
     def _below(self) -> str:
         return f"trials/{self.name}"
 
-    def _read_marker(self, kind: str) -> dict[str, Any] | None:
-        text = self.store.read(f"{self._below}/{kind}/{LATEST}")
-        marker = None if text is None else json.loads(text)
-        if marker is not None and not re.fullmatch(r"step-\d+(-again)?", str(marker.get("folder"))):
-            where = f"{self.store.shown}/{self._below}/{kind}"
-            raise StorageError(f"{where}/{LATEST} names the folder {marker.get('folder')!r}, which is none of ours; remove {kind} to start over")
-        return marker
+    def _markers_there(self, kind: str) -> tuple[list[dict[str, Any]], list[str]]:
+        """Markers that the store holds, and what is wrong with those that are none of ours or damaged."""
+        below, found, troubles = f"{self._below}/{kind}", [], []
+        for name in self.store.list(below):
+            inner = name.removeprefix(f"{below}/")
+            if inner != LATEST and not re.fullmatch(rf"{markers.NAME.pattern}/{re.escape(markers.MARKER)}", inner):
+                continue
+            marker = markers.parse(self.store.read(name))
+            if marker is None:
+                troubles.append(f"{name} is damaged, or none of ours")
+            elif marker not in found:
+                found.append(marker)
+        return found, troubles
 
     def _alone(self, action: Callable[[], None]) -> bool:
         if self.store is None or self.context.rank != 0:
@@ -222,9 +263,3 @@ def of(spec: TrialSpec, experiment: Experiment, context: LaneContext) -> TrialFi
     home = experiment.output_dir
     own = home if context.rank == 0 else home / "workers" / f"rank-{context.rank}"
     return TrialFiles(own / "trials" / folder.name, home, context.cache[("store", address)], folder.name, context)
-
-
-def _marker(folder: Path) -> dict[str, Any] | None:
-    from strategies import checkpoint
-
-    return checkpoint.latest(folder)

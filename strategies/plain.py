@@ -67,6 +67,8 @@ class PlainEngine:
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
         self.max_steps, self.steps = max_steps, 0
         self.rate_factor = 1.0
+        self.load_trouble: str | None = None
+        """What the last `load` found damaged and took instead, in a sentence."""
         """What `scale_rate` set; 1 leaves the schedule as it is."""
         self.module: nn.Module = model
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -290,15 +292,17 @@ class PlainEngine:
         checkpoint.write(folder, state, step=self.steps, rank=self.rank, world_size=self.world_size, signature=self._signature())
 
     def load(self, folder: str | Path) -> dict[str, Any] | None:
-        """Continue from `folder`; returns what `save` was given as `extra`, or None where there is no finished checkpoint. Collective.
+        """Continue from `folder`; returns what `save` was given as `extra`, or None where no checkpoint is whole. Collective.
 
-        Raises checkpoint.CheckpointError for another number of workers, another engine or other trainable parameters.
+        Where one is damaged the one before is taken, and `load_trouble` says so. Raises checkpoint.CheckpointError for
+        another number of workers, another engine or other trainable parameters.
         """
         self._alive()
         found = checkpoint.read(folder, rank=self.rank, world_size=self.world_size, signature=self._signature())
-        if found is None:
+        self.load_trouble = found.trouble
+        if found.step is None:
             return None
-        self.steps, state = found
+        self.steps, state = found.step, found.state
         self.rate_factor = state.get("rate_factor", 1.0)
         for weight, saved in zip(self._weights(), state["weights"], strict=True):
             weight.copy_(saved.to(weight.device))

@@ -57,6 +57,8 @@ def worker(rank: int, folder: Path) -> None:
     if rank == 0:
         names = [str(path.relative_to(folder / "bucket" / "run")) for path in (folder / "bucket" / "run").rglob("*") if path.is_file()]
         (folder / "held").write_text(json.dumps(sorted(names)))
+        os.truncate(folder / "bucket" / "run" / "trials" / "t1" / "checkpoint" / "step-00000006" / "rank-1.pt", 900)
+    dist.barrier()
     second = run(address, Path("/drivers/own"), attempt=1)
     whole = run(str(folder / "plain"), folder / "plain")
     states = [[r.state, r.steps, r.facts.get("resumed_from_step"), r.facts.get("storage")] for r in (first, second, whole)]
@@ -87,12 +89,15 @@ def test_a_trial_goes_on_on_machines_that_never_saw_it(tmp_path):
         for process in processes:
             process.kill()
             process.wait()
-    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
-    assert first == second == [["stopped", 8, None, None], ["complete", 12, 6, None], ["complete", 12, None, None]]
+    one, other = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
+    troubles = one[1].pop()
+    assert one == [["stopped", 8, None, None], ["complete", 12, 3], ["complete", 12, None, None]]
+    assert other[1].pop() == troubles and other == one, "both agree on the checkpoint before, as the second worker's shard is cut off"
+    assert len(troubles) == 1 and "step-00000006: rank-1.pt is not what was written" in troubles[0]
     held = json.loads((tmp_path / "held").read_text())
     kept = {name.split("/")[2] + "/" + name.rpartition("/")[2] for name in held}
-    assert kept == {f"{kind}/{name}" for kind in ("checkpoint", "good") for name in ("latest", "rank-0.pt", "rank-1.pt")}, held
-    assert len(held) == 6, "older checkpoints are gone"
+    assert kept == {f"{kind}/{name}" for kind in ("checkpoint", "good") for name in ("latest", "whole.json", "rank-0.pt", "rank-1.pt")}, held
+    assert len(held) == 14, "of each kind the newest and the one before"
     moved, whole = (load_file(next(where.rglob("trials/t1/model/model.safetensors"))) for where in (tmp_path / "bucket", tmp_path / "plain"))
     assert all(moved[name].equal(whole[name]) for name in whole), "interrupted or not, the same model bit for bit"
     assert not list((tmp_path / "c").rglob("model.safetensors")), "a machine that is not the driver's keeps no model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from strategies import gradients
 from strategies.base import IGNORE, lm_loss
 from strategies.checkpoint import CheckpointError, latest
+from strategies.markers import seal
 from strategies.optim import lr_at, parameter_groups
 from strategies.plain import PlainEngine
 
@@ -234,13 +236,13 @@ def test_resume_equals_uninterrupted_bit_for_bit(tmp_path):
     assert toy.identical(toy.weights(whole.export()), toy.weights(second.export()))
 
 
-def test_checkpoints_are_safe_to_load_and_only_the_newest_is_kept(tmp_path):
+def test_checkpoints_are_safe_to_load_and_two_are_kept(tmp_path):
     rows, built = toy.data(), engine()
     assert built.load(tmp_path) is None
-    for step in range(2):
+    for step in range(3):
         train(built, rows, step, step + 1)
         built.save(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
     state = torch.load(tmp_path / "step-00000002" / "rank-0.pt", weights_only=True)
     assert set(state) == {"weights", "moments", "random", "rate_factor", "extra"}
     assert latest(tmp_path)["world_size"] == 1
@@ -269,7 +271,7 @@ def test_a_step_that_is_saved_again_never_overwrites_what_the_marker_names(tmp_p
     for turn in range(1, 4):
         built.save(tmp_path, {"turn": turn})
         assert engine().load(tmp_path) == {"turn": turn}
-    assert len(list(tmp_path.glob("step-*"))) == 1
+    assert len(list(tmp_path.glob("step-*"))) == 2
     monkeypatch.setattr("strategies.checkpoint._replace", lambda path, write_to: (write_to(path), 1 / 0)[0])
     with pytest.raises(ZeroDivisionError):
         built.save(tmp_path, {"turn": 9})
@@ -307,8 +309,8 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     narrower.model.layers[0].requires_grad_(False)
     with pytest.raises(CheckpointError, match="of another training"):
         engine(narrower).load(tmp_path)
-    marker = tmp_path / "latest"
-    marker.write_text(marker.read_text().replace('"world_size": 1', '"world_size": 2'))
+    for marker in (tmp_path / "latest", next(tmp_path.glob("step-*/whole.json"))):
+        marker.write_text(json.dumps(seal(json.loads(marker.read_text()) | {"world_size": 2})))
     with pytest.raises(CheckpointError, match=r"written by 2 worker\(s\), this training has 1; resume with ray.num_workers=2"):
         engine().load(tmp_path)
 

@@ -111,15 +111,19 @@ def test_a_pickled_adapter_is_refused(canary, whole, tmp_path, torch_format):
 
 @pytest.mark.parametrize("torch_format", [False, True])
 def test_a_planted_checkpoint_is_refused(canary, tmp_path, torch_format):
-    from strategies import checkpoint
+    from strategies import checkpoint, markers
 
     signature = {"engine": "plain"}
     checkpoint.write(tmp_path / "checkpoint", {"weights": []}, step=5, rank=0, world_size=1, signature=signature)
     (shards,) = (tmp_path / "checkpoint").glob("step-*/rank-0.pt")
     canary(shards, torch_format)
-    with pytest.raises(checkpoint.CheckpointError, match="could run code") as caught:
-        checkpoint.read(tmp_path / "checkpoint", rank=0, world_size=1, signature=signature)
-    assert "remove the folder" in one_sentence(caught.value)
+    found = checkpoint.read(tmp_path / "checkpoint", rank=0, world_size=1, signature=signature)
+    assert found.step is None and "SHA-256 differs" in found.trouble and "starts over" in found.trouble
+    marker = json.loads((tmp_path / "checkpoint" / "latest").read_text())
+    for path in (tmp_path / "checkpoint" / "latest", shards.with_name("whole.json")):  # planted with all its hashes
+        path.write_text(json.dumps(markers.seal(marker | {"sha256": {"rank-0.pt": markers.file_hash(shards)}})))
+    found = checkpoint.read(tmp_path / "checkpoint", rank=0, world_size=1, signature=signature)
+    assert found.step is None and "something else than tensors and plain values" in found.trouble
 
 
 def test_a_checkpoint_cannot_point_elsewhere(canary, tmp_path):
@@ -129,8 +133,8 @@ def test_a_checkpoint_cannot_point_elsewhere(canary, tmp_path):
     marker = {"step": 5, "world_size": 1, "signature": {}, "folder": "../elsewhere"}
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "latest").write_text(json.dumps(marker))
-    with pytest.raises(checkpoint.CheckpointError):
-        checkpoint.read(tmp_path / "checkpoint", rank=0, world_size=1, signature={})
+    found = checkpoint.read(tmp_path / "checkpoint", rank=0, world_size=1, signature={})
+    assert found.step is None and "is damaged" in found.trouble
 
 
 def test_planted_files_of_the_caches_are_not_unpickled(canary, tmp_path, monkeypatch):
@@ -144,7 +148,7 @@ def test_planted_files_of_the_caches_are_not_unpickled(canary, tmp_path, monkeyp
     assert record.is_relative_to(tmp_path / "cache") and baseline.recall(record) is None and not record.exists(), "measured anew"
 
     canary(tmp_path / "trained" / "x" / "weights.safetensors")
-    (tmp_path / "trained" / "x" / "facts.json").write_text("{}")
+    (tmp_path / "trained" / "x" / "facts.json").write_text('{"steps": 1, "trial_id": "t1", "strategies": {}, "monitor": {}}')
     import torch
 
     with pytest.raises(ValueError, match="no safetensors file.*remove"):
