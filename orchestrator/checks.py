@@ -160,11 +160,10 @@ def check_held_out(experiment: Experiment) -> list[str]:
 
 
 def check_model(experiment: Experiment) -> int | None:
-    """The model can be found and has a chat template; returns its number of layers (None where its config does not say)."""
+    """The model can be found, is whole as far as can be seen without its weights, and has a chat template; returns its number of layers."""
     from orchestrator import models
 
-    models.tokenizer(experiment.model)
-    return models.num_layers(experiment.model)
+    return models.check(experiment.model)
 
 
 def check_data(experiment: Experiment) -> list[str]:

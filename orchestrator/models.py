@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config
+from orchestrator import config, hub, model_folders
 from orchestrator.errors import ModelError
 
 if TYPE_CHECKING:
@@ -33,88 +33,134 @@ def load(model: config.Model, *, device: str = "cpu") -> tuple[nn.Module, Any]:
 
     `model.model_name_or_path`: `pocket`, a local folder, or a hub id with an optional `revision`. A missing pad token becomes the end
     token; embeddings are not resized. Raises ModelError for a model that is missing, cannot be reached, has pickled weights only, is
-    no causal language model, or has no chat template.
+    no causal language model, is damaged, or has no chat template.
     """
+    words = tokenizer(model)
+    loaded = network(model)
+    _check_vocabulary(model, loaded.get_input_embeddings().weight.shape[0], words)
+    return loaded.to(device).eval(), words
+
+
+def network(model: config.Model) -> nn.Module:
+    """The weights alone, on the CPU in evaluation mode. Raises ModelError, also where the files lack a tensor of the model, which
+    transformers would start at random, or hold layers that config.json does not count."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     source = resolve(model)
-    words = tokenizer(model)
     options = {"attn_implementation": model.attn_implementation} if model.attn_implementation else {}
     dtype = "auto" if model.dtype == "auto" else getattr(torch, model.dtype)
     try:
-        network = AutoModelForCausalLM.from_pretrained(
+        loaded, told = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             use_safetensors=True,
             revision=model.revision or "main",
             trust_remote_code=model.trust_remote_code,
+            output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # config classes, custom code and damaged files raise what they like; all of it is about this model
         raise _explained(model, error) from error
-    _check_vocabulary(model, network, words)
-    return network.to(device).eval(), words
+    _check_complete(model, loaded, told)
+    return loaded.eval()
+
+
+def _check_complete(model: config.Model, loaded: nn.Module, told: Mapping[str, Any]) -> None:
+    from strategies.base import layer_index
+
+    name = model.model_name_or_path
+    if getattr(loaded, "_hf_peft_config_loaded", False):
+        raise ModelError(f"{name!r} is an adapter, not a whole model; download it and give its folder (safebasin evaluate FOLDER), or give its base")
+    missing = sorted(told.get("missing_keys") or ())
+    if missing:
+        raise ModelError(f"the weights of {name!r} lack {len(missing)} tensors of the model, e.g. {missing[0]}; its files are incomplete: copy them anew")
+    count = getattr(loaded.config.get_text_config(), "num_hidden_layers", None)
+    more = sorted(key for key in told.get("unexpected_keys") or () if count and (layer_index(key) or 0) >= count)
+    if more:
+        raise ModelError(f"config.json of {name!r} says num_hidden_layers={count}, but its weights hold {more[0]}; config and weights are of two models")
 
 
 def tokenizer(model: config.Model) -> Any:
     """The tokenizer alone, with pad token and chat template set as for `load`."""
+    words = bare_tokenizer(model)
+    if model.chat_template:
+        words.chat_template = template(model.chat_template)
+    return finished(words, model.model_name_or_path)
+
+
+def bare_tokenizer(model: config.Model) -> Any:
+    """The tokenizer as it lies with the model: with its own template or none. Raises ModelError."""
     from transformers import AutoTokenizer
 
-    _config(model)  # one request that fails as a sentence, before the tokenizer's several
+    settings(model)  # one request that fails as a sentence, before the tokenizer's several
     try:
-        words = AutoTokenizer.from_pretrained(resolve(model), revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        raise _explained(model, error) from error
-    if model.chat_template:
-        words.chat_template = _template(model.chat_template)
+        return AutoTokenizer.from_pretrained(resolve(model), revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
+    except Exception as error:  # tokenizers raises bare exceptions for damaged files
+        raise _explained(model, error, "tokenizer ") from error
+
+
+def finished(words: Any, name: str) -> Any:
+    """The tokenizer with a pad token. Raises ModelError where it has no chat template or no end token; `name` is whose it is."""
     if not words.chat_template:
         raise ModelError(
-            f"model {model.model_name_or_path!r} has no chat template, so prompts and answers cannot be told apart; set "
+            f"model {name!r} has no chat template, so prompts and answers cannot be told apart; set "
             "model.chat_template "
             f"to a Jinja text or the path of a .jinja file, e.g. {TEMPLATE_EXAMPLE}"
         )
     if words.eos_token_id is None:
-        raise ModelError(
-            f"the tokenizer of {model.model_name_or_path!r} has no end-of-sequence token, so answers would never end; set eos_token in it"
-        )
+        raise ModelError(f"the tokenizer of {name!r} has no end-of-sequence token, so answers would never end; set eos_token in it")
     if words.pad_token_id is None:
         words.pad_token = words.eos_token
     return words
 
 
 def resolve(model: config.Model) -> str:
-    """The folder or hub id that transformers is given. Raises ModelError for a folder without the files a model needs."""
+    """The folder or hub id that transformers is given; for a hub that is away, the folder of the local cache.
+
+    Raises ModelError for a folder without the files a model needs or with damaged ones, and for a hub id that is neither here nor to be had.
+    """
     name = model.model_name_or_path
     if name == "pocket" or name.startswith("pocket:"):
         from orchestrator import pocket
 
         return str(pocket.resolve(name))
     path = Path(name).expanduser()
-    if path.is_dir():
-        _check_folder(path)
+    if model_folders.is_folder(path):
+        model_folders.check_model(path)
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.is_file():
         kind = "is a file, not a folder" if path.is_file() else "does not exist"
         raise ModelError(
-            f"model.model_name_or_path: {name!r} {kind}; give a folder in Hugging Face format, a hub id (owner/name) or `pocket`"
+            f"model.model_name_or_path: {name!r} {kind}{hub.near(name)}; give a folder in Hugging Face format, a hub id (owner/name) or `pocket`"
         )
-    return name
+    return _from_hub(model)
 
 
-def _check_folder(path: Path) -> None:
-    if not (path / "config.json").is_file():
-        if (path / "adapter_config.json").is_file():
-            raise ModelError(f"{path} holds an adapter, not a whole model; give the model it was trained on, or merge it first")
-        raise ModelError(f"{path} holds no config.json, so it is no model in Hugging Face format")
-    if not any(path.glob("*.safetensors")):
-        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern))
-        why = f"only pickled weights ({pickled[0]}), which can run code when read" if pickled else "no weights"
-        raise ModelError(f"{path} holds {why}; safetensors are needed: load it once where you trust it and call save_pretrained(folder)")
+def _from_hub(model: config.Model) -> str:
+    """The hub id itself where the hub answers; its folder in the cache where it does not. Raises ModelError."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    name = model.model_name_or_path
+    try:
+        kept = try_to_load_from_cache(name, "config.json", revision=model.revision or "main")
+    except HFValidationError:
+        raise ModelError(
+            f"model.model_name_or_path: {name!r} is no folder here and no hub id (owner/name of letters, digits, - _ .){hub.near(name)}"
+        ) from None
+    why = hub.away()
+    if why is None:
+        return name
+    if isinstance(kept, str):
+        return str(Path(kept).parent)
+    raise ModelError(
+        f"model {name!r} is no folder here{hub.near(name)} and not in the local cache, and {why}; check the name and the network (HF_ENDPOINT), or "
+        "download it elsewhere and give the folder"
+    )
 
 
-def _template(text: str) -> str:
+def template(text: str) -> str:
     path = Path(text).expanduser() if "\n" not in text and "{" not in text else None
     if path is None:
         return text
@@ -123,12 +169,14 @@ def _template(text: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _explained(model: config.Model, error: Exception) -> ModelError:
+def _explained(model: config.Model, error: Exception, part: str = "") -> ModelError:
     """One sentence with a remedy for what transformers said."""
-    name, said = model.model_name_or_path, " ".join(str(error).split())
+    if isinstance(error, ModelError):
+        return error
+    name, said = model.model_name_or_path, " ".join(str(error).split()) or type(error).__name__
     if "trust_remote_code" in said:
         return ModelError(f"model {name!r} ships its own code; read it, then set model.trust_remote_code=true")
-    if "safetensors" in said or "pytorch_model.bin" in said:
+    if not part and "does not appear to have a file named" in said and ("safetensors" in said or "pytorch_model.bin" in said):
         return ModelError(
             f"model {name!r} has no safetensors weights; pickled ones are not read because they can run code. "
             "Pick a revision or a copy with safetensors"
@@ -140,12 +188,12 @@ def _explained(model: config.Model, error: Exception) -> ModelError:
             "(HF_ENDPOINT) and, for "
             "gated models, HF_TOKEN; or download it elsewhere and give the folder"
         )
-    return ModelError(f"model {name!r} cannot be loaded: {said[:400]}")
+    return ModelError(f"the {part or 'model '}of {name!r} cannot be loaded: {said[:400]}" if part else f"model {name!r} cannot be loaded: {said[:400]}")
 
 
-def _check_vocabulary(model: config.Model, network: nn.Module, tokenizer: Any) -> None:
+def _check_vocabulary(model: config.Model, rows: int, tokenizer: Any) -> None:
     """A tokenizer with more entries than the embedding has rows would crash later with an index error that says nothing."""
-    rows, largest = network.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
+    largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= rows:
         raise ModelError(
             f"the tokenizer of {model.model_name_or_path!r} has ids up to {largest}, the model has {rows} "
@@ -156,18 +204,31 @@ def _check_vocabulary(model: config.Model, network: nn.Module, tokenizer: Any) -
 # ------------------------------------------------------------------------------------------------ facts without weights
 
 
-def _config(model: config.Model) -> Any:
+def settings(model: config.Model) -> Any:
+    """What transformers makes of config.json. Raises ModelError."""
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(resolve(model), revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a config class checks its values by whatever it raises
         raise _explained(model, error) from error
+
+
+def check(model: config.Model) -> int:
+    """Everything about a model that is to be trained and can be known without its weights; returns its number of layers. Raises ModelError."""
+    words, found = tokenizer(model), settings(model)
+    if getattr(found, "quantization_config", None):
+        raise ModelError(f"model {model.model_name_or_path!r} is quantised (quantization_config in config.json), so its weights cannot be trained; give the full one")
+    rows = getattr(found.get_text_config(), "vocab_size", None)
+    if isinstance(rows, int):
+        _check_vocabulary(model, rows, words)
+    shape(model)
+    return num_layers(model)
 
 
 def num_layers(model: config.Model) -> int:
     """Number of decoder layers, read from config.json alone. Raises ModelError where it is not said there."""
-    body = _config(model).get_text_config()
+    body = settings(model).get_text_config()
     count = getattr(body, "num_hidden_layers", None)
     if not count:
         raise ModelError(f"config.json of {model.model_name_or_path!r} names no num_hidden_layers; layer knobs cannot be used with it")
@@ -176,7 +237,7 @@ def num_layers(model: config.Model) -> int:
 
 def architecture(model: config.Model) -> dict[str, Any]:
     """What config.json says of the model's sizes."""
-    return _config(model).get_text_config().to_dict()
+    return settings(model).get_text_config().to_dict()
 
 
 def shape(model: config.Model) -> nn.Module:
@@ -184,12 +245,12 @@ def shape(model: config.Model) -> nn.Module:
     import torch
     from transformers import AutoModelForCausalLM
 
-    found = _config(model)
+    found = settings(model)
     dtype = (getattr(found, "dtype", None) or torch.float32) if model.dtype == "auto" else getattr(torch, model.dtype)
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(found, dtype=dtype, trust_remote_code=model.trust_remote_code)
-    except (ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # as for `settings`
         raise _explained(model, error) from error
 
 
@@ -218,6 +279,8 @@ def model_hash(model: config.Model | str) -> str:
     source = resolve(model)
     if not Path(source).is_dir():
         return f"hub:{_commit(model, source)}"
+    if "pocket" not in model.model_name_or_path and not Path(model.model_name_or_path).expanduser().is_dir():
+        return f"hub:{Path(source).name}"  # a hub's cache names the folder by the commit
     digest = hashlib.sha256()
     for path in [Path(source) / "config.json", *sorted(Path(source).glob("*.safetensors"))]:
         digest.update(path.name.encode())
@@ -320,45 +383,16 @@ def _check_saved(folder: Path) -> None:
 
 
 def attach(folder: str | Path, model: config.Model, *, device: str = "cpu") -> tuple[nn.Module, Any]:
-    """(model, tokenizer) of a folder written by `save`: an adapter is put on the base `model` names, a whole model is loaded as it is.
+    """(model, tokenizer) of a folder written by `save`: an adapter is put on the base `model` names and asked as its folder says, a whole
+    model is loaded as it is.
 
     Raises ModelError for a folder that holds neither.
     """
-    folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
-        whole = model.model_copy(update={"model_name_or_path": str(folder), "revision": None, "chat_template": None})
-        return load(whole, device=device)
-    from peft import PeftModel
-    from safetensors import SafetensorError
+    from orchestrator import adapters
 
-    if not (folder / "adapter_model.safetensors").is_file():
-        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-        why = f"only pickled weights ({pickled[0]}), which can run code when read" if pickled else "no weights"
-        raise ModelError(
-            f"the adapter in {folder} holds {why}; adapter_model.safetensors is needed: load it once where you trust it and save it again"
-        )
-    network, words = load(model)
-    try:
-        network = PeftModel.from_pretrained(network, str(folder))
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(
-            f"the adapter in {folder} does not fit {model.model_name_or_path!r}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    _check_adapter(folder, network, model)
-    return network.to(device).eval(), words
-
-
-def _check_adapter(folder: Path, network: nn.Module, model: config.Model) -> None:
-    """peft ignores adapter weights for layers the model lacks, and starts those the file lacks at random; both are refused."""
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
-
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
-        written = set(tensors.keys())
-    wanted = set(get_peft_model_state_dict(network))
-    if written != wanted:
-        odd = sorted(written ^ wanted)[0]
-        raise ModelError(
-            f"the adapter in {folder} does not fit {model.model_name_or_path!r}: {len(written ^ wanted)} tensors "
-            f"have no counterpart, e.g. {odd}"
-        )
+    folder = Path(folder).expanduser()
+    if model_folders.is_folder(folder) and model_folders.examine(folder).adapter:
+        loaded, said = adapters.attach(folder, model, device=device)
+        return loaded, said.tokenizer
+    whole = model.model_copy(update={"model_name_or_path": str(folder), "revision": None, "chat_template": None})
+    return load(whole, device=device)

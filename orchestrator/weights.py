@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import config, models
+from orchestrator import config, model_folders, models
 from orchestrator.errors import ModelError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class FolderWeights(Mapping):
         from safetensors import SafetensorError, safe_open
 
         self._files: dict[str, Path] = {}
-        for path in sorted(Path(folder).glob("*.safetensors")):
+        for path in model_folders.weight_files(Path(folder)):
             try:
                 with safe_open(path, framework="pt") as tensors:
                     self._files |= dict.fromkeys(tensors.keys(), path)

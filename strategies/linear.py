@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from strategies import merging
 from strategies.base import StrategyError, Tensors, layer_index
 
 TINY = 1e-9
@@ -206,7 +207,7 @@ def edit(model: nn.Module, aligned: Tensors, change: Callable[[Update], Update |
     """Replace the update of each weight by `change(update)`; None keeps it, bit for bit. Returns the model.
 
     An adapter stays an adapter as long as every new update is low rank (of any rank); one dense update makes it a whole model, since no
-    adapter could hold it.
+    adapter could hold it. The merge is held against the unmerged model's logits (`merging`); raises StrategyError where they differ.
     """
     wrapped, widened = adapters(model), False
     with torch.no_grad():
@@ -224,7 +225,7 @@ def edit(model: nn.Module, aligned: Tensors, change: Callable[[Update], Update |
                 weight.add_((new.full.T if new.transposed else new.full).to(weight.dtype))
                 module.lora_B["default"].weight.zero_()
                 widened = True
-    return model.merge_and_unload() if widened else model
+    return merging.merged(model, "the edited adapter") if widened else model
 
 
 def add_to_weights(model: nn.Module, name: str, delta: Tensor, transposed: bool = False) -> None:

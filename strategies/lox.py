@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from strategies import linear
+from strategies import linear, merging
 from strategies.base import Strategy, StrategyError, Tensors, TrainingData
 
 
@@ -132,4 +132,4 @@ class Lox(Strategy):
 
     def finish(self, model: nn.Module) -> nn.Module:
         """A whole model: adapters alone would be put on the model without its extrapolation."""
-        return model.merge_and_unload() if self.config.coef and linear.adapters(model) else model
+        return merging.merged(model, "lox: the adapter") if self.config.coef and linear.adapters(model) else model

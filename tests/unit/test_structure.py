@@ -55,7 +55,7 @@ LEVELS = (
     {"config", "config_text", "kustomize"},
     {"config_sections"},
     {"redaction"},
-    {"addresses", "hub"},
+    {"addresses", "hub", "model_folders"},
     {"cachedir", "errors"},
 )
 
