@@ -47,7 +47,9 @@ def check(folder: Path) -> dict[str, Any]:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     if kind not in {str(getattr(k, "value", k)) for k in PEFT_TYPE_TO_CONFIG_MAPPING}:
-        raise ModelError(f"{folder / 'adapter_config.json'} says peft_type {settings.get('peft_type')!r}, which this peft does not know; known here: {TRIED}")
+        raise ModelError(
+            f"{folder / 'adapter_config.json'} says peft_type {settings.get('peft_type')!r}, which this peft does not know; known here: {TRIED}"
+        )
     if task not in (None, "CAUSAL_LM"):
         raise ModelError(f"the adapter in {folder} was trained for {task}, not to write text (task_type CAUSAL_LM); it cannot be asked anything")
     return settings

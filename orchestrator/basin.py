@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import basin_report, checks, evaluating, evaluation, subjects
+from orchestrator import basin_report, checks, evaluating, evaluation, models, subjects
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError, ModelError, NonFiniteLogitsError
 from orchestrator.evaluation import basin as geometry
@@ -82,8 +82,13 @@ def measure(experiment: Experiment, request: Request, console: Console) -> dict[
         raise ConfigError(f"basin: --directions {request.directions} and --prompts {request.prompts} must be at least 1")
     suite = chosen_suite(experiment, request)
     device = "cuda" if experiment.ray.use_gpu else "cpu"
-    end = _end(experiment, request, device)
-    model, tokenizer = subjects.load(request.model, experiment.model, device=device, merge=True)
+    subjects.voice(request.model, experiment.model)  # what cannot be asked is said before the tuned model is loaded
+    tuned = _end(experiment, request, device)
+    subject = subjects.opened(request.model, experiment.model, device=device, merge=True)
+    model, tokenizer = subject.network, subject.voice.tokenizer
+    for note in subject.voice.notes:
+        console.print(f"{subjects.label(request.model)}: {note}", style="yellow", highlight=False, markup=False)
+    end = _line_end(model, tuned)
     _same_form(model, end, request)
     total = request.directions * (len(at) - 1) + 1 + (len(line) - 1 if end is not None else 0)
     with evaluating.bar(console, f"basin of {subjects.label(request.model)}") as tick, geometry.kept(model) as origin:
@@ -92,7 +97,14 @@ def measure(experiment: Experiment, request: Request, console: Console) -> dict[
         scan = _Scan(model, origin, ask, middle)
         curves = [scan(geometry.along_random(request.seed + i), at) for i in range(request.directions)]
         along = scan(geometry.along_line(end), line) if end is not None else None
-    return _content(experiment, request, suite, curves, along)
+    return _content(experiment, request, suite, curves, along) | {"template": _template(subject)}
+
+
+def _template(subject: subjects.Subject) -> dict[str, Any]:
+    """Whose template and tokenizer the model was asked under, and how far its merged adapter was from the unmerged one."""
+    merge = subject.merge
+    found = {"hash": models.template_hash(subject.voice.tokenizer), **subject.voice.facts, "notes": list(subject.voice.notes)}
+    return found if merge is None else found | {"merge": asdict(merge)}
 
 
 def chosen_suite(experiment: Experiment, request: Request) -> PromptSuite:
@@ -106,12 +118,24 @@ def chosen_suite(experiment: Experiment, request: Request) -> PromptSuite:
     return suite.subset(list(range(min(request.prompts, len(suite.prompts)))))
 
 
-def _end(experiment: Experiment, request: Request, device: str) -> dict[str, Any] | None:
-    """Weights of the tuned model by name, adapters merged."""
+def _end(experiment: Experiment, request: Request, device: str) -> nn.Module | None:
+    """The tuned model, adapters merged."""
     if request.tuned is None:
         return None
     base = request.model if subjects.is_adapter(request.tuned) and not subjects.is_adapter(request.model) else None
     tuned, _ = subjects.load(request.tuned, experiment.model, base=base, device=device, merge=True)
+    return tuned
+
+
+def _line_end(model: nn.Module, tuned: nn.Module | None) -> dict[str, Any] | None:
+    """Weights of the tuned model by name. Where one of the two has a head of its own and the other shares the embedding's, both get one."""
+    from strategies import merging
+
+    if tuned is None:
+        return None
+    if merging.tied(model) != merging.tied(tuned):
+        merging.untie(model)
+        merging.untie(tuned)
     return {name: parameter.detach() for name, parameter in tuned.named_parameters()}
 
 

@@ -79,15 +79,16 @@ def write(experiment: Experiment, body: dict[str, Any], folder: Path) -> list[Pa
     """basin.json, basin.html and plots/basin.png; their paths."""
     label = subjects.label(body["model"]["name"])
     made = page.Page(
-        title=f"safety basin of {label}", sentence=sentence(body), good=None, notes=_notes(experiment), plots=[picture(body)],
+        title=f"safety basin of {label}", sentence=sentence(body), good=None, notes=_notes(experiment, body), plots=[picture(body)],
         tables=[{"title": "Points", "note": POINTS, "head": HEAD, "rows": rows(body)}],
         facts=_facts(body), config=config.dump_yaml(experiment),
     )  # fmt: skip
     return [outputs.write_json(folder / FILE, body), *page.write(made, folder / "basin.html")]
 
 
-def _notes(experiment: Experiment) -> list[str]:
+def _notes(experiment: Experiment, body: dict[str, Any]) -> list[str]:
     own = ["The system prompt is part of what is measured: one that asks for caution widens the basin."]
+    own += [f"The model: {note}." for note in body.get("template", {}).get("notes", [])]
     return own + page.pocket_note(experiment)
 
 

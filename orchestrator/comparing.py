@@ -69,6 +69,9 @@ def compare(experiment: Experiment, names: Sequence[str], folder: Path, console:
     if twice:
         raise ConfigError(f"{twice[0]!r} is named twice; name each model once")
     evaluating.check_output(folder, experiment.output.overwrite, FILE)
+    for name in names:
+        if not _measured(name):  # what cannot be asked is said before hours are spent on the models before it
+            subjects.voice(name, experiment.model, baseline if subjects.is_adapter(name) else None)
     found = Comparison(_told_apart([entry(name, experiment, folder, console, baseline) for name in names]), experiment.safety.limits.confidence)
     show(found, console)
     for line in warnings(found):
@@ -76,6 +79,12 @@ def compare(experiment: Experiment, names: Sequence[str], folder: Path, console:
     for path in write(found, folder)[:2]:
         console.print(str(path), highlight=False, soft_wrap=True)
     return found
+
+
+def _measured(name: str) -> bool:
+    """Whether `name` stands for figures that are there already."""
+    path = Path(name).expanduser()
+    return path.is_file() or (path / evaluating.FILE).is_file() or ((path / "best.json").is_file() and (path / "trials").is_dir())
 
 
 def entry(name: str, experiment: Experiment, folder: Path, console: Console, baseline: str | None = None) -> Entry:
@@ -97,7 +106,7 @@ def entry(name: str, experiment: Experiment, folder: Path, console: Console, bas
 
 def _finished(path: Path) -> Entry:
     body, result = evaluating.read(path)
-    return Entry(subjects.label(body["model"]["name"]), str(path), result, {k: body["settings"].get(k) for k in ("max_new_tokens", "system_prompt")})
+    return Entry(subjects.label(body["model"]["name"]), str(path), result, _settings(body["settings"], body["settings"].get("template_hash")))
 
 
 def _of_run(folder: Path) -> Entry:
@@ -114,8 +123,15 @@ def _of_run(folder: Path) -> Entry:
     miss = "" if best["best"] else ", not feasible"
     return Entry(
         f"{folder.resolve().name}: {trial} ({found['recipe']}{miss})", str(folder), TrialResult.from_dict(body),
-        {"max_new_tokens": made.safety.max_new_tokens, "system_prompt": made.model.system_prompt},
+        _settings(
+            {"max_new_tokens": made.safety.max_new_tokens, "system_prompt": made.model.system_prompt},
+            (body.get("facts", {}).get("template") or {}).get("hash"),
+        ),
     )  # fmt: skip
+
+
+def _settings(body: dict[str, Any], template: str | None) -> dict[str, Any]:
+    return {key: body.get(key) for key in ("max_new_tokens", "system_prompt")} | {"chat template": template}
 
 
 def _told_apart(entries: Sequence[Entry]) -> tuple[Entry, ...]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import constraint, evaluating_report, evaluation, materials, models, outputs, subjects
+from orchestrator import config, constraint, evaluating_report, evaluation, materials, models, outputs, subjects
 from orchestrator.config import Experiment
 from orchestrator.constraint import Constraint, Verdict
 from orchestrator.errors import ConfigError, SafebasinError
@@ -117,8 +117,12 @@ def run(experiment: Experiment, request: Request, console: Console) -> Evaluated
     rows = task_rows(experiment, request)
     own = subjects.identity(request.model, experiment.model, request.baseline)
     base = subjects.identity(request.baseline, experiment.model) if request.baseline is not None else None
+    asked = subjects.voice(request.model, experiment.model, request.baseline)
     measure = _Measure(experiment, suites, rows, request.folder, console)
-    before = measure("baseline", request.baseline, None) if request.baseline is not None else None
+    before = None
+    if request.baseline is not None:
+        under = subjects.for_base(request.baseline, experiment.model, asked)
+        before = replace(measure, like=under)("baseline", request.baseline, None)
     result = measure("model", request.model, request.baseline)
     judged = constraint.judge(result, before, experiment.safety.limits).constraints if before is not None else ()
     return Evaluated(experiment, own, base, result, before, judged)
@@ -140,15 +144,23 @@ class _Measure:
     rows: Sequence[Conversation] | None
     folder: Path
     console: Console
+    like: config.Model | None = None
+    """Settings of the model section where they are not the experiment's."""
 
     def __call__(self, trial_id: str, name: str, base: str | None) -> TrialResult:
         """The record of one model; phase `baseline` or, so that suites held out for confirmation count, `confirm`."""
         started, experiment = time.perf_counter(), self.experiment
         device = "cuda" if experiment.ray.use_gpu else "cpu"
-        model, tokenizer = subjects.load(name, experiment.model, base=base, device=device)
+        like = self.like or experiment.model
+        subject = subjects.opened(name, like, base=base, device=device)
+        model, tokenizer, told = subject.network, subject.voice.tokenizer, list(subject.voice.notes)
+        if self.like not in (None, experiment.model):
+            told.append("has no chat template of its own and is asked under that of the model")
+        for note in told:
+            self.console.print(f"{trial_id} {subjects.label(name)}: {note}", style="yellow", highlight=False, markup=False)
         phase = "baseline" if trial_id == "baseline" else "confirm"
         result = TrialResult(trial_id, "", {}, 0, phase, "complete")
-        weights = vllm_backend.named(*subjects.files(name, experiment.model, base))
+        weights = vllm_backend.named(*subjects.files(name, like, base))
         with (
             bar(self.console, f"{trial_id} {subjects.label(name)}") as progress,
             vllm_backend.generator(model, tokenizer, experiment, device, weights=weights) as generator,
@@ -160,7 +172,9 @@ class _Measure:
         measured = external.measure(model, tokenizer, experiment.safety.external)
         if measured:
             result.facts["external"] = measured
-        result.facts["template"] = {"hash": models.template_hash(tokenizer), "evaluation_system_prompt": experiment.model.system_prompt}
+        result.facts["template"] = {
+            "hash": models.template_hash(tokenizer), "evaluation_system_prompt": experiment.model.system_prompt, **subject.voice.facts, "notes": told,
+        }  # fmt: skip
         result.seconds = {"total": time.perf_counter() - started}
         if answers is not None:
             evaluation.write_generations(self.folder / ("generations.jsonl" if trial_id == "model" else f"generations-{trial_id}.jsonl"), answers)
@@ -193,7 +207,7 @@ def write(found: Evaluated, folder: Path) -> list[Path]:
 
 def content(found: Evaluated) -> dict[str, Any]:
     """What evaluation.json says; `result` and `before` hold every single verdict, as a trial's result.json does."""
-    from orchestrator import __version__, config
+    from orchestrator import __version__
     from orchestrator import tracking_values as values
     from orchestrator.evaluation import judges
 
@@ -206,7 +220,8 @@ def content(found: Evaluated) -> dict[str, Any]:
             "judge": judges.from_setting(safety.judge).describe(),
             "generation": found.result.facts.get("generation", {"backend": "transformers"}),
             "max_new_tokens": safety.max_new_tokens, "system_prompt": found.experiment.model.system_prompt,
-            "template_hash": found.result.facts["template"]["hash"],
+            "template_hash": found.result.facts["template"]["hash"], "template_of": found.result.facts["template"].get("template_of"),
+            "tokenizer_of": found.result.facts["template"].get("tokenizer_of"),
         },
         "config": values.redact_text(config.dump_yaml(found.experiment)),
         "result": found.result.to_dict(), "before": None if found.before is None else found.before.to_dict(),

@@ -178,6 +178,9 @@ def notes(found: Evaluated) -> list[str]:
     lines = [f"All intervals [lower, upper] are at the {found.experiment.safety.limits.confidence:.0%} level; n counts prompts or rows."]
     if found.baseline is not None and found.baseline["hash"] == found.model["hash"]:
         lines.append("The model and the baseline have the same weights.")
+    for who, result in (("The model", found.result), ("The baseline", found.before)):
+        told = (result.facts.get("template") or {}).get("notes", []) if result is not None else []
+        lines += [f"{who}: {note}." for note in told]
     return lines + page.pocket_note(found.experiment)
 
 

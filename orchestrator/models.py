@@ -74,11 +74,15 @@ def _check_complete(model: config.Model, loaded: nn.Module, told: Mapping[str, A
         raise ModelError(f"{name!r} is an adapter, not a whole model; download it and give its folder (safebasin evaluate FOLDER), or give its base")
     missing = sorted(told.get("missing_keys") or ())
     if missing:
-        raise ModelError(f"the weights of {name!r} lack {len(missing)} tensors of the model, e.g. {missing[0]}; its files are incomplete: copy them anew")
+        raise ModelError(
+            f"the weights of {name!r} lack {len(missing)} tensors of the model, e.g. {missing[0]}; its files are incomplete: copy them anew"
+        )
     count = getattr(loaded.config.get_text_config(), "num_hidden_layers", None)
     more = sorted(key for key in told.get("unexpected_keys") or () if count and (layer_index(key) or 0) >= count)
     if more:
-        raise ModelError(f"config.json of {name!r} says num_hidden_layers={count}, but its weights hold {more[0]}; config and weights are of two models")
+        raise ModelError(
+            f"config.json of {name!r} says num_hidden_layers={count}, but its weights hold {more[0]}; config and weights are of two models"
+        )
 
 
 def tokenizer(model: config.Model) -> Any:
@@ -188,7 +192,7 @@ def _explained(model: config.Model, error: Exception, part: str = "") -> ModelEr
             "(HF_ENDPOINT) and, for "
             "gated models, HF_TOKEN; or download it elsewhere and give the folder"
         )
-    return ModelError(f"the {part or 'model '}of {name!r} cannot be loaded: {said[:400]}" if part else f"model {name!r} cannot be loaded: {said[:400]}")
+    return ModelError(f"{f'the {part}of' if part else 'model'} {name!r} cannot be loaded: {said[:400]}")
 
 
 def _check_vocabulary(model: config.Model, rows: int, tokenizer: Any) -> None:
@@ -218,7 +222,10 @@ def check(model: config.Model) -> int:
     """Everything about a model that is to be trained and can be known without its weights; returns its number of layers. Raises ModelError."""
     words, found = tokenizer(model), settings(model)
     if getattr(found, "quantization_config", None):
-        raise ModelError(f"model {model.model_name_or_path!r} is quantised (quantization_config in config.json), so its weights cannot be trained; give the full one")
+        raise ModelError(
+            f"model {model.model_name_or_path!r} is quantised (quantization_config in config.json), so its weights cannot be trained or merged; give "
+            "the one in full precision that it was made from"
+        )
     rows = getattr(found.get_text_config(), "vocab_size", None)
     if isinstance(rows, int):
         _check_vocabulary(model, rows, words)
@@ -351,35 +358,9 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, extra_meta: Mappi
     `extra_meta` goes into `safebasin.json`. Raises ModelError where what was written is empty or not finite, so that no broken
     result is handed over as a model.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
-    _check_saved(folder)
-    (folder / "safebasin.json").write_text(
-        json.dumps(dict(extra_meta or {}), indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8"
-    )
-    return folder
+    from orchestrator import saved
 
-
-def _check_saved(folder: Path) -> None:
-    import torch
-    from safetensors import safe_open
-
-    count = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                tensor = tensors.get_tensor(name)
-                count += tensor.numel()
-                if tensor.numel() == 0:
-                    raise ModelError(
-                        f"{path.name} in {folder} holds the empty tensor {name}: weights were still sharded when they were saved"
-                    )
-                if not torch.isfinite(tensor).all():
-                    raise ModelError(f"{path.name} in {folder} holds NaN or infinite weights in {name}; the training diverged")
-    if not count:
-        raise ModelError(f"nothing was written to {folder}: the model has no weights to save")
+    return saved.save(model, tokenizer, folder, extra_meta)
 
 
 def attach(folder: str | Path, model: config.Model, *, device: str = "cpu") -> tuple[nn.Module, Any]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, models
+from orchestrator import adapters, config, hub, model_folders, models
 from orchestrator.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from strategies import merging
+
 
 def is_adapter(name: str) -> bool:
-    """Whether `name` is a folder with a PEFT adapter."""
-    return (Path(name).expanduser() / "adapter_config.json").is_file()
+    """Whether `name` is a folder with a PEFT adapter. Raises ModelError for a folder that cannot be read."""
+    path = Path(name).expanduser()
+    return model_folders.is_folder(path) and model_folders.examine(path).adapter
 
 
 def named(name: str, like: config.Model) -> config.Model:
@@ -30,21 +33,69 @@ def base_of(name: str, base: str | None = None) -> str:
     """What an adapter folder is put on: `base`, else the base its own config names. Raises ModelError where neither does."""
     if base is not None:
         return base
-    own = json.loads((Path(name).expanduser() / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    folder = Path(name).expanduser()
+    own = model_folders.read_object(folder / "adapter_config.json").get("base_model_name_or_path")
     if not own:
         raise ModelError(f"the adapter in {name} does not say what it was trained on; name it with --baseline BASE")
-    return str(own)
+    own = str(own)
+    if own.count("/") != 1 and own != "pocket" and not own.startswith("pocket:") and not model_folders.is_folder(own):
+        raise ModelError(f"the adapter in {name} was trained on {own!r}, which is not here{hub.near(own)}; name its base with --baseline BASE")
+    return own
+
+
+def voice(name: str, like: config.Model, base: str | None = None) -> adapters.Voice:
+    """What a model is asked with, and whose that is; no weight is read. Raises ModelError for what cannot be asked."""
+    if not is_adapter(name):
+        words = models.tokenizer(named(name, like))
+        return adapters.Voice(words, {"template_of": "config" if like.chat_template else "model", "tokenizer_of": "model"})
+    folder = Path(name).expanduser()
+    adapters.check(folder)
+    return adapters.voice(folder, named(base_of(name, base), like))
+
+
+def for_base(base: str, like: config.Model, asked: adapters.Voice) -> config.Model:
+    """The settings under which the baseline of a model is measured: its own template; that of the model (as `asked`) where it has none."""
+    if like.chat_template or is_adapter(base) or models.bare_tokenizer(named(base, like)).chat_template:
+        return like
+    return like.model_copy(update={"chat_template": asked.tokenizer.chat_template})
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model ready to be asked."""
+
+    network: nn.Module
+    voice: adapters.Voice
+    merge: merging.Merge | None = None
+    """What merging its adapter did; None where nothing was merged."""
+
+
+def opened(name: str, like: config.Model, *, base: str | None = None, device: str = "cpu", merge: bool = False) -> Subject:
+    """A whole model or an adapter (on `base`, else on its own), in evaluation mode on `device`.
+
+    With `merge` an adapter is added to its base's weights and the result is a plain model, held against the unmerged one's logits. Raises
+    ModelError.
+    """
+    from strategies import merging
+    from strategies.base import StrategyError
+
+    if not is_adapter(name):
+        network, _ = models.load(named(name, like), device=device)
+        return Subject(network, voice(name, like))
+    network, asked = adapters.attach(Path(name).expanduser(), named(base_of(name, base), like), device=device)
+    if not merge:
+        return Subject(network, asked)
+    try:
+        network, seen = merging.measured(network, f"the adapter in {name}")
+    except StrategyError as error:
+        raise ModelError(str(error)) from error
+    return Subject(network.eval(), asked, seen)
 
 
 def load(name: str, like: config.Model, *, base: str | None = None, device: str = "cpu", merge: bool = False) -> tuple[nn.Module, Any]:
-    """(model in evaluation mode on `device`, tokenizer) of a whole model or an adapter (on `base`, else on its own).
-
-    With `merge` an adapter is added to its base's weights and the result is a plain model. Raises ModelError.
-    """
-    if not is_adapter(name):
-        return models.load(named(name, like), device=device)
-    network, tokenizer = models.attach(Path(name).expanduser(), named(base_of(name, base), like), device=device)
-    return (network.merge_and_unload().eval() if merge else network), tokenizer
+    """(network, tokenizer) of `opened`."""
+    found = opened(name, like, base=base, device=device, merge=merge)
+    return found.network, found.voice.tokenizer
 
 
 def files(name: str, like: config.Model, base: str | None = None) -> tuple[config.Model, str | None]:

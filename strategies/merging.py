@@ -86,7 +86,7 @@ def same(before: Tensor, after: Tensor, dtype: torch.dtype, what: str) -> tuple[
     if not difference <= allowed * max(largest, 1e-6):
         raise StrategyError(
             f"{what} changed what the model says: logits differ by up to {difference:.3g} (largest logit {largest:.3g}, round-off allows "
-            f"{allowed:g} of it in {str(dtype).removeprefix('torch.')}), so the result was not kept; report the kind of adapter, or merge it with the "
+            f"{allowed:g} of it in {str(dtype).removeprefix('torch.')}), so the result was not kept; merge it with the "
             "tool that made it"
         )
     return difference, largest

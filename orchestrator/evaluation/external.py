@@ -111,8 +111,10 @@ def _lm_eval_metric(row: dict[str, Any], metric: str) -> tuple[float, float | No
 
 def _inspect(harness: Any, model: Any, tokenizer: Any, one: config.External) -> tuple[float, float | None, int]:
     """A task of Inspect, asked of the model written to a folder for as long as it takes."""
+    from strategies import merging
+
     with tempfile.TemporaryDirectory(prefix="safebasin-inspect-") as folder:
-        whole = copy.deepcopy(model).merge_and_unload() if hasattr(model, "merge_and_unload") else model
+        whole = merging.merged(copy.deepcopy(model)) if merging.wrapped(model) else model
         whole.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
         arguments = {"model_path": folder, "tokenizer_path": folder, **one.model_options}

@@ -48,7 +48,7 @@ LEVELS = (
     {"guard", "materials", "constraint", "summary", "ranges", "templates"},
     {"intervals"},
     {"weights", "subjects"},
-    {"engine", "evaluation", "models", "data"},
+    {"engine", "evaluation", "models", "adapters", "saved", "data"},
     {"pocket"},
     {"storage", "lease", "shared_cache"},
     {"outputs", "records", "evidence"},

@@ -1,0 +1,76 @@
+"""Models written to a folder and read back: empty, not finite, or other than in memory is an error, never a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def save(model: nn.Module, tokenizer: Any, folder: str | Path, extra_meta: Mapping[str, Any] | None = None) -> Path:
+    """As `models.save`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {}
+    if hasattr(model, "get_base_model"):  # said here, since peft would ask the hub for the base's vocabulary
+        own["save_embedding_layers"] = bool(getattr(model.get_base_model(), "embeddings_belong_to_the_adapter", False))
+    try:
+        model.save_pretrained(folder, safe_serialization=True, **own)
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"the model cannot be written to {folder}: {' '.join(str(error).split())[:300]}") from error
+    tokenizer.save_pretrained(folder)
+    check_saved(folder, model)
+    (folder / "safebasin.json").write_text(
+        json.dumps(dict(extra_meta or {}), indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8"
+    )
+    return folder
+
+
+def check_saved(folder: Path, model: nn.Module | None = None) -> None:
+    """Read back what was written: every tensor has values, all finite, and those of `model` (a whole one) where the name is the same.
+
+    Raises ModelError, also where config.json ties the head to the embedding and the files hold two that differ.
+    """
+    import torch
+    from safetensors import safe_open
+
+    whole = model is not None and not hasattr(model, "get_base_model")
+    wanted = dict(model.named_parameters(remove_duplicate=False)) if whole else {}
+    count, seen = 0, set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                tensor = tensors.get_tensor(name)
+                count += tensor.numel()
+                seen.add(name)
+                if tensor.numel() == 0:
+                    raise ModelError(
+                        f"{path.name} in {folder} holds the empty tensor {name}: weights were still sharded when they were saved"
+                    )
+                if not torch.isfinite(tensor).all():
+                    raise ModelError(f"{path.name} in {folder} holds NaN or infinite weights in {name}; the training diverged")
+                if name in wanted and not torch.equal(tensor, wanted[name].detach().to("cpu", tensor.dtype)):
+                    raise ModelError(f"{path.name} in {folder} holds other values in {name} than the model that was saved; is the disk sound?")
+    if not count:
+        raise ModelError(f"nothing was written to {folder}: the model has no weights to save")
+    _check_ends(folder, model if whole else None, seen)
+
+
+def _check_ends(folder: Path, model: nn.Module | None, seen: set[str]) -> None:
+    """A head with weights of its own must be written, and not be tied again by config.json when the folder is loaded."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings()) if model is not None else (None, None)
+    if None in ends or ends[0].weight is ends[1].weight:
+        return
+    head = next((name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is ends[1].weight), None)
+    says = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if head is not None and (head not in seen or says.get("tie_word_embeddings", True) and "tie_word_embeddings" in says):
+        raise ModelError(
+            f"{folder} would come back with its head ({head}) tied to the embedding, though the model has two that differ: config.json must say "
+            "tie_word_embeddings: false and the file hold both"
+        )
