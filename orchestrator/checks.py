@@ -44,7 +44,9 @@ def check(experiment: Experiment, *, build_pocket: bool = True) -> Checked:
         found.num_layers = check_model(experiment)
         found.facts += check_data(experiment)
         found.warnings += materials.warnings(materials.load(experiment)) + check_templates(experiment)
-        found.warnings += check_sequential(experiment)
+        facts, doubts = check_texts(experiment)
+        found.facts += facts
+        found.warnings += doubts + check_sequential(experiment)
     found.warnings += check_held_out(experiment)
     found.warnings += check_recipes(experiment, found.num_layers)
     return found
@@ -183,6 +185,13 @@ def check_templates(experiment: Experiment) -> list[str]:
 
     implicit = data_tokens.implicit_system_prompt(models.tokenizer(experiment.model))
     return templates.warnings(experiment, materials.load(experiment).train, implicit)
+
+
+def check_texts(experiment: Experiment) -> tuple[list[str], list[str]]:
+    """(facts, warnings) on what chat template and tokenizer make of the rows' texts. Raises DataError, ModelError, naming the row."""
+    from orchestrator import materials, models
+
+    return materials.texts(materials.load(experiment), experiment, models.tokenizer(experiment.model))
 
 
 def _suite_fact(suite) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -33,6 +34,8 @@ class Conversation:
     messages: tuple[Message, ...]
     kind: str = "task"
     """`task`; in safety data `refusal` or `harmless`; `harmful` for a harmful answer to a harmful prompt."""
+    row: int | None = dataclasses.field(default=None, compare=False)
+    """Number in its source, from 1; for sentences only."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -99,7 +102,7 @@ def read(
     kept = [i for i, messages in enumerate(found) if messages is not None]
     if not kept:
         raise DataError(f"{where}: all {len(rows)} rows are left out ({'; '.join(reader.tally.dropped)}); give rows with answers to learn")
-    conversations = [Conversation(ids[i], tuple(found[i] or ()), _kind(rows[i], kind, i, where)) for i in kept]
+    conversations = [Conversation(ids[i], tuple(found[i] or ()), _kind(rows[i], kind, i, where), i + 1) for i in kept]
     also = ("id", "kind", *REJECTED, "refusal") if kind == "safety" else ("id",)
     report = reader.tally.report(field, source, form, len(rows), len(kept), reader.unused(rows, also))
     return Read(conversations, report, [rows[i] for i in kept])
@@ -133,7 +136,7 @@ def harmful_answers(rows: Sequence[Row], conversations: Sequence[Conversation], 
         if safe.kind == "refusal" and not missing(value):
             answer = turns.learnt([*safe.prompt, *turns.answer(value, column, list(safe.prompt), i)], i)
             if answer is not None:
-                found.append(Conversation(safe.id, tuple(answer), "harmful"))
+                found.append(Conversation(safe.id, tuple(answer), "harmful", safe.row))
     return found
 
 

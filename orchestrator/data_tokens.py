@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import data_special, data_template
+from orchestrator.data_turns import Message
 from orchestrator.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from strategies.base import Example
 
 IGNORE = -100
-Message = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,10 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
 
 
 def render(tokenizer: Any, messages: Sequence[Message], *, generation: bool) -> str:
-    """The chat template's text; `generation` ends it where the assistant's answer begins. Raises ModelError on a template error."""
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
-    except (TemplateError, ValueError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise ModelError(
-            f"the chat template refused a conversation with the roles [{roles}]: {error}; see model.chat_template, model.system_prompt"
-        ) from error
+    """The chat template's text; `generation` ends it where the assistant's answer begins, also where the template does not heed it
+    (`data_template`). Raises ModelError on a template error."""
+    text = data_template.applied(tokenizer, messages, generation=generation)
+    return text + data_template.style(tokenizer).header if generation else text
 
 
 def implicit_system_prompt(tokenizer: Any) -> str | None:
@@ -69,22 +64,43 @@ def implicit_system_prompt(tokenizer: Any) -> str | None:
 
 def turn_end(tokenizer: Any) -> tuple[int | None, frozenset[int]]:
     """(the special token the template puts after an answer, None where it puts none; all tokens that end an answer)."""
-    answer = "qxzj"
-    full = render(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}], generation=False)
-    special = set(tokenizer.all_special_ids) | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special -= {tokenizer.unk_token_id, tokenizer.bos_token_id} - {tokenizer.eos_token_id}  # an unknown word ends nothing
-    after = full.rpartition(answer)[2] if answer in full else ""
-    tail = encode(tokenizer, [after])[0]
-    end = next((token for token in tail if token in special), None)
-    stops = {end, tokenizer.eos_token_id} - {None}
-    return end, frozenset(stops)
+    found = data_template.style(tokenizer)
+    return found.end, found.stops
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of rendered texts. The template has put the special tokens already, so none are added: no double BOS."""
+def encode(tokenizer: Any, texts: Sequence[str], at_most: int | None = None) -> list[list[int]]:
+    """Token ids of rendered texts. The template has put the special tokens already, so none are added: no double BOS.
+
+    at_most: of texts too long to need all their tokens, the first `at_most` and one more.
+    """
     if not texts:
         return []
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    room = None if at_most is None else max(LONG_TEXT, LONG_TOKEN * at_most)
+    long = {i: text for i, text in enumerate(texts) if room is not None and len(text) > room}
+    found = _ids(tokenizer, ["" if i in long else text for i, text in enumerate(texts)])
+    for i, text in long.items():
+        found[i] = _beginning(tokenizer, text, room or 0, at_most or 0)
+    return found
+
+
+LONG_TEXT, LONG_TOKEN = 200_000, 40
+"""Characters from which only the beginning of a text is tokenised, and characters that tokens are shorter than on average."""
+
+
+def _beginning(tokenizer: Any, text: str, size: int, count: int) -> list[int]:
+    """The first `count` tokens of a long text and one more: of a beginning of it, once one twice as long gives the same."""
+    ids = _ids(tokenizer, [text[:size]])[0]
+    while size < len(text):
+        size *= 2
+        longer = _ids(tokenizer, [text[:size]])[0]
+        if len(ids) > count and longer[: count + 1] == ids[: count + 1]:
+            break
+        ids = longer
+    return ids[: count + 1]
+
+
+def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def tokenise(
@@ -100,18 +116,22 @@ def tokenise(
 
     The tokens before the answer are exactly those that generation starts from. Where the tokenizer would merge characters across
     that border, the answer is tokenised on its own. Rows longer than `max_length` lose their end; rows that lose the whole answer
-    are dropped. Raises ModelError where the template renders a prompt differently in training and in generation, DataError where no
-    row is left.
+    are dropped. An end token at an answer's end is taken off first (`data_special`). Raises ModelError, naming the row, where the template
+    refuses a conversation, leaves a message out, or renders a prompt differently in training and in generation; DataError for an end token
+    inside an answer, and where no row is left.
     """
     from strategies.base import Example
 
     end, _ = turn_end(tokenizer)
-    pairs = [_prompt_and_answer(c, tokenizer, system_prompt) for c in conversations]
-    prompts, wholes = encode(tokenizer, [p for p, _ in pairs]), encode(tokenizer, [p + a for p, a in pairs])
+    conversations, _, _ = data_special.cleaned(conversations, tokenizer, field)
+    check_roles(conversations, tokenizer, system_prompt, field)
+    pairs = [_prompt_and_answer(c, tokenizer, system_prompt, field) for c in conversations]
+    prompts = encode(tokenizer, [p for p, _ in pairs], max_length)
+    wholes = encode(tokenizer, [p + a for p, a in pairs], max_length)
     examples, cut, dropped = [], 0, 0
     for conversation, (_, answer), prompt, whole in zip(conversations, pairs, prompts, wholes, strict=True):
         joined = whole[: len(prompt)] == prompt
-        tail = whole[len(prompt) :] if joined else encode(tokenizer, [answer])[0]
+        tail = whole[len(prompt) :] if joined else encode(tokenizer, [answer], max_length)[0]
         tail = _ended(tail, end, tokenizer.eos_token_id)
         ids = (prompt + tail)[:max_length]
         cut += len(prompt) + len(tail) > max_length
@@ -132,17 +152,42 @@ def tokenise(
     return tuple(examples), report
 
 
-def _prompt_and_answer(conversation: Conversation, tokenizer: Any, system_prompt: str | None) -> tuple[str, str]:
+def check_roles(conversations: Sequence[Conversation], tokenizer: Any, system_prompt: str | None, field: str) -> None:
+    """Every order of roles among the conversations is taken by the template, and no message's text left out. Raises ModelError, naming a row."""
+    first: dict[tuple[str, ...], Conversation] = {}
+    for conversation in conversations:
+        first.setdefault(tuple(message["role"] for message in with_system(conversation.messages, system_prompt)), conversation)
+    for roles, conversation in first.items():
+        marked = [{"role": role, "content": f"qxzj{i}z"} for i, role in enumerate(roles)]
+        try:
+            text = render(tokenizer, marked, generation=False)
+        except ModelError as error:
+            raise ModelError(f"{field}: {data_special.place(conversation)}: {error}") from error
+        lost = next((message["role"] for message in marked if message["content"] not in text), None)
+        if lost is not None:
+            raise ModelError(
+                f"{field}: {data_special.place(conversation)}: the chat template leaves out a message of the {lost} (roles: {', '.join(roles)}), so "
+                "the row would be asked and learnt without it; correct model.chat_template, take such messages out of the rows"
+                + (", or leave model.system_prompt out" if lost == "system" and system_prompt else "")
+            )
+
+
+def _prompt_and_answer(conversation: Conversation, tokenizer: Any, system_prompt: str | None, field: str) -> tuple[str, str]:
+    """(the prompt's text up to where the answer begins, the rest of the whole conversation's)."""
     messages = with_system(conversation.messages, system_prompt)
-    prompt = render(tokenizer, messages[:-1], generation=True)
-    whole = render(tokenizer, messages, generation=False)
+    try:
+        prompt = render(tokenizer, messages[:-1], generation=True)
+        whole = render(tokenizer, messages, generation=False)
+    except ModelError as error:
+        raise ModelError(f"{field}: {data_special.place(conversation)}: {error}") from error
     if not whole.startswith(prompt):
         raise ModelError(
-            f"the chat template writes the prompt of row {conversation.id!r} differently for training and for generation "
+            f"{field}: the chat template writes the prompt of {data_special.place(conversation)} differently for training and for generation "
             f"(...{prompt[-60:]!r} is no "
             "beginning of the whole conversation), so what is trained would not be what is asked; correct model.chat_template"
         )
-    return prompt, whole[len(prompt) :]
+    trailer = data_template.style(tokenizer).trailer
+    return prompt, whole[len(prompt) :].removesuffix(trailer)
 
 
 def _ended(tail: list[int], end: int | None, eos: int | None) -> list[int]:

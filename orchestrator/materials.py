@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import data
+from orchestrator import data, data_special, data_template, data_tokens
 from orchestrator.config import Experiment
 from orchestrator.data import Conversation, RowsReport
 from orchestrator.errors import DataError
@@ -106,6 +106,23 @@ def warnings(found: Materials) -> list[str]:
         f"safety.data: only {share:.0%} of the {count} safe answers to harmful prompts read as refusals; the others are learnt as they stand. "
         "Look at them, and mark helpful rows with kind=harmless",
     ]
+
+
+def texts(found: Materials, experiment: Experiment, tokenizer: Any) -> tuple[list[str], list[str]]:
+    """(facts, warnings) on special tokens in the rows' texts and on the chat template. Raises DataError and ModelError, naming the row, for
+    what `data.tokenise` would refuse: an end token inside an answer, roles that the template refuses or leaves out."""
+    facts, doubts = data_template.notes(tokenizer), []
+    own = "safety.harmful_data" if experiment.safety.harmful_data else "safety.data"
+    task = [("task.data", found.train), ("task.eval_data", found.evaluation)]
+    if experiment.task.eval_data is None:
+        task = [("task.data", found.train + found.evaluation)]
+    sources = [*task, ("safety.data", found.safety), (own, found.harmful)]
+    for field, rows in sources:
+        cleaned, taken, left = data_special.cleaned(rows, tokenizer, field)
+        data_tokens.check_roles(cleaned, tokenizer, experiment.model.system_prompt, field)
+        facts += [f"{field}: {count.sentence()}" for count in taken]
+        doubts += [f"{field}: {count.sentence()}; it is read as that token, not as text" for count in left]
+    return facts, doubts
 
 
 def _refused(safety: Sequence[Conversation]) -> tuple[int, float]:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config, data_tokens, evaluation, materials, models, templates, trained, trial_files
+from orchestrator import config, data_report, data_tokens, evaluation, materials, models, templates, trained, trial_files
 from orchestrator.config import Experiment
 from orchestrator.errors import JudgeError, NonFiniteLossError, TrialError
 from orchestrator.evaluation import external, sequential, vllm_backend
@@ -130,6 +130,7 @@ def _train(spec, experiment, model, tokenizer, found, teller, context, clock, fi
         guard.baseline(model, tokenizer)
         recipe = strategies.recipe.build(spec.strategies, experiment.monitor.added)
         rows, facts["rows"] = training_data(experiment, tokenizer, found, context, spec.seed)
+        facts["rows_read"] = data_report.record(found.reports)
         rows = recipe.prepare_data(rows)
         teller.training_prompt = rows.system_prompt
         seed_everything(spec.seed)

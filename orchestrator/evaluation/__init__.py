@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config
+from orchestrator import config, data_special
 from orchestrator.data import Conversation
 from orchestrator.errors import TrialError
 from orchestrator.records import SuiteResult, TaskResult
@@ -151,7 +151,7 @@ class _Work:
 
         settings, system = self.experiment.task, self.system_prompt
         indices = self.mine(len(rows))
-        share = [rows[i] for i in indices]
+        share = data_special.cleaned([rows[i] for i in indices], self.tokenizer, "task.eval_data")[0]  # as they are trained
         if settings.metric == NEG_LOSS:
             scores = neg_loss(self.model, self.tokenizer, share, max_length=settings.max_length, system_prompt=system, progress=self.tick)
         else:

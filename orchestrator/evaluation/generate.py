@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import data_template
 from orchestrator.data import encode, render, turn_end, with_system
 from orchestrator.errors import DataError, NonFiniteLogitsError
 
@@ -119,7 +120,8 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt], system: str | None
 def _rendered(tokenizer: Any, prompt: Prompt, system: str | None) -> str:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
-    return render(tokenizer, with_system(messages, system), generation=True) + begun
+    text = render(tokenizer, with_system(messages, system), generation=True)
+    return text + data_template.style(tokenizer).lead + begun if begun else text
 
 
 def context_length(model: nn.Module) -> int | None:

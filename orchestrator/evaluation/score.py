@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.data import Conversation, tokenise
@@ -112,7 +113,7 @@ def neg_loss(
 
     if not conversations:
         return []
-    named = [Conversation(str(i), c.messages, c.kind) for i, c in enumerate(conversations)]
+    named = [replace(c, id=str(i)) for i, c in enumerate(conversations)]
     examples, _ = tokenise(named, tokenizer, max_length=max_length, system_prompt=system_prompt, field="task.eval_data")
     scores = [0.0] * len(named)
     ordered = sorted(examples, key=lambda e: len(e.input_ids))
