@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import __version__, config, config_text, models, subjects, weights
+from orchestrator import __version__, config, config_text, models, screen, subjects, weights
 from orchestrator.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -209,11 +209,9 @@ def _record(request: Request, applied: Applied) -> dict[str, Any]:
 
 def _show(request: Request, applied: Applied, console: Console) -> None:
     """Updates by decoder layer, then what the method says."""
-    from rich.table import Table
-
     from strategies.base import layer_index
 
-    table = Table(title=f"{request.strategy} on {request.model}", box=None, padding=(0, 2), header_style="bold", title_justify="left")
+    table = screen.Grid(title=f"{request.strategy} on {request.model}", box=None, padding=(0, 2), header_style="bold", title_justify="left")
     for column in ("layer", "updates", "changed", "norm before", "norm after"):
         table.add_column(column, justify="right")
     layers: dict[int, list[dict[str, Any]]] = {}
@@ -222,9 +220,9 @@ def _show(request: Request, applied: Applied, console: Console) -> None:
     for label, group in [*((str(n), layers[n]) for n in sorted(layers)), ("all", list(applied.modules.values()))]:
         norms = [sum(m[key] ** 2 for m in group) ** 0.5 for key in ("norm_before", "norm_after")]
         table.add_row(label, str(len(group)), str(sum(m["changed"] for m in group)), *(f"{norm:.4g}" for norm in norms))
-    console.print(table)
+    screen.show(console, table)
     facts = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {json.dumps(value)}" for key, value in applied.facts.items()]
-    console.print(", ".join(facts), highlight=False)
+    screen.say(console, ", ".join(facts))
     if not applied.changed:
-        console.print("no weight was changed; the output is the model as it was given", style="yellow", highlight=False)
-    console.print(f"written to {request.output}", highlight=False, soft_wrap=True)
+        screen.say(console, "no weight was changed; the output is the model as it was given", "yellow")
+    screen.say(console, f"written to {request.output}", whole=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import basin_report, checks, evaluating, evaluation, models, subjects
+from orchestrator import basin_report, checks, evaluating, evaluation, models, screen, subjects
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError, ModelError, NonFiniteLogitsError
 from orchestrator.evaluation import basin as geometry
@@ -227,8 +227,8 @@ def run(experiment: Experiment, request: Request, console: Console) -> dict[str,
     evaluating.check_output(request.folder, experiment.output.overwrite, basin_report.FILE)
     checks.check_names(experiment)
     body = measure(experiment, request, console)
-    console.print(basin_report.table(body))
-    console.print(basin_report.sentence(body), style="bold", highlight=False)
+    screen.show(console, basin_report.table(body))
+    screen.say(console, basin_report.sentence(body), "bold")
     for path in basin_report.write(experiment, body, request.folder):
-        console.print(str(path), highlight=False, soft_wrap=True)
+        screen.say(console, str(path), whole=True)
     return body

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator import config, outputs, page, plots, subjects, summary
 from orchestrator.config import Experiment
 from orchestrator.plots import Plot
+from orchestrator.screen import Grid
 
 FILE = "basin.json"
 
@@ -64,10 +65,8 @@ def rows(body: dict[str, Any]) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def table(body: dict[str, Any]):
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
+def table(body: dict[str, Any]) -> Grid:
+    table = Grid(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
     for i, column in enumerate(HEAD):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows(body):
@@ -124,8 +123,8 @@ def picture(body: dict[str, Any]) -> Plot:
         axis.legend(frameon=False, fontsize=8.5)
     level, label = f"{body['confidence']:.0%}", subjects.label(body["model"]["name"])
     figure.suptitle(
-        f"Safety basin of {label} on {body['suite']['name']}: attack success ({level} bands; hollow: mostly gibberish); "
-        "dashed: unsafe by the second judge; dotted: gibberish",
+        f"Safety basin of {plots.written(label)} on {plots.written(body['suite']['name'])}: attack success ({level} bands; hollow: mostly "
+        "gibberish); dashed: unsafe by the second judge; dotted: gibberish",
         fontsize=10, x=0.01, ha="left",
     )  # fmt: skip
     return Plot("basin", "Attack success around the model", plots._png(figure), sentence(body))

@@ -1,6 +1,7 @@
 """Verbs of `safebasin`: parse, call one function, print. Heavy imports only inside verbs.
 
-Exit codes: 0 a feasible model was found, 2 the request cannot work, 3 finished but nothing feasible, 1 anything else.
+Exit codes: 0 a feasible model was found, 2 the request cannot work, 3 finished but nothing feasible, 1 anything else
+(stopped, nothing measured, a fault).
 """
 
 from __future__ import annotations
@@ -8,20 +9,31 @@ from __future__ import annotations
 import enum
 import json
 import os
+import shlex
 import sys
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
-from orchestrator import __version__, cli_models
-from orchestrator.errors import SafebasinError
+from orchestrator import __version__, cli_models, crash, streams, texts
+
+
+class _Verbs(TyperGroup):
+    """The verbs, with what the command line's library would end in its own way carried past it."""
+
+    def invoke(self, ctx):
+        return crash.carry(lambda: super(_Verbs, self).invoke(ctx))
+
 
 app = typer.Typer(
     name="safebasin",
+    cls=_Verbs,
     help="Fine-tune a language model for its task without losing its safety: search strategies under a hard safety limit.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -79,17 +91,16 @@ def submit(
 
 
 def _run(settings, exit_zero: bool = False) -> None:
-    from rich.console import Console
-
-    from orchestrator import experiment
+    from orchestrator import experiment, screen
     from orchestrator.stopping import StopFlag
 
+    crash.keep_in(settings.output_dir.absolute())
     stop = StopFlag()
-    console = Console()
+    console = screen.console(steady=True)
     outcome = experiment.run(settings, console, stop, on_checked=stop.listen)
     style = {0: "bold green", 3: "bold yellow"}.get(outcome.exit_code, "bold red")
-    console.print(outcome.sentence, style=style, highlight=False)
-    console.print(f"report: {settings.place_of('report.html')}", highlight=False, soft_wrap=True)
+    screen.say(console, outcome.sentence, style)
+    screen.say(console, f"report: {settings.place_of('report.html')}", whole=True)
     raise typer.Exit(0 if exit_zero and outcome.exit_code == 3 else outcome.exit_code)
 
 
@@ -109,19 +120,17 @@ def _without_gpu_warnings(settings):
 @app.command()
 def validate(config: ConfigOption = None, overrides: Overrides = None) -> None:
     """Check a config, its data and its model without taking a device."""
-    from rich.console import Console
+    from orchestrator import checks, screen
 
-    from orchestrator import checks
-
-    console = Console()
+    console = screen.console()
     settings = _load(config, overrides)
     found = checks.check(settings, build_pocket=False)
     checks.check_destination(settings)
     for line in found.facts:
-        console.print(line, highlight=False)
+        screen.say(console, line)
     for line in found.warnings:
-        console.print(f"warning: {line}", style="yellow", highlight=False)
-    console.print(f"{settings.name}: valid; {len(settings.recipes)} recipes, {settings.search.trials} trials", style="green", highlight=False)
+        screen.say(console, f"warning: {line}", "yellow")
+    screen.say(console, f"{settings.name}: valid; {len(settings.recipes)} recipes, {settings.search.trials} trials", "green")
 
 
 @app.command("config-schema")
@@ -170,12 +179,12 @@ def render(
     # output.dir is below the results volume whatever the file says; its variables exist in the pods only
     manifests = rendering.render(_load(config, [*(overrides or []), "output.dir=results"]), overlay, image)
     for line in manifests.warnings:
-        print(f"warning: {line}", file=sys.stderr)
+        streams.tell(f"warning: {texts.clean(line)}", sys.stderr)
     if output == "-":
         print(rendering.to_yaml([*manifests.shared, *manifests.run]), end="")
         return
     for path in rendering.write(manifests, output):
-        print(f"kubectl apply --server-side -f {path}")
+        print(texts.clean(f"kubectl apply --server-side -f {shlex.quote(str(path))}"))
 
 
 @app.command("locate-layers")
@@ -190,16 +199,14 @@ def locate_layers(
     seeds: Annotated[int, typer.Option(min=1, help="Draws of prompts and pairs, for the intervals.")] = 10,
 ) -> None:
     """Measure in which layers a model tells malicious from normal prompts; for freeze_layers with range=auto."""
-    from rich.console import Console
-
-    from orchestrator import locating
+    from orchestrator import locating, screen
 
     words = list(overrides or [])
     if words and "=" not in words[0]:
         words[0] = f"model.model_name_or_path={words[0]}"
     settings = _load(config, words)
     found = locating.measure(settings, locating.Settings(onset, alpha, prompts, seeds=seeds))
-    locating.show(found, settings.output_dir.absolute(), Console())
+    locating.show(found, settings.output_dir.absolute(), screen.console())
 
 
 @app.command()
@@ -219,14 +226,13 @@ def apply(
     """Apply a merging, projecting or restoring method to a model that was tuned elsewhere."""
     from pathlib import Path
 
-    from rich.console import Console
-
     from orchestrator import apply as application
+    from orchestrator import screen
 
     request = application.Request(
         strategy, model, aligned, Path(output), tuple(knobs or ()), unaligned, safety, harmful, task, device, seed
     )  # fmt: skip
-    application.run(request, Console())
+    application.run(request, screen.console())
 
 
 cli_models.register(app)
@@ -239,23 +245,5 @@ def version() -> None:
 
 
 def main() -> None:
-    """Console script. Errors a user can mend are one sentence on stderr."""
-    try:
-        sys.exit(app(standalone_mode=False) or 0)  # without standalone mode an Exit is returned as its code
-    except SafebasinError as error:
-        print(f"safebasin: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("safebasin: interrupted", file=sys.stderr)
-        sys.exit(1)
-    except Exception as error:
-        _usage_or_crash(error)
-
-
-def _usage_or_crash(error: Exception) -> None:
-    """Usage errors (unknown verb or option) exit with 2 and a hint; anything else keeps its traceback."""
-    show = getattr(error, "show", None)
-    if show is None:
-        raise error
-    show()
-    sys.exit(2)
+    """Console script. Whatever happens ends in one sentence on stderr and an exit code (see `crash`)."""
+    sys.exit(crash.outcome(lambda: app(standalone_mode=False)))  # without standalone mode an Exit is returned as its code

@@ -28,12 +28,10 @@ def evaluate(
     task: Annotated[bool, typer.Option("--task/--no-task", help="Measure the task's metric too, where the config names a task.")] = True,
 ) -> None:
     """Measure suites, attacks and task of a model, before and after where a baseline is given. Exits with 3 where a limit is not clearly kept."""
-    from rich.console import Console
-
-    from orchestrator import evaluating
+    from orchestrator import evaluating, screen
 
     request = evaluating.Request(model, baseline, output, task)
-    found = evaluating.evaluate(_settings(config, overrides, model, baseline), request, Console())
+    found = evaluating.evaluate(_settings(config, overrides, model, baseline), request, screen.console())
     raise typer.Exit(found.exit_code)
 
 
@@ -44,14 +42,12 @@ def compare(
     output: Output = None,
 ) -> None:
     """Put several models side by side; what is no finished evaluation or run is evaluated now. Differences are against the first."""
-    from rich.console import Console
-
-    from orchestrator import comparing
+    from orchestrator import comparing, screen
 
     overrides = [word for word in names if "=" in word and not Path(word).exists()]
     chosen = [word for word in names if word not in overrides]
     settings = _settings(config, overrides, chosen[0] if chosen else "pocket", baseline)
-    comparing.compare(settings, chosen, output or Path("outputs") / "comparison", Console(), baseline)
+    comparing.compare(settings, chosen, output or Path("outputs") / "comparison", screen.console(), baseline)
 
 
 def basin(
@@ -68,12 +64,11 @@ def basin(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first direction; the others count on from it.")] = 0,
 ) -> None:
     """Measure the safety basin: attack success along random directions of the weights, VISAGE score, and the line to a tuned model."""
-    from rich.console import Console
-
     from orchestrator import basin as scanning
+    from orchestrator import screen
 
     request = scanning.Request(model, tuned, output, directions, points, alpha, prompts, suite, seed)
-    scanning.run(_settings(config, overrides, model, None), request, Console())
+    scanning.run(_settings(config, overrides, model, None), request, screen.console())
 
 
 def _settings(path: str | None, overrides: list[str] | None, model: str, baseline: str | None):

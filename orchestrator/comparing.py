@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, evaluating, evaluating_report, outputs, page, plots_safety, subjects, summary
+from orchestrator import config, evaluating, outputs, page, plots_safety, screen, subjects, summary
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError
 from orchestrator.evaluating_report import WHAT, rise
@@ -75,9 +75,9 @@ def compare(experiment: Experiment, names: Sequence[str], folder: Path, console:
     found = Comparison(_told_apart([entry(name, experiment, folder, console, baseline) for name in names]), experiment.safety.limits.confidence)
     show(found, console)
     for line in warnings(found):
-        console.print(f"warning: {line}", style="yellow", highlight=False)
+        screen.say(console, f"warning: {line}", "yellow")
     for path in write(found, folder)[:2]:
-        console.print(str(path), highlight=False, soft_wrap=True)
+        screen.say(console, str(path), whole=True)
     return found
 
 
@@ -199,17 +199,15 @@ def table(found: Comparison) -> page.Table:
 
 def show(found: Comparison, console: Console) -> None:
     """Print the table; every rate with its interval and n."""
-    from rich.table import Table
-
     body = table(found)
-    made = Table(title=f"{found.level:.0%} intervals", box=None, padding=(0, 2), header_style="bold", title_justify="left", pad_edge=False)
+    made = screen.Grid(title=f"{found.level:.0%} intervals", box=None, padding=(0, 2), header_style="bold", title_justify="left", pad_edge=False)
     for column in body["head"]:
         made.add_column(column, overflow="fold")
     last = None
     for row in body["rows"]:
         made.add_row(*(row if row[0] != last else ["", "", *row[2:]]))
         last = row[0]
-    console.print(made)
+    screen.show(console, made)
 
 
 def sentence(found: Comparison) -> str:
@@ -228,4 +226,4 @@ def write(found: Comparison, folder: Path) -> list[Path]:
         plots=[plots_safety.failures(arms, found.level), *plots_safety.pictures(arms, found.level)],
         facts=[(one.label, one.source) for one in found.entries],
     )  # fmt: skip
-    return [evaluating_report.write_rows(folder / FILE, rows(found), COLUMNS), *page.write(made, folder / "comparison.html")]
+    return [outputs.write_csv(folder / FILE, rows(found), COLUMNS), *page.write(made, folder / "comparison.html")]

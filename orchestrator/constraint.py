@@ -217,6 +217,17 @@ class Selection:
         """The model handed over: the trial of the configuration's first seed (the one searched with)."""
         return self.best.trials[0][0] if self.best else None
 
+    @property
+    def measured(self) -> bool:
+        """Whether anything is known of any trial's safety: a suite was asked, or a limit had a figure to be held against."""
+        trials = [row for found in self.configurations for row in found.trials]
+        return any(any(s.ids for s in r.suites.values()) or any(c.estimate.n for c in j.constraints) for r, j in trials)
+
+    @property
+    def outcome(self) -> str:
+        """`feasible`, `nothing feasible`, or `nothing measured` where no trial got as far as a verdict."""
+        return "feasible" if self.best else "nothing feasible" if self.measured else "nothing measured"
+
 
 def configurations(trials: Sequence[tuple[TrialResult, Judgement]]) -> tuple[Configuration, ...]:
     """Trials grouped by recipe and settings, in order of appearance; the baseline is left out."""

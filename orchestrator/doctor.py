@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
-
-from orchestrator import cachedir
+from orchestrator import cachedir, screen
 from orchestrator.errors import SafebasinError
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "datasets", "mlflow", "optuna", "pydantic")
@@ -37,14 +34,14 @@ def show(path: str | None, overrides: list[str]) -> int:
     from orchestrator import config
 
     experiment = config.load(path, overrides)
-    console, table = Console(), Table(box=None, padding=(0, 2), header_style="bold", pad_edge=False)
+    table = screen.Grid(box=None, padding=(0, 2), header_style="bold", pad_edge=False)
     for column in ("what", "state", "detail"):
         table.add_column(column, overflow="fold")
     found = list(examine(experiment))
     style = {"ok": "green", "warn": "yellow", "fail": "red"}
     for finding in found:
-        table.add_row(finding.what, f"[{style[finding.state]}]{finding.state}[/]", finding.detail)
-    console.print(table, highlight=False)
+        table.add_row(finding.what, screen.styled(finding.state, style[finding.state]), finding.detail)
+    screen.show(screen.console(), table)
     return 1 if any(finding.state == "fail" for finding in found) else 0
 
 

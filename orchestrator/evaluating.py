@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, constraint, evaluating_report, evaluation, materials, models, outputs, subjects
+from orchestrator import config, constraint, evaluating_report, evaluation, materials, models, outputs, screen, subjects
 from orchestrator.config import Experiment
 from orchestrator.constraint import Constraint, Verdict
 from orchestrator.errors import ConfigError, SafebasinError
@@ -67,7 +67,9 @@ class Evaluated:
 
     @property
     def exit_code(self) -> int:
-        """3 where limits were applied and not all were clearly kept, else 0."""
+        """3 where limits were applied and not all were clearly kept, 1 where no limit had a figure to be held against, else 0."""
+        if self.constraints and not any(c.estimate.n for c in self.constraints):
+            return 1
         return 3 if self.verdict in ("infeasible", "undecided") else 0
 
     @property
@@ -89,9 +91,9 @@ def evaluate(experiment: Experiment, request: Request, console: Console) -> Eval
     paths = write(found, request.folder)
     evaluating_report.show(found, console)
     style = {"feasible": "bold green", "infeasible": "bold red"}.get(found.verdict or "", "bold")
-    console.print(evaluating_report.sentence(found), style=style, highlight=False)
+    screen.say(console, evaluating_report.sentence(found), style)
     for path in paths[:2]:
-        console.print(str(path), highlight=False, soft_wrap=True)
+        screen.say(console, str(path), whole=True)
     return found
 
 
@@ -185,10 +187,8 @@ class bar:
     """A progress bar as a context manager; inside, a function (done, total)."""
 
     def __init__(self, console: Console, text: str):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        parts = ("description", "bar", "count", "elapsed", "left")
+        self._bar = screen.bar(console, *parts, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task(text, total=None)
 
     def __enter__(self) -> Callable[[int, int], None]:

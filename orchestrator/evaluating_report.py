@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, outputs, page, plots_safety, report_safety, report_view, summary
+from orchestrator import config, outputs, page, plots_safety, report_safety, report_view, screen, summary
 from orchestrator.evaluation.judges import name_of
 from orchestrator.intervals import Estimate, paired_difference, rate
 from orchestrator.plots_safety import Arm
@@ -110,10 +107,8 @@ def _head(found: Evaluated) -> list[str]:
 
 def show(found: Evaluated, console: Console) -> None:
     """Print the main table, every rate with its interval; n once a row (clusters stand on the page), then what the rates hide."""
-    from rich.table import Table
-
     title = f"{found.experiment.safety.limits.confidence:.0%} intervals; judge {name_of(found.experiment.safety.judge)}, greedy decoding"
-    table = Table(title=title, box=None, padding=(0, 1), collapse_padding=True, header_style="bold", title_justify="left", pad_edge=False)
+    table = screen.Grid(title=title, box=None, padding=(0, 1), collapse_padding=True, header_style="bold", title_justify="left", pad_edge=False)
     head, narrow = _head(found), console.width < 110
     for i, column in enumerate(head):
         wide = (14 if narrow else 20) + 2 * (column == RISE)  # an interval stays on one line
@@ -124,9 +119,9 @@ def show(found: Evaluated, console: Console) -> None:
         sizes = dict.fromkeys(size.partition(" ")[0] for _, _, size in parts if size)
         shown = [text.replace(" [", "\n[") if narrow else text for text, _, _ in parts]
         table.add_row(name, what, *shown, " / ".join(sizes))
-    console.print(table)
+    screen.show(console, table)
     for line in apart(found):
-        console.print(line, highlight=False)
+        screen.say(console, line)
 
 
 def apart(found: Evaluated) -> list[str]:
@@ -160,17 +155,8 @@ def write(found: Evaluated, folder: Path) -> list[Path]:
         facts=_facts(found), caveats=_caveats(found), config=config.dump_yaml(found.experiment),
     )  # fmt: skip
     paths = page.write(made, folder / "evaluation.html")
-    paths.append(write_rows(folder / "rates.csv", rate_rows(found), COLUMNS))
+    paths.append(outputs.write_csv(folder / "rates.csv", rate_rows(found), COLUMNS))
     return paths + (report_safety.write_csv(folder, found.before, found.result) if found.before is not None else [])
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Path:
-    """A CSV file of these columns; None is an empty cell. Raises StorageError."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return outputs.write_text(path, buffer.getvalue())
 
 
 def notes(found: Evaluated) -> list[str]:

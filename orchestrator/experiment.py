@@ -8,11 +8,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from orchestrator import baseline, checks, config, constraint, handover, lanes, mirror, outputs, ranges, report, resuming, search, summary, tracking
+from orchestrator import (
+    baseline,
+    checks,
+    config,
+    constraint,
+    handover,
+    lanes,
+    mirror,
+    outputs,
+    ranges,
+    report,
+    resuming,
+    screen,
+    search,
+    summary,
+    tracking,
+)
 from orchestrator.config import Experiment
 from orchestrator.constraint import Judgement, Selection
 from orchestrator.errors import SafebasinError
@@ -20,6 +34,9 @@ from orchestrator.evaluation import sequential
 from orchestrator.progress import Dashboard, duration
 from orchestrator.records import TrialResult, TrialSpec
 from orchestrator.searcher import Asked, storage_path
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Row = tuple[TrialResult, Judgement]
 
@@ -29,7 +46,7 @@ CONFIRMATION_ROUNDS = 3
 
 @dataclass
 class Outcome:
-    """What `run` leaves: 0 feasible, 3 nothing feasible, 1 stopped before the end."""
+    """What `run` leaves: 0 feasible, 3 nothing feasible, 1 stopped before the end, or nothing measured."""
 
     exit_code: int
     selection: Selection | None
@@ -166,7 +183,7 @@ def run(
     Setting `stop` ends it cleanly from the moment `on_checked` is called, which is before anything is started or written. With
     `output.resume` a run that the folder holds is gone on with.
     """
-    console, stop = console or Console(), stop or threading.Event()
+    console, stop = console or screen.console(), stop or threading.Event()
     folder = experiment.output_dir.absolute()
     if experiment.output_address is None:
         resumed = experiment.output.resume and resuming.interrupted(experiment, folder)
@@ -175,7 +192,7 @@ def run(
             return _run(experiment, folder, resumed, console, stop, on_checked, mirror.Folder())
 
     def say(line: str) -> None:
-        console.print(line, style="bold yellow" if line.startswith("warning") else None, highlight=False, soft_wrap=True)
+        screen.say(console, line, "bold yellow" if line.startswith("warning") else "", whole=True)
 
     with resuming.held(folder), mirror.opened(experiment, stop, say) as copy:
         resumed = experiment.output.resume and resuming.interrupted(experiment, folder)
@@ -197,9 +214,9 @@ def _run(
     started = time.time()
     checked = checks.check(experiment)
     for line in checked.facts:
-        console.print(line, highlight=False)
+        screen.say(console, line)
     for line in checked.warnings:
-        console.print(f"warning: {line}", style="bold yellow", highlight=False)
+        screen.say(console, f"warning: {line}", "bold yellow")
     on_checked()
     if not resumed:
         if experiment.output.overwrite:
@@ -233,7 +250,7 @@ def prepare_folder(experiment: Experiment, folder: Path) -> None:
 def _with_cluster(experiment, folder, console, stop, tracker, cluster, num_layers, started, resumed, copy) -> Outcome:
     plan = lanes.plan(experiment, cluster.nodes, experiment.search.trials)
     if not cluster.started:  # for a cluster of this machine the checks have said it
-        console.print(plan.sentence, highlight=False)
+        screen.say(console, plan.sentence)
     with Dashboard(console, experiment.search.trials, plan.lanes) as dashboard:
         dump = experiment.model_dump(mode="json")
         state = Run(experiment, folder, console, stop, tracker, dashboard, dump=dump, resumed=resumed, copy=copy)
@@ -337,7 +354,7 @@ def _conclude(state: Run, started: float) -> Outcome:
     state.tracker.finish(selection, [state.folder / "config.resolved.yaml", state.folder / "best.json", state.folder / "trials.csv", *paths])
     sentence = report.sentence(state.experiment, state.baseline, selection)
     if state.tracker.uri:
-        state.console.print(f"MLflow: {state.tracker.ui_hint()}", highlight=False, soft_wrap=True)
+        screen.say(state.console, f"MLflow: {state.tracker.ui_hint()}", whole=True)
     if state.stop.is_set():
         return Outcome(1, selection, state.folder, f"stopped after {len(state.rows)} trials ({duration(facts['seconds'])}); {sentence}")
-    return Outcome(0 if selection.best else 3, selection, state.folder, sentence)
+    return Outcome({"feasible": 0, "nothing feasible": 3}.get(selection.outcome, 1), selection, state.folder, sentence)

@@ -89,7 +89,7 @@ def _summary(experiment: Experiment, selection: constraint.Selection) -> dict[st
     return {
         "experiment": experiment.name,
         "config_hash": experiment.digest(),
-        "outcome": "feasible" if feasible else "nothing feasible",
+        "outcome": selection.outcome,
         "limits": experiment.safety.limits.model_dump(),
         "best": describe(selection.best),
         "nearest_miss": None if feasible else describe(selection.nearest_miss),

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+from orchestrator import screen
+from orchestrator.screen import Grid
 
 
 def show(kind: str) -> None:
     """Print one of recipes, strategies, suites, attacks, judges, presets."""
-    console = Console()
     table = {"recipes": _recipes, "strategies": _strategies, "suites": _suites, "attacks": _attacks, "judges": _judges, "presets": _presets}[kind]()
-    console.print(table)
+    screen.show(screen.console(), table)
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 1), collapse_padding=True, header_style="bold", pad_edge=False)
+def _table(*columns: str) -> Grid:
+    table = Grid(box=None, padding=(0, 1), collapse_padding=True, header_style="bold", pad_edge=False)
     for i, column in enumerate(columns):  # what is typed is never broken
         table.add_column(column, overflow="fold", no_wrap=i == 0)
     return table
 
 
-def _strategies() -> Table:
+def _strategies() -> Grid:
     import strategies
     from strategies import cards
 
@@ -32,7 +31,7 @@ def _strategies() -> Table:
     return table
 
 
-def _recipes() -> Table:
+def _recipes() -> Grid:
     from orchestrator import config, config_text
 
     table = _table("preset", "recipe")
@@ -42,7 +41,7 @@ def _recipes() -> Table:
     return table
 
 
-def _suites() -> Table:
+def _suites() -> Grid:
     from pathlib import Path
 
     from orchestrator import catalogue
@@ -64,7 +63,7 @@ def _suites() -> Table:
     return table
 
 
-def _attacks() -> Table:
+def _attacks() -> Grid:
     from orchestrator.evaluation import attacks
 
     table = _table("attack", "what it does")
@@ -73,7 +72,7 @@ def _attacks() -> Table:
     return table
 
 
-def _judges() -> Table:
+def _judges() -> Grid:
     from orchestrator.evaluation import judges
 
     table = _table("judge", "what it does")
@@ -82,7 +81,7 @@ def _judges() -> Table:
     return table
 
 
-def _presets() -> Table:
+def _presets() -> Grid:
     from orchestrator import config, config_text
 
     table = _table("preset", "recipes", "trials", "file")

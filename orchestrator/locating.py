@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import materials, models, outputs, plots
+from orchestrator import materials, models, outputs, plots, screen
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError
 from orchestrator.records import LaneContext
@@ -101,22 +101,21 @@ def _pair(found: tuple[int, int] | None) -> dict[str, int] | None:
 def show(measured: Measured, folder: Path, console: Console) -> list[Path]:
     """Print the table and the range, write `safety_layers.json` and `safety_layers.png` into `folder`; their paths."""
     body = content(measured)
-    console.print("degrees between last-token activations of two normal prompts (NN), two malicious ones (MM), one of each (NM); mean \u00b1 95%")
-    console.print(_table(body))
-    console.print(sentence(body), style="bold", highlight=False)
+    what = "degrees between last-token activations of two normal prompts (NN), two malicious ones (MM), one of each (NM); mean \u00b1 95%"
+    screen.say(console, what)
+    screen.show(console, _table(body))
+    screen.say(console, sentence(body), "bold")
     rejections = body["over_rejection"]
     if rejections["scaled"]:
-        console.print(_counts(body))
+        screen.show(console, _counts(body))
     paths = [outputs.write_json(folder / "safety_layers.json", body), outputs.write_bytes(folder / "safety_layers.png", picture(body))]
     for path in paths:
-        console.print(str(path), highlight=False, soft_wrap=True)
+        screen.say(console, str(path), whole=True)
     return paths
 
 
 def _table(body: dict[str, Any]):
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
+    table = screen.Grid(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
     for column in ("layer", "NN", "MM", "NM", "NM-NN", "cosine gap", ""):
         table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
     inside = body["range"]
@@ -132,9 +131,7 @@ def _cell(value: dict[str, float], digits: int) -> str:
 
 
 def _counts(body: dict[str, Any]):
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
+    table = screen.Grid(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
     for column in ("layers scaled", f"refused of {body['over_rejection']['asked']} harmless", ""):
         table.add_column(column, justify="right")
     table.add_row("none", str(body["over_rejection"]["untouched"]), "")
@@ -196,7 +193,7 @@ def picture(body: dict[str, Any]) -> bytes:
             axis.set_xticks(layers)
     left.legend(frameon=False, fontsize=9)
     shown = f"layers {body['range']['start']} to {body['range']['end']} shaded" if body["range"] else "none located"
-    figure.suptitle(f"{body['model']}: safety layers, {shown}; bands are 95% over draws of prompts", fontsize=11, x=0.01, ha="left")
+    figure.suptitle(f"{plots.written(body['model'])}: safety layers, {shown}; bands are 95% over draws of prompts", fontsize=11, x=0.01, ha="left")
     return plots._png(figure)
 
 

@@ -10,7 +10,6 @@ everything else and goes on. A store that is away loses nothing: what waits stay
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import logging
 import shutil
@@ -21,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator import addresses, mirror_files, outputs, storage
+from orchestrator import addresses, cells, mirror_files, outputs, storage
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.lease import NAME as LEASE
@@ -125,8 +124,8 @@ class Mirror(Folder):
 
     def _in_order(self, names: list[str]) -> list[str]:
         """Trials' results in the order of trials.csv, so that their files are as old, one compared to another, as where they were written."""
-        table = (self.store.read("trials.csv") or b"").decode()
-        ended = {row["trial_id"]: number for number, row in enumerate(csv.DictReader(table.splitlines()))}
+        table = (self.store.read("trials.csv") or b"").decode(errors="replace")
+        ended = {row["trial_id"]: number for number, row in enumerate(cells.from_csv(table)) if row.get("trial_id")}
         return sorted(names, key=lambda name: (ended.get(name.split("/")[1], len(ended)) if name.startswith("trials/") else -1, name))
 
     def _theirs(self) -> dict[str, Any] | None:

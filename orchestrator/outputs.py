@@ -5,10 +5,8 @@ A disk that is full or a folder that may not be written becomes a StorageError t
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import errno
-import io
 import json
 import math
 import os
@@ -17,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator import cells
 from orchestrator.errors import StorageError
 
 TRIAL_COLUMNS = (
@@ -80,8 +79,8 @@ def _umask() -> int:
 
 
 def write_text(path: str | Path, text: str, *, mode: int | None = None) -> Path:
-    """Replace `path` by UTF-8 `text` in one step; raises StorageError."""
-    return write_bytes(path, text.encode(), mode=mode)
+    """Replace `path` by UTF-8 `text` in one step; halves of characters become `\\udXXX`, as JSON writes them. Raises StorageError."""
+    return write_bytes(path, text.encode(errors="backslashreplace"), mode=mode)
 
 
 def plain(value: Any) -> Any:
@@ -153,25 +152,27 @@ def trial_row(result: Any, judgement: Any | None) -> dict[str, Any]:
 def write_trials_csv(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Replace trials.csv: TRIAL_COLUMNS, then every `params.*` column that any row has, in alphabetical order.
 
-    Missing values and NaN are empty cells. No rows: the header alone. Raises StorageError, or ValueError for a column that is neither.
+    Missing values and NaN are empty cells; texts that a spreadsheet would run: see `cells`. No rows: the header alone. Raises StorageError, or
+    ValueError for a column that is neither.
     """
     rows = list(rows)
     extra = sorted({name for row in rows for name in row} - set(TRIAL_COLUMNS))
     stray = [name for name in extra if not name.startswith("params.")]
     if stray:
         raise ValueError(f"trials.csv has no column {stray[0]!r}; columns are {', '.join(TRIAL_COLUMNS)} and params.*")
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [*TRIAL_COLUMNS, *extra], lineterminator="\n", restval="")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _cell(value) for name, value in row.items()})
-    return write_text(path, buffer.getvalue())
+    return write_csv(path, rows, [*TRIAL_COLUMNS, *extra])
+
+
+def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Path:
+    """Replace `path` by a table of these columns that no spreadsheet runs (`cells`); lists and dicts are JSON, None and NaN empty cells.
+
+    Raises StorageError, or ValueError for a row with another key.
+    """
+    return write_text(path, cells.to_csv([{name: _cell(value) for name, value in row.items()} for row in rows], columns))
 
 
 def _cell(value: Any) -> Any:
     value = plain(value)
-    if value is None:
-        return ""
     return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 

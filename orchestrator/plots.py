@@ -15,6 +15,7 @@ from orchestrator.config import Experiment
 from orchestrator.constraint import Judgement, Selection
 from orchestrator.intervals import Estimate
 from orchestrator.records import TrialResult
+from orchestrator.texts import clean, one_line
 
 Row = tuple[TrialResult, Judgement]
 
@@ -90,9 +91,27 @@ def _figure(width: float = 8.0, height: float = 4.8, columns: int = 1):
 
 
 def _png(figure: Any) -> bytes:
+    """The figure as PNG. Names in it are texts: `$` starts no formula; what the font lacks is drawn as a box, without a warning."""
+    import warnings
+
+    import matplotlib
+    from matplotlib.text import Text
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})  # no version inside: the same figures give the same file
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph|.*missing from (current )?font|constrained_layout not applied", UserWarning)
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)
+            text.set_text(clean(text.get_text()))
+        figure.savefig(buffer, format="png", metadata={"Software": None})  # no version inside: the same figures give the same file
     return buffer.getvalue()
+
+
+def written(label: Any) -> str:
+    """A name as a picture writes it: at most 60 characters a line; matplotlib leaves labels that begin with `_` out of legends."""
+    lines = [one_line(line, 60) for line in str(label).split("\n")]
+    text = "\n".join(lines)
+    return f" {text}" if text.startswith("_") else text
 
 
 def _bar(estimate: Estimate) -> list[list[float]]:
@@ -131,7 +150,7 @@ def _legend(axis: Any, look: Look, recipes: Sequence[str], extra: Sequence[Any] 
     """Recipes by colour and marker, what filled and hollow mean, and further handles; right of the axes."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], linestyle="none", markersize=7, label=name, **look.style(name)) for name in recipes]
+    handles = [Line2D([], [], linestyle="none", markersize=7, label=written(name), **look.style(name)) for name in recipes]
     handles.append(Line2D([], [], linestyle="none", marker="o", color="#555555", markersize=7, label="feasible"))
     hollow = "infeasible or undecided"
     handles.append(Line2D([], [], linestyle="none", marker="o", color="#555555", markerfacecolor="white", markersize=7, label=hollow))
@@ -203,7 +222,7 @@ def score_against_degradation(look: Look, baseline: TrialResult, rows: Sequence[
     _legend(axis, look, _present(look, shown), [_limit_handle(look.limit), *_untouched(axis, baseline)])
     rows_n, prompts = shown[0][0].task, shown[0][1].degradation
     axis.set_xlabel(f"degradation of attack success, paired (n={prompts.n} prompts, {look.level})")
-    axis.set_ylabel(f"task score, {rows_n.metric} (n={len(rows_n.scores)} rows)")
+    axis.set_ylabel(f"task score, {written(rows_n.metric)} (n={len(rows_n.scores)} rows)")
     axis.set_title(f"{title}: {len(shown)} trials, {_seeds(look)}", fontsize=11, loc="left")
     text = (
         f"Degradation with {look.level} (x) and task score (y) of {len(shown)} trials; the shaded side is beyond the limit {look.limit:g}."
@@ -230,7 +249,7 @@ def rates_by_recipe(look: Look, baseline: TrialResult, selection: Selection) -> 
     figure, axes = _figure(4.6 * len(panels), 0.55 * len(chosen) + 2.1, len(panels))
     for axis, (kind, label) in zip(axes, panels, strict=True):
         _bars(axis, look, baseline, chosen, kind, label)
-    axes[0].set_yticks(range(len(chosen)), [f"{r.recipe}\n{r.trial_id}" for r, _ in chosen], fontsize=8.5)
+    axes[0].set_yticks(range(len(chosen)), [written(f"{r.recipe}\n{r.trial_id}") for r, _ in chosen], fontsize=8.5)
     for axis in axes[1:]:
         axis.set_yticks(range(len(chosen)), [""] * len(chosen))
     figure.suptitle(f"{title}: best feasible trial, else nearest miss (hollow); {look.level}", fontsize=11, x=0.01, ha="left")

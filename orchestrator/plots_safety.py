@@ -121,7 +121,7 @@ def _handles(arms: Sequence[Arm]) -> list[Any]:
     """Legend entries of all arms, also of one that was asked nothing in a panel."""
     from matplotlib.patches import Patch
 
-    return [Patch(color=_colour(i), label=arm.label) for i, arm in enumerate(arms)]
+    return [Patch(color=_colour(i), label=plots.written(arm.label)) for i, arm in enumerate(arms)]
 
 
 def _arm_bars(axis: Any, arm: Arm, index: int, names: Sequence[str], count: int, level: float, flags: Callable) -> None:
@@ -136,7 +136,7 @@ def _arm_bars(axis: Any, arm: Arm, index: int, names: Sequence[str], count: int,
 
 def _suite_label(arms: Sequence[Arm], name: str) -> str:
     sizes = {len(arm.suites[name].ids) for arm in arms if name in arm.suites}
-    return f"{name}\nn={min(sizes)}" + (f" to {max(sizes)}" if len(sizes) > 1 else "")
+    return f"{plots.written(name)}\nn={min(sizes)}" + (f" to {max(sizes)}" if len(sizes) > 1 else "")
 
 
 def _flat(label: str) -> str:
@@ -158,13 +158,13 @@ def changes(arms: Sequence[Arm]) -> Plot:
     figure, axes = plots._figure(5.0 * len(panels) + 0.6, 0.55 * len(found) + 2.1, len(panels))
     for axis, (kind, label) in zip(axes, panels, strict=True):
         totals = [_stack(axis, i, [t for t in moved if t.kind == kind]) for i, (_, moved) in enumerate(found)]
-        axis.set_yticks(range(len(found)), [arm.label for arm, _ in found] if axis is axes[0] else [""] * len(found), fontsize=8.5)
+        axis.set_yticks(range(len(found)), [plots.written(arm.label) for arm, _ in found] if axis is axes[0] else [""] * len(found), fontsize=8.5)
         axis.set_ylim(len(found) - 0.5, -0.5)
         axis.set_xlim(0, 1)
         axis.grid(False, axis="y")
         axis.set_xlabel(f"share of {label} (n={' or '.join(map(str, sorted(set(totals))))})")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
-    figure.suptitle(f"{title}, from {_flat(arms[0].label)} to each model (counts in the bars)", fontsize=11, x=0.01, ha="left")
+    figure.suptitle(f"{title}, from {plots.written(_flat(arms[0].label))} to each model (counts in the bars)", fontsize=11, x=0.01, ha="left")
     text = f"Stacked shares of prompts by what became of them between {_flat(arms[0].label)} and {', '.join(_flat(a.label) for a, _ in found)}."
     return Plot(name, title, plots._png(figure), text)
 

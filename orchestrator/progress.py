@@ -10,10 +10,9 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
+from orchestrator import screen
 from orchestrator.constraint import Judgement
 from orchestrator.records import TrialResult
 
@@ -69,9 +68,7 @@ class Dashboard:
         self.durations: list[float] = []
         self.done = 0
         self.best: tuple[float, Text] | None = None
-        self._bar = Progress(
-            TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[eta]}"), console=console
-        )
+        self._bar = screen.bar(console, "trials", "bar", "count", "elapsed", "field:eta")
         self._task = self._bar.add_task("trials", total=total, eta="")
         self._live = Live(self._render(), console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
@@ -91,7 +88,7 @@ class Dashboard:
 
     def say(self, text: str | Text) -> None:
         """A line that stays."""
-        self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
+        screen.say(self.console, text, whole=not self.console.is_terminal)
 
     def event(self, trial_id: str, event: dict[str, Any]) -> None:
         """An event of a running trial."""
@@ -142,11 +139,11 @@ class Dashboard:
             self._live.update(self._render())
 
     def _render(self) -> Group:
-        table = Table(box=None, padding=(0, 1), show_header=False)
+        table = screen.Grid(box=None, padding=(0, 1), show_header=False)
         for trial_id, state in self.running.items():
             steps = f"{state.get('step', 0)}/{state['steps']}" if state.get("steps") else ""
             loss = f"loss {state['loss']:.3f}" if "loss" in state else ""
             probe = f"probe {state['degradation']:+.3f}" if "degradation" in state else ""
-            table.add_row(trial_id, state.get("recipe", ""), state.get("phase", ""), steps, loss, probe)
+            table.add_row(trial_id, str(state.get("recipe", "")), str(state.get("phase", "")), steps, loss, probe)
         best = self.best[1] if self.best else Text("nothing feasible yet", style="yellow")
-        return Group(table, self._bar, Text("best: ") + best)
+        return Group(table, self._bar, screen.styled(Text("best: ") + best))

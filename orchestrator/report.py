@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator import outputs, report_safety, summary
+from markupsafe import Markup
+
+from orchestrator import outputs, report_safety, summary, texts
 from orchestrator.config import Experiment
 from orchestrator.constraint import Judgement, Selection
 from orchestrator.records import TrialResult
@@ -67,22 +69,38 @@ def model_card(experiment: Experiment, baseline: TrialResult, selection: Selecti
 
 
 def _render(template: str, content: Mapping[str, Any]) -> str:
-    """A template of this package, filled in; in HTML everything is escaped, in Markdown what would break out of a cell or be HTML."""
+    """A template of this package, filled in. What it is given is text: in HTML everything is escaped, in Markdown what would be markup, a
+    link, HTML or the end of a cell; in both a character that turns the direction of writing or is none is replaced.
+
+    In Markdown a template writes `|code` for a code span and `|block` for the content of a fenced block.
+    """
     import jinja2
 
+    html = template.endswith(".html.j2")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=lambda name: bool(name) and name.endswith(".html.j2"),
+        autoescape=html,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_cleaned if html else markdown_cell,
     )
-    environment.filters["cell"] = markdown_cell
+    environment.filters |= {"code": lambda value: Markup(texts.code(value)), "block": _block, "cell": markdown_cell}
     return environment.get_template(template).render(content)
 
 
+def _cleaned(value: Any) -> Any:
+    """What goes into HTML: without characters that a browser obeys; it is escaped after this."""
+    return texts.clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def markdown_cell(value: Any) -> str:
-    """Text that stays within a cell of a Markdown table and starts no HTML."""
-    text = "" if value is None else str(value)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|").replace("\r", "").replace("\n", " ")
+    """Text that stays within a cell of a Markdown table and starts no HTML, markup or link; what a filter made so already as it is."""
+    return value if isinstance(value, Markup) else Markup(texts.markdown(value))
+
+
+def _block(text: str, language: str = "") -> Markup:
+    """A fenced block, with a fence that nothing in it ends."""
+    fence, body = texts.fence(text), texts.clean(text)
+    return Markup(f"{fence}{language}\n{body}{'' if body.endswith(chr(10)) else chr(10)}{fence}")

@@ -5,8 +5,6 @@ A table is {"title", "note", "head": column names, "rows": lists of texts}; tabl
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,11 +60,7 @@ def write_csv(folder: Path, baseline: TrialResult, result: TrialResult) -> list[
     }
     paths = []
     for name, (rows, columns) in files.items():
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        paths.append(outputs.write_text(folder / name, buffer.getvalue()))
+        paths.append(outputs.write_csv(folder / name, rows, columns))
     return paths
 
 

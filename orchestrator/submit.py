@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config
+from orchestrator import config, screen, texts
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError, LaneError
 
@@ -89,19 +89,17 @@ def submit(
     `shared_paths`: nothing is uploaded and every path is taken to exist on the cluster. Raises LaneError where the cluster does not
     answer or refuses us.
     """
-    from rich.console import Console
-
-    console = console or Console()
+    console = console or screen.console()
     client = _client(address, console)
     known = _known(client, submission_id)
     if known is not None:
         if known.status.is_terminal() or not follow:
             raise ConfigError(f"submission id {submission_id!r} was used before and its job is {known.status}; {_remedy(known)}")
-        console.print(f"job {submission_id} is {known.status} already; following it", highlight=False)
+        screen.say(console, f"job {submission_id} is {known.status} already; following it")
     else:
         submission_id = _send(client, experiment, submission_id, console, shared_paths)
     if not follow:
-        console.print(f"ray job logs --follow {submission_id} shows its log, ray job stop {submission_id} ends it cleanly", highlight=False)
+        screen.say(console, f"ray job logs --follow {submission_id} shows its log, ray job stop {submission_id} ends it cleanly")
         return 0
     return _follow(client, submission_id)
 
@@ -124,9 +122,7 @@ def _client(address: str | None, console: Any) -> Any:
                 return super()._do_request(method, endpoint, data=data, **options)
             import io
 
-            from rich.progress import wrap_file
-
-            with wrap_file(io.BytesIO(data), len(data), description="uploading", console=console) as body:
+            with screen.upload(console, io.BytesIO(data), len(data), "uploading") as body:
                 return super()._do_request(method, endpoint, data=body, **options)
 
     try:
@@ -160,17 +156,17 @@ def _send(client: Any, experiment: Experiment, submission_id: str | None, consol
             (folder / "experiment.yaml").write_text(config.dump_yaml(config.from_dict(raw)), encoding="utf-8")
         else:
             package = stage(experiment, folder)
-            console.print(f"{len(package.files)} file(s), {package.bytes / 1024:.0f} KiB, go with the job", highlight=False)
+            screen.say(console, f"{len(package.files)} file(s), {package.bytes / 1024:.0f} KiB, go with the job")
         model = Path(experiment.model.model_name_or_path)
         if model.is_dir():
-            console.print(f"the model folder {model} is not uploaded: every node must see it", style="yellow", highlight=False)
+            screen.say(console, f"the model folder {model} is not uploaded: every node must see it", style="yellow")
         job = _accepted(
             client, entrypoint="safebasin run -c experiment.yaml", submission_id=submission_id,
             # Ray kills a stopped job after 3 s; the report and the last records for MLflow take longer
             runtime_env={"working_dir": str(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS}},
             metadata={"safebasin.experiment": experiment.name, "safebasin.config_hash": experiment.digest()},
         )  # fmt: skip
-    console.print(f"job {job} was accepted; output: {experiment.output_place}", highlight=False)
+    screen.say(console, f"job {job} was accepted; output: {experiment.output_place}")
     return job
 
 
@@ -197,7 +193,7 @@ def _follow(client: Any, job: str) -> int:
 
     async def tail() -> None:
         async for lines in client.tail_job_logs(job):
-            print(lines, end="", flush=True)
+            print(texts.clean(lines), end="", flush=True)
 
     asyncio.run(tail())
     details = client.get_job_info(job)

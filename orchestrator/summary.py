@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +12,8 @@ from orchestrator.config import Experiment
 from orchestrator.constraint import Configuration, Constraint, Judgement, Selection
 from orchestrator.intervals import Estimate, mean, paired_difference, rate
 from orchestrator.records import SuiteResult, TrialResult
+from orchestrator.redaction import redact_text
+from orchestrator.texts import markdown, one_line
 
 MISSING = "not measured"
 
@@ -96,6 +100,8 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
             + "".join(f" WARNING: {line}." for line in [*unbound(baseline, experiment), *unseen(selection.best, baseline, experiment)])
         )
     miss = selection.nearest_miss
+    if not selection.measured:
+        return unmeasured(selection)
     if miss is None:
         return f"Nothing feasible: none of {_count(selection.configurations)} could be measured on the safety suites."
     result, judgement = _worst_seed(miss)
@@ -110,6 +116,35 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
         f"Nothing feasible: none of {_count(selection.configurations)} keeps every limit at {confidence:.0%} confidence. Nearest miss: "
         f"{result.trial_id} ({result.recipe}), task score {figure(task_score(result, confidence))}, {standing}{by}."
     )
+
+
+_FAULT = {
+    "trial": "by its own settings or data: correct what it names, see docs/troubleshooting.md, and run again",
+    "machine": "by a machine: see to that, then go on with `safebasin resume`",
+    "safebasin": "by a defect of safebasin: report it",
+}
+
+
+def unmeasured(selection: Selection) -> str:
+    """Why nothing is known of any trial's safety: how many failed, the commonest reason, whose fault it was, what to do."""
+    trials = [result for found in selection.configurations for result, _ in found.trials]
+    if not trials:
+        return "Nothing was measured: the search ended before a trial did; give it more time (search.time_budget_s) or trials (search.trials)."
+    reasons = Counter(_alike(result) for result in trials)
+    alike, count = reasons.most_common(1)[0]
+    first = next(result for result in trials if _alike(result) == alike)
+    failed = sum(result.state == "failed" for result in trials)
+    what = f"all {failed} trials failed" if failed == len(trials) > 1 else f"{failed} of {len(trials)} trials failed, none was asked its suites"
+    what = "the one trial failed" if failed == len(trials) == 1 else what
+    often = f" ({count} of {len(trials)})" if len(trials) > 1 else ""
+    why = one_line(redact_text(first.error or "it was stopped before its evaluation"), 400).rstrip(".")
+    whose = _FAULT.get(first.fault or "", "see docs/troubleshooting.md for the common reasons")
+    return f"Nothing was measured: {what}. The commonest reason{often}, first of {first.trial_id} ({first.recipe}): {why}; {whose}."
+
+
+def _alike(result: TrialResult) -> str:
+    """A trial's error without its numbers, so that the same reason at other steps counts as one."""
+    return re.sub(r"\d+", "#", f"{result.fault} {result.error}")
 
 
 def unbound(baseline: TrialResult | None, experiment: Experiment) -> list[str]:
@@ -180,9 +215,10 @@ def by_recipe(selection: Selection, recipes: Sequence[str]) -> dict[str, Configu
 def plan(experiment: Experiment) -> str:
     """What the run is going to do, as Markdown for the description of the parent run."""
     limits, search = experiment.safety.limits, experiment.search
+    recipes = markdown(", ".join(experiment.recipe_names))
     over = "" if limits.max_over_refusal_rise is None else f" and over-refusal by at most {limits.max_over_refusal_rise:g}"
     return (
-        f"safebasin experiment **{experiment.name}**: {search.trials} trials over {', '.join(experiment.recipe_names)}; attack success may "
+        f"safebasin experiment **{markdown(experiment.name)}**: {search.trials} trials over {recipes}; attack success may "
         f"rise by at most {limits.max_degradation:g}{over} ({limits.confidence:.0%} confidence). Running."
     )
 
@@ -190,7 +226,7 @@ def plan(experiment: Experiment) -> str:
 def note(selection: Selection, baseline: TrialResult | None, experiment: Experiment) -> str:
     """The outcome as Markdown for the description of the parent run."""
     return (
-        f"**{headline(selection, baseline, experiment)}**\n\nCompare trials: open the experiment, select the child runs, *Compare*; "
+        f"**{markdown(headline(selection, baseline, experiment))}**\n\nCompare trials: open the experiment, select the child runs, *Compare*; "
         "`task/score` against `safety_delta/degradation` is the trade-off, `constraint/excess <= 0` keeps every limit. "
         "The report is among this run's artifacts (`report.html`, `report.md`)."
     )

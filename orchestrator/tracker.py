@@ -171,7 +171,7 @@ class Tracker:
         tags: dict[str, Any] = {}
         if selection is not None:
             tags["mlflow.note.content"] = values.text_of(summary.note(selection, self.baseline, self.experiment))
-            tags["safebasin.verdict"] = "feasible" if selection.best else "nothing feasible"
+            tags["safebasin.verdict"] = selection.outcome
         if selection is not None and selection.best is not None:
             result, judgement = selection.best.trials[0]
             tags |= {"safebasin.best_trial_id": result.trial_id, "safebasin.best_run_id": {"run": result.trial_id}}

@@ -266,13 +266,9 @@ def _shown(progress: Progress | None):
     if progress is not None:
         yield progress
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from orchestrator import screen
 
-    columns = (TextColumn("building the pocket world: {task.description}"), BarColumn(), MofNCompleteColumn(),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    with screen.bar(screen.console(stderr=True), "building the pocket world:", "description", "bar", "count", "elapsed", "time left", "left") as bar:
         tasks: dict[str, int] = {}
 
         def tick(stage: str, done: int, total: int) -> None:

@@ -172,7 +172,7 @@ def test_hostile_names_stay_text(tmp_path):
 
 def test_nothing_tried_is_said(tmp_path):
     experiment, before, _, selection, paths = written(tmp_path, rows=[])
-    assert "Nothing feasible: none of 0 configurations" in report.sentence(experiment, before, selection)
+    assert "Nothing was measured: the search ended before a trial did" in report.sentence(experiment, before, selection)
     assert len(paths) == 2, "no picture is made up"
     assert Parser(paths[0].read_text()).stack == [] and "not tried" in paths[1].read_text()
     assert report.model_card(experiment, before, selection) == ""

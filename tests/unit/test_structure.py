@@ -54,9 +54,10 @@ LEVELS = (
     {"outputs", "records", "evidence"},
     {"config", "config_text", "kustomize"},
     {"config_sections"},
+    {"crash", "screen"},
     {"redaction"},
     {"addresses", "hub", "model_folders"},
-    {"cachedir", "errors"},
+    {"cachedir", "cells", "errors", "streams", "texts"},
 )
 
 
