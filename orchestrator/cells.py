@@ -43,11 +43,14 @@ def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
         changed.append(raw)
         lines.append(shown | ({RAW: json.dumps(raw, ensure_ascii=False)} if raw else {}))
     heads = [guarded(name) for name in columns] + ([RAW] if any(changed) and RAW not in columns else [])
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, heads, lineterminator="\n", restval="", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
+    return "".join(_line([row.get(head) for head in heads]) for row in [dict(zip(heads, heads, strict=True)), *lines])
+
+
+def _line(values: Sequence[Any]) -> str:
+    """One row; Python quotes a carriage return only where the row's end holds one."""
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\r\n").writerow(values)
+    return f"{buffer.getvalue()[:-2]}\n"
 
 
 def from_csv(text: str) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,14 @@ from orchestrator.redaction import REDACTED, is_secret_key, redact_text
 from orchestrator.texts import clean, one_line
 
 DEBUG = "SAFEBASIN_DEBUG"
+_MACHINE = {
+    errno.ENOSPC: "a disk is full: free space where the output goes, and where temporary files do",
+    errno.EDQUOT: "your disk quota is used up: free space where the output goes, and where temporary files do",
+    errno.EIO: "a disk or terminal reports an error: check it",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENOMEM: "this machine's memory is used up: free some, or ask for less",
+}
 _place: Path | None = None
 
 
@@ -69,8 +78,13 @@ def outcome(call: Callable[[], Any]) -> int:
 
 def _prepare() -> None:
     """Characters that the terminal's encoding lacks are shown by their number; threads, destructors and logging end in sentences too."""
-    for stream in (sys.stdout, sys.stderr):
-        streams.tolerant(stream)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the process ends
+        streams.tolerant(getattr(sys, name))
+    if not sys.warnoptions and not os.environ.get(DEBUG):
+        for category in (FutureWarning, DeprecationWarning):  # of libraries among themselves: nothing that a user could act on
+            warnings.simplefilter("ignore", category)
     threading.excepthook = _in_thread
     sys.unraisablehook = _unraisable
     logging.raiseExceptions = False
@@ -100,7 +114,7 @@ def _ended(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         _say("interrupted")
         return 1
-    if isinstance(error, OSError) and _stdout_trouble(error):
+    if isinstance(error, BrokenPipeError) and streams.gone(sys.stdout):  # `safebasin list suites | head`
         return 1
     show = getattr(error, "show", None)
     if callable(show) and hasattr(error, "format_message"):  # of the command line's library: an unknown verb or option
@@ -112,22 +126,10 @@ def _ended(error: BaseException) -> int:
     return 1
 
 
-def _stdout_trouble(error: OSError) -> bool:
-    """Whether an error is that of stdout, whose reader has gone or whose disk is full; says so where somebody may read it."""
-    if error.errno == errno.EPIPE:
-        return streams.gone(sys.stdout)
-    if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT) or error.filename is not None:
-        return False
-    if streams.settle(sys.stdout):
-        return False
-    _say(f"the output could not be written: {error.strerror}; free space where it goes, or send it elsewhere")
-    return True
-
-
 def _crashed(error: BaseException, what: str) -> None:
     """Write the traceback and say in a sentence where it is."""
     where = _kept(error)
-    _say(f"{what} with an unexpected {_named(error)}; {where}")
+    _say(f"{what} with an unexpected {_named(error)}; {_remedy(error)}; {where}")
     if os.environ.get(DEBUG, "") not in ("", "0"):
         _write(_traceback(error))
 
@@ -138,6 +140,15 @@ def _named(error: BaseException | None) -> str:
         return f"SystemExit ({error.code!r}) of a library"
     text = _without_secrets(one_line(error, 400)) if error is not None else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _remedy(error: BaseException) -> str:
+    """What to do about an error that is no sentence of ours."""
+    if isinstance(error, MemoryError):
+        return "this machine's memory is used up: free some, or ask for less (smaller batches, fewer lanes)"
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        return _MACHINE[error.errno]
+    return "report it, it is a defect of safebasin or of a library"
 
 
 def _kept(error: BaseException) -> str:
@@ -151,8 +162,8 @@ def _kept(error: BaseException) -> str:
         except OSError as trouble:
             troubles.append(f"{folder}: {trouble.strerror or trouble}")
             continue
-        return f"the traceback is in {path}: report it, it is a defect of safebasin or of a library"
-    return f"its traceback could not be kept ({'; '.join(troubles)}): {DEBUG}=1 shows it"
+        return f"the traceback is in {path}"
+    return f"its traceback could not be kept ({'; '.join(troubles)}), {DEBUG}=1 shows it"
 
 
 def _folders() -> list[Path]:

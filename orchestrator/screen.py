@@ -6,6 +6,8 @@ Rich's own Text of every string, so that they are safe on any console, also one 
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from typing import IO, Any
 
@@ -30,6 +32,10 @@ class Screen(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """A string as it is, whatever Rich's callers ask for."""
         return super().render_str(clean(text), **(options | {"markup": False, "emoji": False, "highlight": False}))
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more: said to the caller, where Rich would end the process."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def render(self, renderable: RenderableType, options: Any = None):
         """Segments of what is printed; the last line of defence, also for what Rich itself made of a text."""
@@ -75,9 +81,9 @@ def console(*, stderr: bool = False, steady: bool = False) -> Screen:
 def styled(text: str | Text, style: str = "") -> Text:
     """A text, to be joined to others, that holds nothing a terminal obeys."""
     if not isinstance(text, Text):
-        return Text(clean(text), style=style)
+        return Text(clean(text).replace("\t", " "), style=style)
     safe = text.copy()
-    if (plain := clean(safe.plain)) != safe.plain:
+    if (plain := clean(safe.plain).replace("\t", " ")) != safe.plain:
         safe.plain = plain  # as long as it was, so that its styles stay where they are
     if style:
         safe.stylize(style)
