@@ -87,7 +87,7 @@ def measure(experiment: Experiment, request: Request, console: Console) -> dict[
     subject = subjects.opened(request.model, experiment.model, device=device, merge=True)
     model, tokenizer = subject.network, subject.voice.tokenizer
     for note in subject.voice.notes:
-        console.print(f"{subjects.label(request.model)}: {note}", style="yellow", highlight=False, markup=False)
+        screen.say(console, f"{subjects.label(request.model)}: {note}", "yellow")
     end = _line_end(model, tuned)
     _same_form(model, end, request)
     total = request.directions * (len(at) - 1) + 1 + (len(line) - 1 if end is not None else 0)

@@ -159,7 +159,7 @@ class _Measure:
         if self.like not in (None, experiment.model):
             told.append("has no chat template of its own and is asked under that of the model")
         for note in told:
-            self.console.print(f"{trial_id} {subjects.label(name)}: {note}", style="yellow", highlight=False, markup=False)
+            screen.say(self.console, f"{trial_id} {subjects.label(name)}: {note}", "yellow")
         phase = "baseline" if trial_id == "baseline" else "confirm"
         result = TrialResult(trial_id, "", {}, 0, phase, "complete")
         weights = vllm_backend.named(*subjects.files(name, like, base))
