@@ -36,14 +36,13 @@ class Style:
 
 def applied(tokenizer: Any, messages: Sequence[Message], *, generation: bool) -> str:
     """The chat template's text as the template makes it. Raises ModelError on a template error."""
-    from jinja2 import TemplateError
-
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
-    except (TemplateError, ValueError) as error:
+    except Exception as error:  # a template is a program: it divides by zero, calls itself without end, adds a list to a text
         roles = ", ".join(message["role"] for message in messages)
+        said = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
-            f"the chat template refused a conversation with the roles [{roles}]: {error}; see model.chat_template, model.system_prompt"
+            f"the chat template refused a conversation with the roles [{roles}]: {said}; see model.chat_template, model.system_prompt"
         ) from error
 
 
@@ -107,7 +106,9 @@ def _trailer(tokenizer: Any, before: list[Message], answer: Message, asked: str,
     ours, theirs = _tokens(tokenizer, after), _tokens(tokenizer, longer)
     common = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     kept = _prefix(tokenizer, after, ours[:common])
-    trailer = after if not kept.strip() else after[len(kept) :]
+    special = special_ids(tokenizer)
+    ends = any(token in special for token in ours[:common])  # else what both begin with is the beginning of two headers
+    trailer = after[len(kept) :] if ends else after
     return trailer if trailer.strip() and asked.endswith(trailer) else ""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, hub, model_folders
+from orchestrator import config, data_template, hub, model_folders
 from orchestrator.errors import ModelError
 
 if TYPE_CHECKING:
@@ -105,7 +105,10 @@ def bare_tokenizer(model: config.Model) -> Any:
 
 
 def finished(words: Any, name: str) -> Any:
-    """The tokenizer with a pad token. Raises ModelError where it has no chat template or no end token; `name` is whose it is."""
+    """The tokenizer with a pad token and a template that heeds `add_generation_prompt`.
+
+    Raises ModelError where it has no chat template, one that cannot be used, or no end token; `name` is whose it is.
+    """
     if not words.chat_template:
         raise ModelError(
             f"model {name!r} has no chat template, so prompts and answers cannot be told apart; set "
@@ -116,6 +119,7 @@ def finished(words: Any, name: str) -> Any:
         raise ModelError(f"the tokenizer of {name!r} has no end-of-sequence token, so answers would never end; set eos_token in it")
     if words.pad_token_id is None:
         words.pad_token = words.eos_token
+    data_template.correct(words)
     return words
 
 
