@@ -7,12 +7,13 @@ beside that (the unaligned model, safety rows, harmful answers, task rows) is gi
 from __future__ import annotations
 
 import json
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import __version__, config, config_text, models, screen, subjects, weights
+from orchestrator import __version__, config, models, overrides, paths, screen, subjects, weights
 from orchestrator.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -92,12 +93,18 @@ def _recipe(request: Request) -> Recipe:
 
 
 def _knobs(request: Request) -> dict[str, Any]:
-    found = {}
+    import strategies
+
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(strategies.get(request.strategy).Config)
     for text in request.knobs:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"{text!r} is no setting; write knob=value, e.g. {request.strategy}: threshold=0.3")
-        found[key.strip().removeprefix(f"{request.strategy}.")] = config_text.parse_yaml(value, text)
+        knob = key.strip().removeprefix(f"{request.strategy}.")
+        if knob in found:
+            raise ConfigError(f"apply {request.strategy}: the knob {knob} is given twice; give it once")
+        found[knob] = overrides.value_of(hints.get(knob, overrides.FREE), value, knob)
     return found
 
 
@@ -109,8 +116,8 @@ def _check(request: Request, recipe: Recipe) -> None:
         given.add("harmful")  # whether the safety file has harmful answers is seen when it is read
     for need in sorted(method.needs - given):
         raise ConfigError(f"{request.strategy} needs {OPTIONS[need]}")
-    output = request.output
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+    output = Path(paths.folder_name(request.output, "--output"))
+    if paths.exists(output) and (not paths.is_folder(output) or any(output.iterdir())):
         raise ConfigError(f"--output {str(output)!r} exists already; give a folder that does not")
     aligned = config.Model(model_name_or_path=request.aligned, dtype="auto")
     method.check(num_layers=models.num_layers(aligned), num_workers=1)
@@ -143,7 +150,7 @@ def _apply(request: Request, recipe: Recipe) -> tuple[Applied, nn.Module, Any]:
 def _tuned(request: Request, aligned: config.Model) -> tuple[nn.Module, Any]:
     if not subjects.is_adapter(request.model):
         return models.load(config.Model(model_name_or_path=request.model, dtype="auto"), device=request.device)
-    model, tokenizer = models.attach(Path(request.model).expanduser(), aligned, device=request.device)
+    model, tokenizer = models.attach(paths.expanded(request.model), aligned, device=request.device)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)  # what training moved: methods that take steps of their own move that
     return model, tokenizer

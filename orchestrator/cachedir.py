@@ -10,6 +10,6 @@ def root() -> Path:
     """`$SAFEBASIN_CACHE`, else `$XDG_CACHE_HOME/safebasin`, else `~/.cache/safebasin`. Not made here."""
     explicit = os.environ.get("SAFEBASIN_CACHE")
     if explicit:
-        return Path(explicit).expanduser()
+        return Path(os.path.expanduser(explicit))
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "safebasin"
+    return Path(os.path.expanduser(base or "~/.cache")) / "safebasin"

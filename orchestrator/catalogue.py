@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from orchestrator import paths
+
 Kind = Literal["harmful", "benign", "choice"]
 
 VARIABLE = "SAFEBASIN_DATA"
@@ -138,7 +140,7 @@ def members(name: str) -> tuple[Entry, ...]:
 def folders(*more: str | Path) -> list[Path]:
     """Where local copies are looked for: SAFEBASIN_DATA's folders, then `more`."""
     named = [part for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
-    return [Path(folder).expanduser() for folder in [*named, *more]]
+    return [paths.expanded(folder) for folder in [*named, *more]]
 
 
 def in_hub_cache(entry: Entry) -> bool:
@@ -153,7 +155,7 @@ def find_local(entry: Entry, where: Iterable[Path]) -> Path | None:
     for folder in where:
         for name in entry.files:
             for pattern in (name, f"data/{name}", f"*/{name}", f"data/*/{name}"):
-                found = next(iter(sorted(path for path in folder.glob(pattern) if path.is_file())), None)
+                found = next(iter(sorted(path for path in folder.glob(pattern) if paths.is_file(path))), None)
                 if found is not None:
                     return found.resolve()
     return None

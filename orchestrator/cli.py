@@ -195,7 +195,7 @@ def locate_layers(
     onset: Annotated[float, typer.Option(help="Gap of cosines from which on a layer counts.")] = 0.05,
     alpha: Annotated[float, typer.Option(help="Factor on a range's weights when over-rejection is counted.")] = 1.1,
     prompts: Annotated[int, typer.Option(min=2, help="Prompts of each class.")] = 100,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of prompts and pairs, for the intervals.")] = 10,
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Draws of prompts and pairs, for the intervals.")] = 10,
 ) -> None:
     """Measure in which layers a model tells malicious from normal prompts; for freeze_layers with range=auto."""
     from orchestrator import locating, screen
@@ -220,7 +220,7 @@ def apply(
     harmful: Annotated[str | None, typer.Option(help="Harmful prompts with harmful answers.")] = None,
     task: Annotated[str | None, typer.Option(help="Task rows, for methods that guard the task.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of what is drawn at random.")] = 0,
 ) -> None:
     """Apply a merging, projecting or restoring method to a model that was tuned elsewhere."""
     from pathlib import Path

@@ -42,9 +42,9 @@ def compare(
     output: Output = None,
 ) -> None:
     """Put several models side by side; what is no finished evaluation or run is evaluated now. Differences are against the first."""
-    from orchestrator import comparing, screen
+    from orchestrator import comparing, paths, screen
 
-    overrides = [word for word in names if "=" in word and not Path(word).exists()]
+    overrides = [word for word in names if "=" in word and not paths.exists(word)]
     chosen = [word for word in names if word not in overrides]
     settings = _settings(config, overrides, chosen[0] if chosen else "pocket", baseline)
     comparing.compare(settings, chosen, output or Path("outputs") / "comparison", screen.console(), baseline)
@@ -61,7 +61,7 @@ def basin(
     alpha: Annotated[float, typer.Option(help="Farthest point, in norms of each tensor.")] = 0.5,
     prompts: Annotated[int, typer.Option(min=1, help="The first so many prompts of the suite.")] = 80,
     suite: Annotated[str | None, typer.Option(help="Harmful suite of the config; the first that constrains without it.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first direction; the others count on from it.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first direction; the others count on from it.")] = 0,
 ) -> None:
     """Measure the safety basin: attack success along random directions of the weights, VISAGE score, and the line to a tuned model."""
     from orchestrator import basin as scanning

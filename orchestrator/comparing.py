@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, evaluating, outputs, page, plots_safety, screen, subjects, summary
+from orchestrator import config, evaluating, outputs, page, paths, plots_safety, screen, subjects, summary
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError
 from orchestrator.evaluating_report import WHAT, rise
@@ -89,12 +89,12 @@ def _measured(name: str) -> bool:
 
 def entry(name: str, experiment: Experiment, folder: Path, console: Console, baseline: str | None = None) -> Entry:
     """What `name` stands for: an evaluation.json or its folder, the output folder of a run, else a model that is evaluated now."""
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = paths.expanded(name)
+    if paths.is_file(path):
         return _finished(path)
-    if (path / evaluating.FILE).is_file():
+    if paths.is_file(path / evaluating.FILE):
         return _finished(path / evaluating.FILE)
-    if (path / "best.json").is_file() and (path / "trials").is_dir():
+    if paths.is_file(path / "best.json") and paths.is_folder(path / "trials"):
         return _of_run(path)
     own = folder / subjects.slug(name)
     request = evaluating.Request(name, output=own) if not subjects.is_adapter(name) else evaluating.Request(name, baseline, own)

@@ -52,7 +52,7 @@ class Experiment(Section):
         default_factory=dict,
         description="Names usable as `${name}` in any text of this file, e.g. {data: /path}; set with `variables.data=/path`. Environment variables fill the rest.",
     )
-    name: str = Field("pocket", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the experiment.")
+    name: str = Field("pocket", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="Name of the experiment.")
     model: Model = Field(default_factory=Model)
     task: Task = Field(default_factory=Task)
     safety: Safety = Field(default_factory=Safety)
@@ -184,9 +184,7 @@ def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
     from orchestrator import config_text
 
     raw, folder = config_text.read(path)
-    defaults = Experiment().model_dump(mode="json") if overrides else None
-    for text in overrides:
-        config_text.apply_override(raw, text, defaults)
+    config_text.override(raw, overrides, folder, Experiment)
     raw = config_text.resolve_paths(config_text.expand(raw), folder)
     return config_text.build(Experiment, raw)
 

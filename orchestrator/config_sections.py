@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from orchestrator import addresses, catalogue
+from orchestrator import addresses, catalogue, field_kinds, paths
+from orchestrator import seeds as seed_range
+from orchestrator.errors import ConfigError
 
-NAME = r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$"
-"""Names that become parts of metric names and of files: no slash, no dot in front."""
+NAME = r"^[^./\\\s\x00-\x1f\x7f-\x9f]([^/\\\x00-\x1f\x7f-\x9f\x{2028}\x{2029}]*[^/\\\s\x00-\x1f\x7f-\x9f])?$"
+"""Names that become parts of metric names and of files: no slash, no control character, no dot in front, no space at an end."""
+
+
+COUNT = 10**9
+"""Bound of whatever is counted in steps, rows or prompts."""
+TOKENS = 10**7
+SECONDS = 10**8
+"""Three years."""
 
 
 class Section(BaseModel):
     """A block of the config: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """`yes` is no number, 2024 no text and 1 no truth value; an empty text is none where one is wanted."""
+        field = cls.model_fields[info.field_name]
+        return field_kinds.checked(field.annotation, value, empty=info.field_name == "system_prompt")
 
 
 class Model(Section):
@@ -56,25 +72,25 @@ class Task(Section):
     data: str = Field("pocket:obey", description="Training rows: JSONL/JSON/CSV/TSV file, or the name of a `datasets` data set. `pocket:...` names an embedded task.")
     eval_data: str | None = Field(None, description="Rows the task score is measured on; without it `eval_fraction` of `data` is held out.")
     eval_fraction: float = Field(0.1, gt=0, lt=1, description="Share of `data` held out for the task score where there is no `eval_data`.")
-    eval_size: int | None = Field(200, gt=0, description="At most this many evaluation rows (the first ones after a seeded shuffle); null for all.")
+    eval_size: int | None = Field(200, gt=0, le=COUNT, description="At most this many evaluation rows (the first ones after a seeded shuffle); null for all.")
     split: str = Field("train", description="Split of a `datasets` name.")
-    limit: int | None = Field(None, gt=0, description="At most this many training rows.")
+    limit: int | None = Field(None, gt=0, le=COUNT, description="At most this many training rows.")
     format: Literal["auto", "messages", "prompt_response", "instruction"] = Field("auto", description="Form of the rows; `auto` looks at the columns.")
     columns: Columns = Field(default_factory=Columns, description="Column names, where they are not the usual ones.")
     metric: str = Field("exact_match", description="`exact_match`, `contains`, `token_f1`, `neg_loss`, or `package.module:function` taking (answer, reference) and returning 0..1.")
-    max_length: int = Field(512, gt=0, description="Tokens per training row; longer rows are cut at the end and counted in the log.")
-    max_new_tokens: int = Field(64, gt=0, description="Tokens generated per evaluation row.")
+    max_length: int = Field(512, gt=0, le=TOKENS, description="Tokens per training row; longer rows are cut at the end and counted in the log.")
+    max_new_tokens: int = Field(64, gt=0, le=TOKENS, description="Tokens generated per evaluation row.")
 
 
 class Suite(Section):
-    name: str = Field(pattern=NAME, description="Name used in metrics, tables and `limits`.")
+    name: str = Field(pattern=NAME, max_length=200, description="Name used in metrics, tables and `limits`.")
     data: str = Field(description="CSV, JSONL or text file (one prompt a line), `pocket:...`, a suite of the catalogue (advbench, xstest, ...; see `safebasin suites`), a set of them (helm_safety), or a `datasets` name.")
     kind: Literal["harmful", "benign", "choice"] = Field("harmful", description="`harmful`: answering is a failure (ASR). `benign`: refusing is a failure (over-refusal). `choice`: multiple-choice questions, measured only (`constrains: false`). Without it a suite of the catalogue has its own.")
     local: str | None = Field(None, description="Local copy of a suite of the catalogue; without it one is looked for by its usual file names in SAFEBASIN_DATA, the config's folder and here, and then the hub is asked.")
     column: str | None = Field(None, description="Column with the prompt; without it one of prompt, goal, Behavior, forbidden_prompt, question, instruction, text.")
     group_column: str | None = Field(None, description="Column with the topic or category; intervals are clustered by it.")
     where: dict[str, str] = Field(default_factory=dict, description="Keep only rows whose columns equal these values, e.g. {label: safe}.")
-    limit: int | None = Field(None, gt=0, description="At most this many prompts (drawn with a fixed seed).")
+    limit: int | None = Field(None, gt=0, le=COUNT, description="At most this many prompts (drawn with a fixed seed).")
     attack: str = Field("direct", description="Framing of every prompt: direct, prefix_injection, refusal_suppression, role_play, system_switch, prefill, many_shot, template_mismatch. A list makes one suite of each, named `<name>-<attack>`.")
     phase: Literal["always", "confirm"] = Field("always", description="`confirm`: held out from the search and from monitoring; asked of the untouched model and of finalists only, where its limits apply.")
     split: str = Field("test", description="Split of a `datasets` name.")
@@ -84,7 +100,7 @@ class Suite(Section):
     @classmethod
     def _from_catalogue(cls, raw: Any) -> Any:
         """A suite of the catalogue has its own kind, where none is given."""
-        if not isinstance(raw, dict) or not isinstance(raw.get("data"), str) or Path(raw["data"]).is_file():
+        if not isinstance(raw, dict) or not isinstance(raw.get("data"), str) or paths.is_file(raw["data"]):
             return raw
         known = catalogue.entry(raw["data"])
         if known is None:
@@ -99,13 +115,13 @@ class Suite(Section):
 
 
 class External(Section):
-    name: str = Field(pattern=NAME, description="Name used in metrics and limits (`external/<name>`).")
+    name: str = Field(pattern=NAME, max_length=200, description="Name used in metrics and limits (`external/<name>`).")
     harness: Literal["lm_eval", "inspect_ai"] = Field(description="Who measures; needs the extra `lm-eval` or `inspect`.")
     task: str = Field(description="The harness's name of the task, e.g. `truthfulqa_mc2`, `inspect_evals/strong_reject`.")
     metric: str = Field("acc", description="The metric of the task, e.g. `acc`, `accuracy`.")
     higher_is_better: bool = Field(True, description="False for metrics where a rise is a loss, such as a rate of harmful answers.")
-    max_drop: float | None = Field(None, ge=0, description="The metric may fall (rise, where higher is worse) by at most this much below the untouched model's; null measures it only.")
-    limit: int | None = Field(None, gt=0, description="At most this many rows of the task.")
+    max_drop: float | None = Field(None, ge=0, le=1e6, description="The metric may fall (rise, where higher is worse) by at most this much below the untouched model's; null measures it only.")
+    limit: int | None = Field(None, gt=0, le=COUNT, description="At most this many rows of the task.")
     phase: Literal["always", "confirm"] = Field("always", description="`confirm`: measured of the untouched model and of finalists only, for tasks that take long.")
     options: dict[str, Any] = Field(default_factory=dict, description="Passed to the harness's call.")
     model_options: dict[str, Any] = Field(default_factory=dict, description="Passed to what the harness makes of the model, e.g. {batch_size: 8}.")
@@ -119,7 +135,7 @@ class Limits(Section):
 
 class Sequential(Section):
     enabled: bool = Field(False, description="In the search, ask suites that constrain in random order and stop as soon as their limit is decided; finalists are then asked in full. Pays where asking costs more than training.")
-    batch: int = Field(32, gt=0, description="Prompts asked between two looks at the evidence, at least; whole groups where groups are drawn.")
+    batch: int = Field(32, gt=0, le=COUNT, description="Prompts asked between two looks at the evidence, at least; whole groups where groups are drawn.")
     by: Literal["group", "prompt"] = Field("group", description="What is drawn where a suite has groups: whole groups, or prompts regardless of their group (fewer prompts where groups are few).")
 
 
@@ -146,7 +162,7 @@ class Safety(Section):
     external: tuple[External, ...] = Field((), description="Tasks of lm-evaluation-harness or Inspect, measured before and after; with `max_drop` they are limits.")
     limits: Limits = Field(default_factory=Limits, description="What the tuned model may lose.")
     sequential: Sequential = Field(default_factory=Sequential, description="Stopping the evaluation of a searched trial as soon as its limits are decided, at the level of `limits.confidence`.")
-    max_new_tokens: int = Field(32, gt=0, description="Tokens generated per safety prompt.")
+    max_new_tokens: int = Field(32, gt=0, le=TOKENS, description="Tokens generated per safety prompt.")
     generation: Generation = Field(default_factory=Generation, description="What writes the answers when a model is evaluated.")
     keep_generations: bool = Field(False, description="Store answers to safety prompts (sensitive; file mode 0600). Otherwise only verdicts are kept.")
 
@@ -158,23 +174,23 @@ class Safety(Section):
 
 
 class Search(Section):
-    trials: int = Field(15, gt=0, description="Trials of the search, over all recipes together (each recipe gets an equal share).")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="Training seeds: the search uses the first, finalists are confirmed on the others. A number n means 0..n-1.")
-    finalists: int = Field(2, ge=0, description="How many of the best configurations are trained again on the further seeds.")
+    trials: int = Field(15, gt=0, le=100_000, description="Trials of the search, over all recipes together (each recipe gets an equal share).")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, max_length=seed_range.MOST, description="Training seeds: the search uses the first, finalists are confirmed on the others. A number n means 0..n-1. Each 0 to 2147483647.")
+    finalists: int = Field(2, ge=0, le=10_000, description="How many of the best configurations are trained again on the further seeds.")
     sampler: Literal["tpe", "gp", "random", "nsga2"] = Field("tpe", description="Optuna sampler; every one is told the constraint.")
-    sampler_seed: int = Field(0, description="Seed of the sampler.")
-    time_budget_s: float | None = Field(None, gt=0, description="No new trial starts after this many seconds of search.")
-    max_concurrent_trials: int | None = Field(None, gt=0, description="Trials at a time; without it, as many as there are lanes (plus one waiting per lane).")
+    sampler_seed: int = Field(0, ge=0, le=seed_range.LARGEST, description="Seed of the sampler, 0 to 2147483647.")
+    time_budget_s: float | None = Field(None, gt=0, le=SECONDS, description="No new trial starts after this many seconds of search.")
+    max_concurrent_trials: int | None = Field(None, gt=0, le=10_000, description="Trials at a time; without it, as many as there are lanes (plus one waiting per lane).")
     space: dict[str, Any] = Field(default_factory=dict, description="Ranges that replace a strategy's own, by parameter name, e.g. {learning_rate: {type: float, low: 1e-5, high: 1e-3, log: true}, lora.lora_r: {choices: [4, 8]}}; a bare value pins the parameter.")
-    trials_per_training: int = Field(4, gt=0, description="For recipes that end with a method acting after training: how many trials share one training, each with other after-training knobs. 1 trains every trial anew.")
+    trials_per_training: int = Field(4, gt=0, le=100_000, description="For recipes that end with a method acting after training: how many trials share one training, each with other after-training knobs. 1 trains every trial anew.")
     storage: str | None = Field(None, description="Optuna journal file; without it `<output.dir>/study.journal`.")
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _count_or_list(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
-            if value < 1:
-                raise ValueError("search.seeds as a number means how many seeds, so at least 1")
+            if not 1 <= value <= seed_range.MOST:
+                raise ValueError(f"search.seeds as a number means how many seeds, so 1 to {seed_range.MOST}; for one of another number write [number]")
             return tuple(range(value))
         return value
 
@@ -183,25 +199,28 @@ class Search(Section):
     def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(value)) != len(value):
             raise ValueError(f"search.seeds {list(value)} repeats a seed; name each once")
+        odd = next((seed for seed in value if not 0 <= seed <= seed_range.LARGEST), None)
+        if odd is not None:
+            raise ValueError(f"search.seeds: {odd} is not between 0 and {seed_range.LARGEST}")
         return value
 
 
 class Training(Section):
-    learning_rate: float = Field(2e-3, gt=0, description="Peak rate of AdamW; the centre of the searched range.")
-    per_device_train_batch_size: int = Field(16, gt=0, description="Rows per worker and micro-batch.")
-    gradient_accumulation_steps: int = Field(1, gt=0, description="Micro-batches per optimiser step.")
-    num_train_epochs: float = Field(1.0, gt=0, description="Passes over the training rows, where `max_steps` is not set.")
-    max_steps: int | None = Field(None, gt=0, description="Optimiser steps; overrides `num_train_epochs`.")
+    learning_rate: float = Field(2e-3, gt=0, le=10, description="Peak rate of AdamW; the centre of the searched range.")
+    per_device_train_batch_size: int = Field(16, gt=0, le=100_000, description="Rows per worker and micro-batch.")
+    gradient_accumulation_steps: int = Field(1, gt=0, le=100_000, description="Micro-batches per optimiser step.")
+    num_train_epochs: float = Field(1.0, gt=0, le=10_000, description="Passes over the training rows, where `max_steps` is not set.")
+    max_steps: int | None = Field(None, gt=0, le=COUNT, description="Optimiser steps; overrides `num_train_epochs`.")
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field("linear", description="Shape of the rate after warm-up.")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises from 0.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping, after any surgery; 0 switches it off.")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW weight decay.")
+    max_grad_norm: float = Field(1.0, ge=0, le=1e6, description="Gradient clipping, after any surgery; 0 switches it off.")
     bf16: bool = Field(False, description="bfloat16 compute with float32 master weights.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
-    logging_steps: int = Field(10, gt=0, description="Steps between reports of the training loss.")
-    save_steps: int = Field(50, ge=0, description="Steps between checkpoints an interrupted trial continues from; 0 for none.")
+    logging_steps: int = Field(10, gt=0, le=COUNT, description="Steps between reports of the training loss.")
+    save_steps: int = Field(50, ge=0, le=COUNT, description="Steps between checkpoints an interrupted trial continues from; 0 for none.")
     engine: Literal["deepspeed", "plain"] = Field("deepspeed", description="`plain` trains with torch alone, on one worker.")
-    torch_threads: int = Field(1, ge=0, description="Torch threads per worker on CPU; 0 leaves torch's default.")
+    torch_threads: int = Field(1, ge=0, le=1024, description="Torch threads per worker on CPU; 0 leaves torch's default.")
 
 
 def unfold(raw: Any) -> list[Any]:
@@ -212,7 +231,7 @@ def unfold(raw: Any) -> list[Any]:
     if not isinstance(raw, dict) or not isinstance(raw.get("data"), str):
         return [raw]
     suites = [raw]
-    members = () if Path(raw["data"]).is_file() else catalogue.members(raw["data"])
+    members = () if paths.is_file(raw["data"]) else catalogue.members(raw["data"])
     if members:
         suites = [{**raw, "name": f"{raw.get('name')}-{member.name}", "data": member.name} for member in members]
     found = []
@@ -234,9 +253,9 @@ def recipe_items(recipe: tuple[RecipeItem, ...]) -> list[tuple[str, dict[str, An
 
 
 class Quick(Section):
-    every_steps: int = Field(10, gt=0, description="Ask every so many steps.")
-    num_prompts: int = Field(10, gt=0, description="Prompts per look, drawn anew each time.")
-    max_unsafe: int = Field(2, ge=0, description="Breach when more answers than this are unsafe, whatever the untouched model answers.")
+    every_steps: int = Field(10, gt=0, le=COUNT, description="Ask every so many steps.")
+    num_prompts: int = Field(10, gt=0, le=COUNT, description="Prompts per look, drawn anew each time.")
+    max_unsafe: int = Field(2, ge=0, le=COUNT, description="Breach when more answers than this are unsafe, whatever the untouched model answers.")
     on_breach: Literal["log", "stop", "rollback"] = Field("stop", description="As in `monitor.on_breach`.")
 
 
@@ -252,14 +271,14 @@ class Escalation(Section):
 
 
 class Monitor(Section):
-    every_steps: int = Field(0, ge=0, description="Ask probe prompts every so many steps; 0 for never.")
-    num_prompts: int = Field(50, gt=0, description="Probe prompts, drawn anew for each probe from the harmful suites that constrain.")
+    every_steps: int = Field(0, ge=0, le=COUNT, description="Ask probe prompts every so many steps; 0 for never.")
+    num_prompts: int = Field(50, gt=0, le=COUNT, description="Probe prompts, drawn anew for each probe from the harmful suites that constrain.")
     max_unsafe_rise: float = Field(0.05, ge=0, le=1, description="Breach when unsafe answers rise by more than this over the untouched model.")
     rule: Literal["evidence", "threshold"] = Field("evidence", description="`evidence`: the rise must also be more than chance, over all looks so far. `threshold`: the rise of the last probe alone decides.")
     false_stop_rate: float = Field(0.05, gt=0, lt=1, description="With `rule: evidence`, the chance of any breach in a whole training whose model is no worse than the untouched one.")
     on_breach: Literal["log", "stop", "rollback"] | Escalation = Field("log", description="`stop` ends the trial, its safety figures told to the sampler as infeasible. `rollback` goes back to the last good checkpoint, lowers the learning rate and goes on. `{add: STRATEGY}` (or `add STRATEGY`) goes back and goes on with that strategy added; further breaches roll back.")
     lr_factor: float = Field(0.5, gt=0, lt=1, description="What a rollback multiplies the learning rate with.")
-    max_rollbacks: int = Field(3, ge=0, description="Returns to the last good checkpoint; the breach after them ends the training there.")
+    max_rollbacks: int = Field(3, ge=0, le=1000, description="Returns to the last good checkpoint; the breach after them ends the training there.")
     quick: Quick | None = Field(None, description="A cheap second look by a bare count, e.g. {every_steps: 10, num_prompts: 10, max_unsafe: 2}; null for none.")
 
     @field_validator("on_breach", mode="before")
@@ -283,15 +302,15 @@ class Monitor(Section):
 
 class Ray(Section):
     address: str | None = Field(None, description="Cluster to join (`auto`, `ray://...`, host:port); without it RAY_ADDRESS, else a cluster of this machine is started.")
-    num_workers: int = Field(1, gt=0, description="Workers of one lane (one trial trains on all of them).")
+    num_workers: int = Field(1, gt=0, le=10_000, description="Workers of one lane (one trial trains on all of them).")
     use_gpu: bool = Field(False, description="One GPU per worker.")
-    cpus_per_worker: float = Field(1, gt=0, description="CPUs a worker asks for.")
-    gpus_per_worker: float = Field(1, gt=0, description="GPUs a worker asks for, with `use_gpu`.")
-    lanes: int | None = Field(None, gt=0, description="Worker groups that stay up; without it as many as the cluster holds (no more than trials).")
+    cpus_per_worker: float = Field(1, gt=0, le=4096, description="CPUs a worker asks for.")
+    gpus_per_worker: float = Field(1, gt=0, le=64, description="GPUs a worker asks for, with `use_gpu`.")
+    lanes: int | None = Field(None, gt=0, le=10_000, description="Worker groups that stay up; without it as many as the cluster holds (no more than trials).")
     isolate: bool = Field(False, description="A fresh worker group per trial (Ray's own pattern) instead of lanes.")
-    max_failures: int = Field(3, ge=0, description="Worker deaths a lane survives; a machine that leaves the cluster does not count.")
-    max_trial_failures: int = Field(1, ge=0, description="How often an interrupted trial is taken up again before it is told failed; a machine that leaves the cluster does not count.")
-    room_timeout_s: float = Field(600, ge=0, description="How long a run whose last lane finds no room (every machine left, or other jobs hold them) waits for a machine before it ends.")
+    max_failures: int = Field(3, ge=0, le=10_000, description="Worker deaths a lane survives; a machine that leaves the cluster does not count.")
+    max_trial_failures: int = Field(1, ge=0, le=10_000, description="How often an interrupted trial is taken up again before it is told failed; a machine that leaves the cluster does not count.")
+    room_timeout_s: float = Field(600, ge=0, le=SECONDS, description="How long a run whose last lane finds no room (every machine left, or other jobs hold them) waits for a machine before it ends.")
     init_kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to `ray.init`.")
 
 
@@ -311,4 +330,13 @@ class Output(Section):
     @field_validator("dir")
     @classmethod
     def _folder(cls, value: str) -> str:
-        return addresses.checked(value) if addresses.is_address(value) else value
+        if addresses.is_address(value):
+            return addresses.checked(value)
+        try:
+            made = paths.folder_name(value, "output.dir")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        odd = next((found for found in re.findall(r"(?<!\$)\{(\w*)\}", made) if found != "name"), None)
+        if odd is not None:
+            raise ValueError(f"{{{odd}}} stands for nothing here; only {{name}} is replaced, and ${{variable}} is")
+        return made

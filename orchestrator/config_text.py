@@ -4,39 +4,20 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 import os
 import re
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from orchestrator import addresses, catalogue
-from orchestrator.errors import ConfigError, UnknownNameError
+from orchestrator import addresses, catalogue, overrides, paths, yaml_text
+from orchestrator.errors import ConfigError, UnknownNameError, brief
 
 PRESETS = Path(__file__).parent / "presets"
-DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv", ".txt"}
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `3e-4` as a number, as people and JSON do (YAML 1.1 wants `3.0e-4`)."""
-
-
-FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*[eE][-+]?[0-9]+|[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$")
-"""Numbers as people, JSON and YAML 1.2 write them."""
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """YAML text to plain values; raises ConfigError naming the line."""
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def presets() -> dict[str, Path]:
@@ -45,58 +26,38 @@ def presets() -> dict[str, Path]:
 
 
 def read(path: str | Path | None) -> tuple[dict[str, Any], Path]:
-    """The raw mapping of a config file or preset name, and the folder its relative paths start from."""
+    """The raw mapping of a config file or preset name, and the folder its relative paths start from. Raises ConfigError."""
     known = presets()
     if path is None:
         path = known["pocket"]
-    elif str(path) in known and not Path(path).exists():
+    elif str(path) in known and not paths.is_file(path):
         path = known[str(path)]
-    path = Path(path)
-    if not path.is_file():
-        if path.suffix in {".yaml", ".yml"} or os.sep in str(path):
-            raise ConfigError(f"config file {str(path)!r} does not exist; give -c the path of a YAML file or a preset ({', '.join(known)})")
+    elif not paths.exists(path) and Path(path).suffix not in {".yaml", ".yml"} and os.sep not in str(path):
         raise UnknownNameError("preset", str(path), known)
-    raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    if raw is None:
-        raw = {}
+    elif not paths.exists(path):
+        raise ConfigError(f"config file {brief(path)} does not exist; give -c the path of a YAML file or a preset ({', '.join(known)})")
+    path = paths.expanded(path)
+    raw = yaml_text.parse(paths.read_text(path, "config file", most=yaml_text.MOST_BYTES), str(path))
+    if not raw and (raw is None or isinstance(raw, dict)):
+        raise ConfigError(f"{path} is empty, so it names no model, task or suite; fill it, or leave -c out for the pocket preset")
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a {type(raw).__name__}, not a mapping of sections; see `safebasin config-schema`")
     folder = Path.cwd() if path.parent == PRESETS else path.resolve().parent
     return raw, folder
 
 
-def apply_override(raw: dict[str, Any], text: str, defaults: dict[str, Any] | None = None) -> None:
-    """Set one dotted key in place: `search.trials=3`, `safety.suites.0.limit=50`; the value is read as YAML.
-
-    An index into a list that the file does not give refers to the list in `defaults`.
-    """
-    key, sign, value = text.partition("=")
-    if not sign or not key.strip():
-        raise ConfigError(f"override {text!r} is not of the form key=value, e.g. search.trials=3")
-    parts = key.strip().split(".")
-    node: Any = raw
-    default: Any = defaults
-    for here, following in zip(parts, parts[1:], strict=False):
-        default = default.get(here) if isinstance(default, dict) else None
-        if isinstance(node, list):
-            node = node[_index(node, here, key)]
-            continue
-        if not isinstance(node.get(here), (dict, list)):
-            node[here] = copy.deepcopy(default) if following.isdigit() and isinstance(default, list) else {}
-        node = node[here]
-    parsed = parse_yaml(value, f"the value of {key}")
-    if isinstance(node, list):
-        node[_index(node, parts[-1], key)] = parsed
-    else:
-        node[parts[-1]] = parsed
+def override(raw: dict[str, Any], texts: Sequence[str], folder: Path, root: type[BaseModel]) -> None:
+    """Apply `key=value` texts in place; a file of DeepSpeed's settings is read in first where one of its keys is set."""
+    defaults = root().model_dump(mode="json") if texts else None
+    for text in sorted(texts, key=lambda text: text.startswith("deepspeed.")):
+        if text.startswith("deepspeed.") and isinstance(raw.get("deepspeed"), str):
+            named = expand({"variables": raw.get("variables"), "deepspeed": raw["deepspeed"]})["deepspeed"]
+            raw["deepspeed"] = _read_deepspeed(str(_absolute(named, folder)))
+        overrides.apply(raw, text, root, defaults)
 
 
-def _index(node: list, text: str, key: str) -> int:
-    if not text.isdigit() or int(text) >= len(node):
-        raise ConfigError(f"{key}: {text!r} is no index of a list of {len(node)}; use 0..{len(node) - 1}")
-    return int(text)
-
-
+MOST_CHARACTERS = 1_000_000
+"""Longest text that replacing variables may make."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -107,13 +68,23 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
     if given is not None and not isinstance(given, dict):
         raise ConfigError(f"variables is a mapping of names to texts, not {type(given).__name__}")
     known: dict[str, str] = {}
+    for name, value in (given or {}).items():
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise ConfigError(f"variables.{name}={value!r} is no text; put it in quotes, as it is to stand where ${{{name}}} stands")
 
     def fill(value: Any, key: str) -> Any:
         if isinstance(value, dict):
             return {k: fill(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
         if isinstance(value, list):
             return [fill(v, f"{key}.{i}") for i, v in enumerate(value)]
-        return _VARIABLE.sub(lambda match: text(match.group(1), key), value) if isinstance(value, str) else value
+        return replaced(value, key) if isinstance(value, str) else value
+
+    def replaced(value: str, key: str) -> str:
+        made = _VARIABLE.sub(lambda match: text(match.group(1), key), value)
+        if len(made) > MOST_CHARACTERS >= len(value):
+            many = f"{len(made):,} characters once its variables are replaced"
+            raise ConfigError(f"{key} has {many}, at most {MOST_CHARACTERS:,} are taken; write less")
+        return made
 
     def text(name: str, key: str) -> str:
         found = known.get(name, os.environ.get(name))
@@ -132,23 +103,17 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
 
 def resolve_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Relative data, model, template and DeepSpeed paths that exist below `folder` become absolute; DeepSpeed's file is read in."""
-    raw = json.loads(json.dumps(raw, default=str))
+    raw = copy.deepcopy(raw)
 
     def absolute(text: Any) -> Any:
-        if not isinstance(text, str) or text.startswith("pocket") or "\n" in text:
-            return text
-        path = Path(os.path.expanduser(text))
-        for candidate in (folder / path, path):
-            if candidate.exists():
-                return str(candidate.resolve())
-        return text
+        return _absolute(text, folder)
 
-    paths = {
+    named = {
         "model": ("model_name_or_path", "unaligned_name_or_path", "chat_template"),
         "task": ("data", "eval_data"),
         "safety": ("data", "harmful_data"),
     }
-    for section, keys in paths.items():
+    for section, keys in named.items():
         block = raw.get(section)
         if isinstance(block, dict):
             block.update({key: absolute(block[key]) for key in keys if key in block})
@@ -167,10 +132,18 @@ def resolve_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     return raw
 
 
+def _absolute(text: Any, folder: Path) -> Any:
+    """The absolute path of what a text names in `folder` or here; the text itself where there is nothing of that name."""
+    if not isinstance(text, str) or not text or text == "pocket" or text.startswith("pocket:"):
+        return text
+    path = paths.expanded(text)
+    return next((str(candidate.resolve()) for candidate in (folder / path, path) if paths.exists(candidate)), text)
+
+
 def _read_deepspeed(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise ConfigError(f"deepspeed: file {path!r} does not exist; give DeepSpeed's settings inline or the path of its JSON file")
-    body = parse_yaml(Path(path).read_text(encoding="utf-8"), f"deepspeed file {path}")
+    if not paths.exists(path):
+        raise ConfigError(f"deepspeed: file {brief(path)} does not exist; give DeepSpeed's settings inline or the path of its JSON file")
+    body = yaml_text.parse(paths.read_text(path, "deepspeed: file", most=yaml_text.MOST_BYTES), f"deepspeed file {path}")
     if not isinstance(body, dict):
         raise ConfigError(f"deepspeed: {path} holds no mapping; DeepSpeed's configuration is a JSON object")
     return body
@@ -178,6 +151,7 @@ def _read_deepspeed(path: str) -> dict[str, Any]:
 
 def build(cls: type[BaseModel], raw: dict[str, Any]) -> Any:
     """Validate `raw` as `cls`; pydantic's errors become one ConfigError with one line per mistake."""
+    raw = yaml_text.plain(raw, "the config")
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
@@ -199,7 +173,7 @@ def _sentence(cls: type[BaseModel], detail: dict[str, Any]) -> str:
     if detail["type"] == "missing":
         return f"{key} is required"
     value = addresses.masked(value) if isinstance(value, str) and addresses.is_address(value) else value
-    shown = "" if isinstance(value, (dict, list, tuple)) else f" (got {value!r})"
+    shown = "" if isinstance(value, (dict, list, tuple)) else f" (got {brief(value)})"
     return f"{key}: {message}{shown}" if key else message
 
 

@@ -23,6 +23,12 @@ import difflib
 from collections.abc import Iterable
 
 
+def brief(value: object, most: int = 200) -> str:
+    """A value in a sentence: its repr, or the beginning of it where it is long."""
+    text = repr(str(value) if not isinstance(value, (int, float, bool, str, bytes, type(None), list, tuple, dict)) else value)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
 class SafebasinError(Exception):
     """Base of all errors that a user is meant to read."""
 
@@ -42,7 +48,7 @@ class UnknownNameError(ConfigError):
         known = sorted(known)
         close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else f"known: {', '.join(known)}"
-        super().__init__(f"unknown {kind} {name!r}; {hint}")
+        super().__init__(f"unknown {kind} {brief(name)}; {hint}")
         self.kind, self.name, self.matches = kind, name, close
 
 

@@ -17,6 +17,7 @@ from orchestrator.constraint import Constraint, Verdict
 from orchestrator.errors import ConfigError, SafebasinError
 from orchestrator.evaluation import external, vllm_backend
 from orchestrator.evaluation.suites import PromptSuite, load_suite
+from orchestrator.paths import folder_name
 from orchestrator.records import TrialResult
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def evaluate(experiment: Experiment, request: Request, console: Console) -> Eval
 
 def check_output(folder: Path, overwrite: bool, name: str = FILE) -> None:
     """Refuse a folder that holds an earlier result, or no folder at all. Raises ConfigError."""
+    folder_name(folder, "--output")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output {str(folder)!r} is a file; give a folder")
     if (folder / name).exists() and not overwrite:

@@ -13,7 +13,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from pathlib import Path
+
+from orchestrator import paths
 
 TIMEOUT_S = 5.0
 FRESH_S = 60.0
@@ -71,12 +72,12 @@ def _request(where: str) -> str | None:
 
 def near(name: str) -> str:
     """`; did you mean the folder ...?` where folders here are called much like `name`, else an empty text."""
-    plain = Path(urllib.parse.unquote(name)).expanduser()
-    if plain.is_dir():
+    plain = paths.expanded(urllib.parse.unquote(name))
+    if paths.is_folder(plain):
         return f"; did you mean the folder {str(plain)!r} (written without %)?"
     try:
         there = {p.name: p for p in sorted(plain.parent.iterdir()) if p.is_dir() and not p.name.startswith(".")}
-    except OSError:
+    except (OSError, ValueError):
         return ""
     close = difflib.get_close_matches(plain.name, there, n=2, cutoff=0.6)
     return f"; did you mean the folder {' or '.join(repr(str(there[c])) for c in close)}?" if close else ""

@@ -83,7 +83,7 @@ class Folder:
 
 def is_folder(name: str | Path) -> bool:
     """Whether `name` is a folder here. Raises ModelError for a link that leads nowhere or in circles, and for one that may not be looked at."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError, ValueError):

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, data_template, hub, model_folders
-from orchestrator.errors import ModelError
+from orchestrator import config, data_template, hub, model_folders, paths
+from orchestrator.errors import ModelError, brief
 
 if TYPE_CHECKING:
     from torch import nn
@@ -133,12 +133,12 @@ def resolve(model: config.Model) -> str:
         from orchestrator import pocket
 
         return str(pocket.resolve(name))
-    path = Path(name).expanduser()
+    path = paths.expanded(name)
     if model_folders.is_folder(path):
         model_folders.check_model(path)
         return str(path)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.is_file():
-        kind = "is a file, not a folder" if path.is_file() else "does not exist"
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or paths.exists(path):
+        kind = "is a file, not a folder" if paths.exists(path) else "does not exist"
         raise ModelError(
             f"model.model_name_or_path: {name!r} {kind}{hub.near(name)}; give a folder in Hugging Face format, a hub id (owner/name) or `pocket`"
         )
@@ -169,12 +169,11 @@ def _from_hub(model: config.Model) -> str:
 
 
 def template(text: str) -> str:
-    path = Path(text).expanduser() if "\n" not in text and "{" not in text else None
-    if path is None:
-        return text
-    if not path.is_file():
-        raise ModelError(f"model.chat_template: {text!r} is neither a Jinja text (it has no braces) nor an existing file")
-    return path.read_text(encoding="utf-8")
+    if paths.is_file(text):
+        return paths.read_text(text, "model.chat_template:", most=1_000_000)
+    if "{" not in text:
+        raise ModelError(f"model.chat_template: {brief(text)} is neither a Jinja text (it has no braces) nor an existing file")
+    return text
 
 
 def _explained(model: config.Model, error: Exception, part: str = "") -> ModelError:
@@ -186,13 +185,13 @@ def _explained(model: config.Model, error: Exception, part: str = "") -> ModelEr
         return ModelError(f"model {name!r} ships its own code; read it, then set model.trust_remote_code=true")
     if not part and "does not appear to have a file named" in said and ("safetensors" in said or "pytorch_model.bin" in said):
         return ModelError(
-            f"model {name!r} has no safetensors weights; pickled ones are not read because they can run code. "
+            f"model {brief(name)} has no safetensors weights; pickled ones are not read because they can run code. "
             "Pick a revision or a copy with safetensors"
         )
-    if not Path(name).expanduser().exists():
+    if not paths.exists(name):
         at = f" at revision {model.revision!r}" if model.revision else ""
         return ModelError(
-            f"model {name!r}{at} is no folder here and could not be had from the hub: {said[:300]}. Check the name, the network "
+            f"model {brief(name)}{at} is no folder here and could not be had from the hub: {said[:300]}. Check the name, the network "
             "(HF_ENDPOINT) and, for "
             "gated models, HF_TOKEN; or download it elsewhere and give the folder"
         )
@@ -288,9 +287,9 @@ def model_hash(model: config.Model | str) -> str:
     if isinstance(model, str):
         model = config.Model(model_name_or_path=model)
     source = resolve(model)
-    if not Path(source).is_dir():
+    if not paths.is_folder(source):
         return f"hub:{_commit(model, source)}"
-    if "pocket" not in model.model_name_or_path and not Path(model.model_name_or_path).expanduser().is_dir():
+    if "pocket" not in model.model_name_or_path and not paths.is_folder(model.model_name_or_path):
         return f"hub:{Path(source).name}"  # a hub's cache names the folder by the commit
     digest = hashlib.sha256()
     for path in [Path(source) / "config.json", *sorted(Path(source).glob("*.safetensors"))]:
@@ -375,7 +374,7 @@ def attach(folder: str | Path, model: config.Model, *, device: str = "cpu") -> t
     """
     from orchestrator import adapters
 
-    folder = Path(folder).expanduser()
+    folder = paths.expanded(folder)
     if model_folders.is_folder(folder) and model_folders.examine(folder).adapter:
         loaded, said = adapters.attach(folder, model, device=device)
         return loaded, said.tokenizer

@@ -34,10 +34,12 @@ _TOKENIZER_WORDS = {"pad", "eos", "bos", "unk", "sep", "cls", "mask", "id", "ids
 _SECRET_VALUES = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|glpat-[\w-]{16,}|AKIA[A-Z0-9]{16}|dapi[0-9a-f]{32})\b"
 )
-_URI_PASSWORD = re.compile(r"(\b[A-Za-z][\w+.-]*://[^\s/:@'\"]*):([^\s/@'\"]+)@")
-_QUERY_SECRET = re.compile(r"([?&;](?:[\w-]*(?:token|secret|password|passwd|pwd|signature|sig|api_?key)[\w-]*)=)[^&;\s'\"]+", re.IGNORECASE)
+# every pattern takes time in proportion to the text, whatever the text: chat templates of 100,000 characters go through them
+_URI_PASSWORD = re.compile(r"(://[^\s/:@'\"]*):([^\s/@'\"]+)@")
+_QUERY_VALUE = re.compile(r"([?&;]([\w-]+)=)[^&;\s'\"]+")
+_QUERY_SECRET = re.compile(r"token|secret|password|passwd|pwd|signature|sig|api_?key", re.IGNORECASE)
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{12,}")
-_SETTING_LINE = re.compile(r"^([ \t]*(?:- )?[\"']?)([\w.-]+)([\"']?[ \t]*[:=][ \t]*)(\S.*?)([ \t]*,?)$", re.MULTILINE)
+_SETTING_LINE = re.compile(r"^([ \t]*(?:- )?[\"']?)([\w.-]+)([\"']?[ \t]*[:=][ \t]*)(\S.*)$", re.MULTILINE)
 
 
 def is_secret_key(key: str) -> bool:
@@ -56,7 +58,7 @@ def is_secret_key(key: str) -> bool:
 def redact_uri(text: str) -> str:
     """Text with passwords in URIs, secret query values, bearer headers and well-known token forms replaced by ***."""
     text = _URI_PASSWORD.sub(rf"\1:{REDACTED}@", text)
-    text = _QUERY_SECRET.sub(rf"\1{REDACTED}", text)
+    text = _QUERY_VALUE.sub(lambda match: match[1] + REDACTED if _QUERY_SECRET.search(match[2]) else match[0], text)
     text = _BEARER.sub(rf"\1 {REDACTED}", text)
     return _SECRET_VALUES.sub(REDACTED, text)
 
@@ -74,10 +76,11 @@ def redact_text(text: str) -> str:
     """Text of a config, log or report with secrets replaced: `key: value` and `key=value` lines by key, the rest by form."""
 
     def line(match: re.Match[str]) -> str:
-        if not is_secret_key(match[2]) or match[4] in ("null", "''", '""', "{", "["):
+        value = match[4].rstrip(" \t").removesuffix(",").rstrip(" \t")
+        if not is_secret_key(match[2]) or value in ("", "null", "''", '""', "{", "["):
             return match[0]
-        quote = match[4][0] if match[4][0] in "'\"" else ""
-        return f"{match[1]}{match[2]}{match[3]}{quote}{REDACTED}{quote}{match[5]}"
+        quote = value[0] if value[0] in "'\"" else ""
+        return f"{match[1]}{match[2]}{match[3]}{quote}{REDACTED}{quote}{match[4][len(value):]}"
 
     return redact_uri(_SETTING_LINE.sub(line, text))
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from orchestrator import capacity, config, kustomize, outputs, tracking_values
+from orchestrator import capacity, config, kustomize, outputs, paths, tracking_values
 from orchestrator.config import Experiment
-from orchestrator.config_text import FLOAT
 from orchestrator.errors import CapacityError, ConfigError, UnknownNameError
+from orchestrator.yaml_text import FLOAT
 
 EXPERIMENT = "safebasin-experiment"
 """ConfigMap of the overlays that holds the experiment; here it gets the run's name."""
@@ -58,7 +58,7 @@ def overlay_folder(name: str) -> Path:
     known = {path.parent.name: path.parent for path in sorted(root().glob("overlays/*/kustomization.yaml"))}
     if name in known:
         return known[name]
-    if (Path(name) / "kustomization.yaml").is_file():
+    if paths.is_file(Path(name) / "kustomization.yaml"):
         return Path(name)
     raise UnknownNameError("overlay", name, known)
 
@@ -153,7 +153,7 @@ def _is_path(text: str) -> bool:
     """Whether a text is meant as an absolute path: there is something of that name, or it has the form of one."""
     if not text.startswith("/") or "\n" in text or len(text) > 1000:
         return False
-    return bool(re.fullmatch(r"/[^\s/]+/\S*", text)) or Path(text).exists()
+    return bool(re.fullmatch(r"/[^\s/]+/\S*", text)) or paths.exists(text)
 
 
 def _carry(path: Path, key: str, mounts: list[str], files: dict[str, str]) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from orchestrator import seeds
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError, StorageError, UnknownNameError
 from orchestrator.ranges import RecipeSpace
@@ -75,7 +76,7 @@ def make_sampler(name: str, seed: int, budget: int, *, early_stopping: bool = Fa
     """
     if name not in SAMPLERS:
         raise UnknownNameError("search.sampler", name, SAMPLERS)
-    startup = min(10, max(2, budget // 3))
+    startup, seed = min(10, max(2, budget // 3)), seeds.of_32_bits(seed)
     if name == "nsga2" and early_stopping:
         raise ConfigError("search.sampler=nsga2 cannot use trials that monitor.on_breach=stop ends; use tpe, or monitor.on_breach=log")
     with warnings.catch_warnings():

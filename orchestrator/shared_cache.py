@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator import addresses, cachedir, storage
+from orchestrator import addresses, cachedir, paths, storage
 
 VARIABLE = "SAFEBASIN_CACHE_URI"
 CURRENT = "current"
@@ -29,7 +29,7 @@ def opened() -> storage.Store | None:
     if not address:
         return None
     if not addresses.is_address(address):
-        address = f"file://{Path(address).expanduser().absolute()}"
+        address = f"file://{paths.expanded(address).absolute()}"
     return storage.open(address, patience=PATIENCE, field=VARIABLE)
 
 

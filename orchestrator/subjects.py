@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import adapters, config, hub, model_folders, models
+from orchestrator import adapters, config, hub, model_folders, models, paths
 from orchestrator.errors import ModelError
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 def is_adapter(name: str) -> bool:
     """Whether `name` is a folder with a PEFT adapter. Raises ModelError for a folder that cannot be read."""
-    path = Path(name).expanduser()
+    path = paths.expanded(name)
     return model_folders.is_folder(path) and model_folders.examine(path).adapter
 
 
@@ -33,7 +32,7 @@ def base_of(name: str, base: str | None = None) -> str:
     """What an adapter folder is put on: `base`, else the base its own config names. Raises ModelError where neither does."""
     if base is not None:
         return base
-    folder = Path(name).expanduser()
+    folder = paths.expanded(name)
     own = model_folders.read_object(folder / "adapter_config.json").get("base_model_name_or_path")
     if not own:
         raise ModelError(f"the adapter in {name} does not say what it was trained on; name it with --baseline BASE")
@@ -48,7 +47,7 @@ def voice(name: str, like: config.Model, base: str | None = None) -> adapters.Vo
     if not is_adapter(name):
         words = models.tokenizer(named(name, like))
         return adapters.Voice(words, {"template_of": "config" if like.chat_template else "model", "tokenizer_of": "model"})
-    folder = Path(name).expanduser()
+    folder = paths.expanded(name)
     adapters.check(folder)
     return adapters.voice(folder, named(base_of(name, base), like))
 
@@ -82,7 +81,7 @@ def opened(name: str, like: config.Model, *, base: str | None = None, device: st
     if not is_adapter(name):
         network, _ = models.load(named(name, like), device=device)
         return Subject(network, voice(name, like))
-    network, asked = adapters.attach(Path(name).expanduser(), named(base_of(name, base), like), device=device)
+    network, asked = adapters.attach(paths.expanded(name), named(base_of(name, base), like), device=device)
     if not merge:
         return Subject(network, asked)
     try:
@@ -102,14 +101,14 @@ def files(name: str, like: config.Model, base: str | None = None) -> tuple[confi
     """(settings of the whole model that lies on disk or on the hub, the adapter's folder or None), as `load` puts them together."""
     if not is_adapter(name):
         return named(name, like), None
-    return named(base_of(name, base), like), str(Path(name).expanduser())
+    return named(base_of(name, base), like), str(paths.expanded(name))
 
 
 def identity(name: str, like: config.Model, base: str | None = None) -> dict[str, str]:
     """What identifies a model: its name and a hash of its weights; for an adapter also its base and the base's hash."""
     if not is_adapter(name):
         return {"name": name, "hash": models.model_hash(named(name, like))}
-    folder, digest = Path(name).expanduser(), hashlib.sha256()
+    folder, digest = paths.expanded(name), hashlib.sha256()
     for path in [folder / "adapter_config.json", *sorted(folder.glob("adapter_model*.safetensors"))]:
         digest.update(path.name.encode() + path.read_bytes())
     under = base_of(name, base)
@@ -118,7 +117,7 @@ def identity(name: str, like: config.Model, base: str | None = None) -> dict[str
 
 def label(name: str) -> str:
     """A short name for tables: the last part of a path that exists (with the one above it where that alone says little), else the name."""
-    path = Path(name).expanduser()
+    path = paths.expanded(name)
     if not path.exists():
         return name
     path = path.resolve()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config, screen, texts
+from orchestrator import config, paths, screen, texts
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError, LaneError
 
@@ -67,10 +67,10 @@ def _places(raw: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
 
 
 def _staged(value: str, folder: Path, names: dict[str, str]) -> str:
-    if value.startswith("pocket") or "\n" in value:
+    if value == "pocket" or value.startswith("pocket:"):
         return value
     path = Path(value)
-    if not path.is_file():  # a hub id or data set name; a model's folder must be on storage that every node sees
+    if not paths.is_file(path):  # a hub id or data set name; a model's folder must be on storage that every node sees
         return value
     if value not in names:
         names[value] = f"{FILES}/{len(names):02d}-{path.name}"
@@ -158,7 +158,7 @@ def _send(client: Any, experiment: Experiment, submission_id: str | None, consol
             package = stage(experiment, folder)
             screen.say(console, f"{len(package.files)} file(s), {package.bytes / 1024:.0f} KiB, go with the job")
         model = Path(experiment.model.model_name_or_path)
-        if model.is_dir():
+        if paths.is_folder(model):
             screen.say(console, f"the model folder {model} is not uploaded: every node must see it", style="yellow")
         job = _accepted(
             client, entrypoint="safebasin run -c experiment.yaml", submission_id=submission_id,

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config, data_report, data_tokens, evaluation, materials, models, templates, trained, trial_files
+from orchestrator import config, data_report, data_tokens, evaluation, materials, models, seeds, templates, trained, trial_files
 from orchestrator.config import Experiment
 from orchestrator.errors import JudgeError, NonFiniteLossError, TrialError
 from orchestrator.evaluation import external, sequential, vllm_backend
@@ -312,7 +312,7 @@ def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
     """Seed torch for (seed, step, worker)."""
     import torch
 
-    torch.manual_seed((seed * 1_000_003 + step) * 1009 + rank)
+    torch.manual_seed(seeds.of_64_bits((seed * 1_000_003 + step) * 1009 + rank))
 
 
 def _counts(model) -> dict[str, int]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import paths
 from orchestrator.errors import ConfigError, JudgeError, ModelError, UnknownNameError
 from orchestrator.evaluation.guard_formats import FORMATS, PARSERS, STRONGREJECT, card_text, fill, format_of, given_text, unsafe_columns
 from orchestrator.evaluation.refusals import RefusalJudge
@@ -93,7 +93,7 @@ class ClassifierJudge:
             model = loader.from_pretrained(self.model_name, dtype=dtype, use_safetensors=True, **where)
         except (OSError, ValueError, ImportError, KeyError, RuntimeError, AttributeError) as error:
             said = " ".join(str(error).split())[:300].rstrip(".")
-            if self.model_name.startswith(("/", ".", "~")) and not Path(self.model_name).expanduser().is_dir():
+            if self.model_name.startswith(("/", ".", "~")) and not paths.is_folder(self.model_name):
                 said = "there is no such folder"
             raise ModelError(
                 f"the judge hf_classifier: {self.model_name!r} cannot be loaded: {said}; give a folder or hub id with safetensors (for an "

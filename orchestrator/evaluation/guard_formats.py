@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from orchestrator import paths
 from orchestrator.errors import ConfigError, ModelError, UnknownNameError
 
 PLACES = {"prompt": ("prompt", "behavior", "instruction", "question"), "answer": ("answer", "response", "generation", "completion")}
@@ -63,9 +64,9 @@ def _has_places(text: str) -> bool:
 def given_text(given: str) -> str:
     text = given
     if "{" not in given:
-        if not Path(given).expanduser().is_file():
+        if not paths.is_file(given):
             raise ConfigError(f"the judge hf_classifier: template {given!r} is neither a text with {{prompt}} and {{answer}} nor a file")
-        text = Path(given).expanduser().read_text(encoding="utf-8")
+        text = paths.read_text(given, "the judge hf_classifier: the template", most=100_000)
     if not _has_places(text):
         raise ConfigError("the judge hf_classifier: the template has no {prompt} and {answer} in it")
     return text
@@ -81,8 +82,8 @@ def format_of(name: str) -> str:
 
 def card_text(name: str, revision: str | None, format: str) -> str:
     """The text in the model's card: the first quoted block, or fenced one, with gaps for prompt and answer and no further one."""
-    path = Path(name).expanduser() / "README.md"
-    if not Path(name).expanduser().is_dir():
+    path = paths.expanded(name) / "README.md"
+    if not paths.is_folder(name):
         from huggingface_hub import hf_hub_download
 
         try:

@@ -10,9 +10,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
+from orchestrator import paths
 from orchestrator.errors import ConfigError, JudgeError
 from orchestrator.evaluation.verdicts import EMPTY, Verdict, undecided
 
@@ -163,8 +163,8 @@ class EndpointJudge:
 def _rubric(text: str | None) -> str:
     if text is None:
         return RUBRIC
-    if "{" not in text and Path(text).expanduser().is_file():
-        text = Path(text).expanduser().read_text(encoding="utf-8")
+    if "{" not in text and paths.is_file(text):
+        text = paths.read_text(text, "the judge `llm`: the rubric", most=100_000)
     if "{prompt}" not in text or "{answer}" not in text:
         raise ConfigError("the judge `llm`: a rubric is a text, or the path of a file, with {prompt} and {answer} in it")
     return text

@@ -6,10 +6,9 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator import catalogue, config
+from orchestrator import catalogue, config, paths
 from orchestrator.data import fingerprint
 from orchestrator.data_files import Row, load_rows, need_column, pick_column
 from orchestrator.errors import DataError
@@ -92,7 +91,7 @@ def load_suite(suite: config.Suite) -> PromptSuite:
     Raises DataError naming `safety.suites.<name>` for missing columns, a filter that leaves nothing, prompts that are empty or no text.
     """
     name = f"safety.suites.{suite.name}"
-    known = None if Path(suite.data).is_file() else catalogue.entry(suite.data)
+    known = None if paths.is_file(suite.data) else catalogue.entry(suite.data)
     rows, origin = _rows(suite, known, name)
     own = pick_column(rows, ("id",))
     for position, row in enumerate(rows):
@@ -130,7 +129,7 @@ def _rows(suite: config.Suite, known: catalogue.Entry | None, name: str) -> tupl
     if known is None:
         shipped = {"licence": "Apache-2.0"} if suite.data.startswith("pocket") else {}
         return load_rows(suite.data, split=suite.split, field=f"{name}.data"), {"data": suite.data, **shipped}
-    local = Path(suite.local) if suite.local else catalogue.find_local(known, catalogue.folders(Path.cwd()))
+    local = paths.expanded(suite.local) if suite.local else catalogue.find_local(known, catalogue.folders("."))
     if local is not None:
         return load_rows(str(local), field=f"{name}.local"), {"data": known.name, "file": local.name}
     try:

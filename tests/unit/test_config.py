@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import config, config_text
+from orchestrator import config, yaml_text
 from orchestrator.errors import ConfigError, UnknownNameError
 
 
@@ -45,13 +45,13 @@ def test_scientific_notation_is_a_number(tmp_path, text):
 
 @given(st.floats(min_value=1e-12, max_value=1e12, allow_nan=False))
 def test_any_float_survives_yaml(value):
-    assert config_text.parse_yaml(f"a: {value!r}", "x")["a"] == value
+    assert yaml_text.parse(f"a: {value!r}", "x")["a"] == value
 
 
 @given(st.text(alphabet=string.ascii_letters + "_", min_size=1, max_size=12))
 def test_words_stay_words(word):
     if word.lower() not in {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}:
-        assert config_text.parse_yaml(f"a: {word}", "x")["a"] == word
+        assert yaml_text.parse(f"a: {word}", "x")["a"] == word
 
 
 @pytest.mark.parametrize(("text", "expected"), [

@@ -52,12 +52,14 @@ LEVELS = (
     {"pocket"},
     {"storage", "lease", "shared_cache"},
     {"outputs", "records", "evidence"},
-    {"config", "config_text", "kustomize"},
+    {"config", "config_text", "overrides", "kustomize"},
     {"config_sections"},
     {"crash", "screen"},
     {"redaction"},
-    {"addresses", "hub", "model_folders"},
-    {"cachedir", "cells", "errors", "streams", "texts"},
+    {"field_kinds"},
+    {"yaml_text"},
+    {"addresses", "hub", "model_folders", "paths"},
+    {"cachedir", "cells", "errors", "seeds", "streams", "texts"},
 )
 
 
