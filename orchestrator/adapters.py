@@ -188,7 +188,7 @@ def _fit_vocabulary(folder: Path, settings: dict[str, Any], network: nn.Module, 
     if len(ends.sizes) > 1:
         raise ModelError(f"the adapter in {folder} has {' and '.join(map(str, sorted(ends.sizes)))} rows for embedding and head; its file is damaged")
     wanted = next(iter(ends.sizes), rows)
-    trained = _trained_tokens(settings)
+    trained = _trained_tokens(settings, network)
     fresh = {number for number in words.get_vocab().values() if number >= wanted}
     saved = {number for number in range(rows, wanted) if _covered(ends, settings, network, number, trained)}
     missing = sorted((fresh | set(range(rows, wanted))) - saved - trained - {words.pad_token_id})
@@ -215,10 +215,15 @@ def _covered(ends: _Ends, settings: dict[str, Any], network: nn.Module, number: 
     return number in trained or (any(whole) if one else all(whole))
 
 
-def _trained_tokens(settings: dict[str, Any]) -> set[int]:
+def _trained_tokens(settings: dict[str, Any], network: nn.Module) -> set[int]:
+    """Tokens whose rows were trained one by one: those of embedding and head, where the head has rows of its own."""
+    from strategies import merging
+
     found = settings.get("trainable_token_indices") or []
-    lists = found.values() if isinstance(found, dict) else [found]
-    return {int(i) for one in lists for i in one}
+    groups = [set(map(int, one)) for one in (found.values() if isinstance(found, dict) else [found])]
+    if merging.tied(network):
+        return set().union(*groups)
+    return set.intersection(*groups) if len(groups) > 1 else set()
 
 
 def _resize(network: nn.Module, before: int, rows: int) -> None:
