@@ -140,7 +140,7 @@ def resolve(model: config.Model) -> str:
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or paths.exists(path):
         kind = "is a file, not a folder" if paths.exists(path) else "does not exist"
         raise ModelError(
-            f"model.model_name_or_path: {name!r} {kind}{hub.near(name)}; give a folder in Hugging Face format, a hub id (owner/name) or `pocket`"
+            f"model.model_name_or_path: {name!r} {kind}; give a folder in Hugging Face format, a hub id (owner/name) or `pocket`{hub.near(name)}"
         )
     return _from_hub(model)
 
@@ -163,8 +163,8 @@ def _from_hub(model: config.Model) -> str:
     if isinstance(kept, str):
         return str(Path(kept).parent)
     raise ModelError(
-        f"model {name!r} is no folder here{hub.near(name)} and not in the local cache, and {why}; check the name and the network (HF_ENDPOINT), or "
-        "download it elsewhere and give the folder"
+        f"model {name!r} is no folder here and not in the local cache, and {why}; check the name and the network (HF_ENDPOINT), or "
+        f"download it elsewhere and give the folder{hub.near(name)}"
     )
 
 

@@ -38,7 +38,7 @@ def base_of(name: str, base: str | None = None) -> str:
         raise ModelError(f"the adapter in {name} does not say what it was trained on; name it with --baseline BASE")
     own = str(own)
     if own.count("/") != 1 and own != "pocket" and not own.startswith("pocket:") and not model_folders.is_folder(own):
-        raise ModelError(f"the adapter in {name} was trained on {own!r}, which is not here{hub.near(own)}; name its base with --baseline BASE")
+        raise ModelError(f"the adapter in {name} was trained on {own!r}, which is not here; name its base with --baseline BASE{hub.near(own)}")
     return own
 
 
