@@ -190,9 +190,22 @@ def _check_texts(found: Folder) -> None:
     for name in JSON_FILES:
         if name in found.files:
             read_object(found.path / name)
+    for name in ("config.json", "generation_config.json"):
+        if name in found.files:
+            _check_ends(found.path / name)
     for name in ("chat_template.jinja", "merges.txt", "vocab.txt"):
         if name in found.files:
             read_text(found.path / name)
+
+
+def _check_ends(path: Path) -> None:
+    """Tokens that end an answer are numbers: a text would never be met, and every answer would run on."""
+    body = read_object(path)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = body.get(key)
+        numbers = value if isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
+            raise ModelError(f"{path}: {key} is {value!r}, not the number of a token or a list of numbers; copy it anew from where the model came from")
 
 
 def read_text(path: Path) -> str:

@@ -232,8 +232,21 @@ def check(model: config.Model) -> int:
     rows = getattr(found.get_text_config(), "vocab_size", None)
     if isinstance(rows, int):
         _check_vocabulary(model, rows, words)
+    _check_generation(model)
     shape(model)
     return num_layers(model)
+
+
+def _check_generation(model: config.Model) -> None:
+    """What transformers would refuse only when the weights are loaded."""
+    from transformers import GenerationConfig
+
+    source = Path(resolve(model))
+    if (source / "generation_config.json").is_file():
+        try:
+            GenerationConfig.from_pretrained(str(source)).validate()
+        except Exception as error:  # as for `settings`
+            raise _explained(model, error, "generation_config.json ") from error
 
 
 def num_layers(model: config.Model) -> int:
