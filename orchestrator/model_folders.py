@@ -89,7 +89,7 @@ def is_folder(name: str | Path) -> bool:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         link = "\0" not in str(path) and path.is_symlink()
         if link:
-            raise ModelError(f"{path} is a link to {os.readlink(path)!r}, which is not there; mend the link or name the folder itself") from None
+            raise ModelError(f"{path} is a link to {os.readlink(path)!r}, which is not there; mend the link, or name what it should lead to") from None
         return False
     except PermissionError:
         raise ModelError(f"{path} may not be read by this user; ask for the permission, or copy the folder to one of yours") from None
@@ -205,7 +205,7 @@ def _check_ends(path: Path) -> None:
         value = body.get(key)
         numbers = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
-            raise ModelError(f"{path}: {key} is {value!r}, not the number of a token or a list of numbers; copy it anew from where the model came from")
+            raise ModelError(f"{path}: {key} is {value!r}, not the number of a token or a list of them; copy it anew from where it came from")
 
 
 def read_text(path: Path) -> str:
@@ -244,6 +244,7 @@ def weight_files(path: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if not (path / INDEX).is_file():
+        is_folder(single)  # says of a link where it leads
         other = sorted(p.name for p in path.glob("*.safetensors") if not p.name.startswith("adapter_"))
         what = f"{other[0]}, but neither {WEIGHTS} nor {INDEX}, which says what is in which file" if other else "no weights in safetensors"
         raise ModelError(f"{path} holds {what}; copy the missing files beside it")

@@ -68,7 +68,7 @@ DAMAGE = {
     "weights gone": ("one", lambda f: (f / "model.safetensors").unlink(), "holds no weights; model.safetensors"),
     "weights pickled": ("one", lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "only pickled weights .pytorch_model.bin"),
     "weights of another name": ("one", lambda f: (f / "model.safetensors").rename(f / "other.safetensors"), "holds other.safetensors, but neither"),
-    "weights a dead link": ("one", lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").symlink_to("gone")), "no weights"),
+    "weights a dead link": ("one", lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").symlink_to("gone")), "a link to .gone., which is not there"),
     "tokenizer gone": ("one", lambda f: (f / "tokenizer.json").unlink(), "holds no tokenizer"),
     "tokenizer no JSON": ("one", lambda f: cut(f / "tokenizer.json"), "tokenizer.json is no JSON"),
     "tokenizer empty": ("one", lambda f: (f / "tokenizer.json").write_text("{}"), "the tokenizer of .* cannot be loaded"),
