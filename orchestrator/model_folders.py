@@ -89,7 +89,7 @@ def is_folder(name: str | Path) -> bool:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         link = "\0" not in str(path) and path.is_symlink()
         if link:
-            raise ModelError(f"{path} is a link to {os.readlink(path)!r}, which is not there; mend the link, or name what it should lead to") from None
+            raise ModelError(f"{path} is a link to {os.readlink(path)!r}, which is not there; mend the link or name its target") from None
         return False
     except PermissionError:
         raise ModelError(f"{path} may not be read by this user; ask for the permission, or copy the folder to one of yours") from None
