@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator import cachedir, materials, models, outputs, shared_cache
+from orchestrator import cachedir, materials, models, outputs, record_check, shared_cache
 from orchestrator.config import Experiment
 from orchestrator.errors import StorageError
+from orchestrator.record_check import BadRecord
 from orchestrator.records import TrialResult, TrialSpec
 
 TRIAL_ID = "baseline"
+
+log = logging.getLogger(__name__)
 
 
 def spec(experiment: Experiment, folder: Path) -> TrialSpec:
@@ -54,25 +58,51 @@ def path(experiment: Experiment) -> Path:
     return cachedir.root() / "baselines" / f"{key(experiment)}.json"
 
 
-def recall(where: Path) -> TrialResult | None:
-    """The cached record, or None where there is none. A file that cannot be read as a record is measured anew and replaced."""
+def recall(where: Path, experiment: Experiment | None = None, say: Callable[[str], None] = log.warning) -> TrialResult | None:
+    """The cached record, or None where there is none. One that is damaged, or not of this experiment's untouched model, is moved aside
+    and said, and measured anew."""
     try:
-        return TrialResult.from_dict(json.loads(where.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        os.replace(where, where.with_suffix(".unreadable"))
-        return None
+        result = record_check.read_result(where)
+        trouble = None if result is None else _foreign(result, experiment)
+        if trouble is None:
+            return result
+        reason = f"{where} is no record of this untouched model: {trouble}"
+    except BadRecord as error:
+        reason = str(error)
+    try:
+        aside = f"it was moved to {record_check.move_aside(where, 'unreadable').name}"
+    except StorageError as error:
+        aside = str(error)
+    say(f"warning: {reason}; {aside}, and the untouched model is measured again")
+    return None
 
 
-def look_up(where: Path) -> tuple[TrialResult | None, str | None]:
+def _foreign(result: TrialResult, experiment: Experiment | None) -> str | None:
+    """Why a record is not the untouched model's of this experiment, in words; None where it is."""
+    if (result.trial_id, result.phase, result.recipe, result.state) != (TRIAL_ID, "baseline", "", "complete"):
+        return f"it is of {result.trial_id!r:.60}, {result.phase}, {result.state}"
+    if result.task is None:
+        return "it has no task score"
+    if experiment is None:
+        return None
+    wanted = {suite.name: suite.kind for suite in experiment.safety.suites}
+    if {name: suite.kind for name, suite in result.suites.items()} != wanted:
+        return f"its suites are {', '.join(result.suites) or 'none'}, not {', '.join(wanted)}"
+    if result.task.metric != experiment.task.metric:
+        return f"its metric is {result.task.metric!r:.60}, not {experiment.task.metric!r}"
+    return None
+
+
+def look_up(
+    where: Path, experiment: Experiment | None = None, say: Callable[[str], None] = log.warning
+) -> tuple[TrialResult | None, str | None]:
     """The record in the cache folder, else in the shared cache; and a sentence where that could not be asked."""
     trouble = None
     try:
         shared_cache.fetch_file(where)
     except StorageError as error:
         trouble = str(error)
-    return recall(where), trouble
+    return recall(where, experiment, say), trouble
 
 
 def remember(where: Path, result: TrialResult) -> str | None:

@@ -66,11 +66,16 @@ def run(
 
 
 @app.command()
-def resume(folder: Annotated[str, typer.Argument(help="Output folder, or address, of the run that was interrupted.")]) -> None:
+def resume(
+    folder: Annotated[str, typer.Argument(help="Output folder, or address, of the run that was interrupted.")],
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try every failed trial again. Without it only those a machine's or safebasin's fault failed.")
+    ] = False,
+) -> None:
     """Go on with an interrupted run: finished trials are kept, interrupted ones go on from their checkpoints."""
     from orchestrator import resuming
 
-    _run(_without_gpu_warnings(resuming.load(folder)))
+    _run(_without_gpu_warnings(resuming.load(folder)), retry_failed=retry_failed)
 
 
 @app.command()
@@ -89,14 +94,14 @@ def submit(
     raise typer.Exit(jobs.submit(settings, address=address, submission_id=submission_id, follow=follow, shared_paths=shared_paths))
 
 
-def _run(settings, exit_zero: bool = False) -> None:
+def _run(settings, exit_zero: bool = False, retry_failed: bool = False) -> None:
     from orchestrator import experiment, screen
     from orchestrator.stopping import StopFlag
 
     crash.keep_in(settings.output_dir.absolute())
     stop = StopFlag()
     console = screen.console(steady=True)
-    outcome = experiment.run(settings, console, stop, on_checked=stop.listen)
+    outcome = experiment.run(settings, console, stop, on_checked=stop.listen, retry_failed=retry_failed)
     style = {0: "bold green", 3: "bold yellow"}.get(outcome.exit_code, "bold red")
     screen.say(console, outcome.sentence, style)
     screen.say(console, f"report: {settings.place_of('report.html')}", whole=True)

@@ -166,7 +166,8 @@ class Configuration:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(result.seed for result, _ in self.trials)
+        """Each once, in order of appearance."""
+        return tuple(dict.fromkeys(result.seed for result, _ in self.trials))
 
     @property
     def screened(self) -> bool:
@@ -239,12 +240,18 @@ def configurations(trials: Sequence[tuple[TrialResult, Judgement]]) -> tuple[Con
 
 
 def _add(rows: list[tuple[TrialResult, Judgement]], result: TrialResult, judgement: Judgement) -> None:
-    """Put a trial among those of its configuration; one asked in full takes the place of a screened one of its seed."""
+    """Put a trial among those of its configuration, one for each seed: of two, one that did not fail, then one asked in full, then the
+    one with the worse verdict. A seed never counts twice."""
     for i, (known, judged) in enumerate(rows):
-        if known.seed == result.seed and judged.screened != judgement.screened:
-            rows[i] = (result, judgement) if judged.screened else (known, judged)
+        if known.seed == result.seed:
+            if _rank(result, judgement) < _rank(known, judged):
+                rows[i] = (result, judgement)
             return
     rows.append((result, judgement))
+
+
+def _rank(result: TrialResult, judgement: Judgement) -> tuple[bool, bool, int]:
+    return result.state == "failed", judgement.screened, ("infeasible", "undecided", "feasible").index(judgement.verdict)
 
 
 def finalists(trials: Sequence[tuple[TrialResult, Judgement]], count: int, *, more_seeds: bool = True) -> tuple[Configuration, ...]:
@@ -252,7 +259,7 @@ def finalists(trials: Sequence[tuple[TrialResult, Judgement]], count: int, *, mo
 
     With `more_seeds` those tried on one seed wait, without it those that were stopped early and could do better than the best so far.
     """
-    waiting = [c for c in configurations(trials) if c.promising and (c.screened or more_seeds and len(c.trials) == 1)]
+    waiting = [c for c in configurations(trials) if c.promising and (c.screened or more_seeds and len(c.seeds) == 1)]
     leader = None if more_seeds else best(trials).best
     waiting = [c for c in waiting if leader is None or c.score > leader.score]
     return tuple(sorted(waiting, key=lambda c: (-c.score, c.excess))[:count])
@@ -264,7 +271,7 @@ def best(trials: Sequence[tuple[TrialResult, Judgement]]) -> Selection:
     Ties go to the configuration further inside its limits.
     """
     found = configurations(trials)
-    confirmed = [c for c in found if len(c.trials) > 1]
+    confirmed = [c for c in found if len(c.seeds) > 1]
     candidates = [c for c in (confirmed or found) if c.verdict == "feasible"]
     winner = min(candidates, key=lambda c: (-c.score, c.excess), default=None)
     misses = [c for c in found if c.verdict != "feasible" and any(r.suites for r, _ in c.trials)]

@@ -22,10 +22,12 @@ from orchestrator import (
     ranges,
     report,
     resuming,
+    run_identity,
     screen,
     search,
     summary,
     tracking,
+    trial_records,
 )
 from orchestrator.config import Experiment
 from orchestrator.constraint import Judgement, Selection
@@ -33,7 +35,7 @@ from orchestrator.errors import SafebasinError
 from orchestrator.evaluation import sequential
 from orchestrator.progress import Dashboard, duration
 from orchestrator.records import TrialResult, TrialSpec
-from orchestrator.searcher import Asked, storage_path
+from orchestrator.searcher import Asked, Earlier
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,6 +56,16 @@ class Outcome:
     sentence: str
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Whether this driver goes on with what another one began, and how."""
+
+    resumed: bool
+    retry_failed: bool = False
+    """Whether it tries every failed trial again, those that failed by their own fault too."""
+    run_id: str = ""
+
+
 @dataclass
 class Run:
     """State of a running experiment; the driver's only."""
@@ -71,28 +83,29 @@ class Run:
     specs: dict[str, TrialSpec] = field(default_factory=dict)
     copy: mirror.Copy = field(default_factory=mirror.Folder)
     """The output folder's other half, where `output.dir` is an address."""
-    resumed: bool = False
-    """Whether this driver goes on with what another one began."""
+    standing: Standing = Standing(False)
+    earlier: Earlier | None = None
+    """The search of an earlier driver; None for a new one."""
 
-    def take_up(self) -> None:
+    def take_up(self, spaces: dict[str, Any]) -> None:
         """Read what an earlier driver finished in this folder. The baseline must be known."""
-        for result in resuming.finished(self.folder):
-            self.localise(result)
+        found = trial_records.read(self.folder, self.experiment, spaces, self.standing.run_id, retry_failed=self.standing.retry_failed)
+        for line in found.sentences:
+            self.dashboard.say(line if line.startswith("warning") else f"warning: {line}")
+        for result in found.results:
             self.specs[result.trial_id] = resuming.spec_of(self.experiment, result, self.folder, self.dump)
             judgement = self.judge(result)
             self.rows.append((result, judgement))
             self.dashboard.known(result, judgement)
             self.tracker.reconcile(self.specs[result.trial_id], result, judgement)
             handover.remove_checkpoint(result, self.folder, self.copy.remove)  # the earlier driver may have been killed before it could
-        if self.resumed:
+        if self.standing.resumed:
             self.dashboard.say(f"resumed: {len(self.rows)} trials were finished before")
+            outcomes = {r.trial_id: (r.state, j.task_score, j.values) for r, j in self.rows}
+            past = found.past(outcomes, spaces)
+            past += trial_records.unrecorded(self.folder, self.experiment, spaces, {one.trial_id for one in past})
+            self.earlier = Earlier(past, found.next_id, lambda line: self.dashboard.say(line if line.startswith("warning") else f"warning: {line}"))
         outputs.write_trials_csv(self.folder / "trials.csv", [outputs.trial_row(r, j) for r, j in self.rows])
-
-    def done(self) -> dict[str, tuple[str, float | None, dict[str, float | None]]] | None:
-        """How the search's finished trials ended, for the studies; None for a new search."""
-        if not self.resumed or not storage_path(self.experiment).exists():
-            return None
-        return {r.trial_id: (r.state, j.task_score, j.values) for r, j in self.rows if r.phase == "search"}
 
     def make_spec(self, asked: Asked) -> TrialSpec:
         """Spec of a suggested trial."""
@@ -101,6 +114,7 @@ class Run:
             phase="search", folder=self.trial_folder(asked.trial_id), dump=self.dump,
         )  # fmt: skip
         spec = replace(spec, resumed=asked.resumed, untouched=sequential.untouched(self.experiment, self.baseline))
+        trial_records.write_spec(self.folder, spec, self.standing.run_id, asked)
         self.specs[spec.trial_id] = spec
         return spec
 
@@ -153,10 +167,10 @@ class Run:
         """Judge a trial and write everything down before anything else happens."""
         self.localise(result)
         judgement = self.judge(result)
-        self.rows.append((result, judgement))
+        outputs.write_json(self.folder / "trials" / result.trial_id / trial_records.RESULT, result.to_dict())
+        self.rows[:] = [row for row in self.rows if row[0].trial_id != result.trial_id] + [(result, judgement)]
         outputs.write_trials_csv(self.folder / "trials.csv", [outputs.trial_row(r, j) for r, j in self.rows])
-        outputs.write_json(self.folder / "trials" / result.trial_id / "result.json", result.to_dict())
-        if not result.facts.get("cancelled"):  # what a stop cut short goes on from its checkpoint
+        if result.final:  # what a stop or a machine cut short goes on from its checkpoint
             handover.remove_checkpoint(result, self.folder, self.copy.remove)
         handover.prune_models(self.rows, self.experiment.output.keep_models, self.copy.remove)
         self.tracker.finish_trial(result, judgement)
@@ -177,11 +191,12 @@ def run(
     console: Console | None = None,
     stop: threading.Event | None = None,
     on_checked: Callable[[], None] = lambda: None,
+    retry_failed: bool = False,
 ) -> Outcome:
     """Run the experiment. Raises SafebasinError for what the user can mend; an outcome without a feasible model is no error.
 
     Setting `stop` ends it cleanly from the moment `on_checked` is called, which is before anything is started or written. With
-    `output.resume` a run that the folder holds is gone on with.
+    `output.resume` a run that the folder holds is gone on with; `retry_failed` then tries every failed trial of it again.
     """
     console, stop = console or screen.console(), stop or threading.Event()
     folder = experiment.output_dir.absolute()
@@ -189,7 +204,7 @@ def run(
         resumed = experiment.output.resume and resuming.interrupted(experiment, folder)
         checks.check_output(folder, experiment.output.overwrite or resumed)
         with resuming.held(folder):
-            return _run(experiment, folder, resumed, console, stop, on_checked, mirror.Folder())
+            return _run(experiment, folder, Standing(resumed, retry_failed), console, stop, on_checked, mirror.Folder())
 
     def say(line: str) -> None:
         screen.say(console, line, "bold yellow" if line.startswith("warning") else "", whole=True)
@@ -198,7 +213,7 @@ def run(
         resumed = experiment.output.resume and resuming.interrupted(experiment, folder)
         checks.check_output(folder, True)
         try:
-            outcome = _run(experiment, folder, resumed, console, stop, on_checked, copy)
+            outcome = _run(experiment, folder, Standing(resumed, retry_failed), console, stop, on_checked, copy)
         except BaseException:
             trouble = copy.close()
             if trouble:
@@ -209,7 +224,8 @@ def run(
 
 
 def _run(
-    experiment: Experiment, folder: Path, resumed: bool, console: Console, stop: threading.Event, on_checked: Callable[[], None], copy: mirror.Copy
+    experiment: Experiment, folder: Path, standing: Standing, console: Console, stop: threading.Event, on_checked: Callable[[], None],
+    copy: mirror.Copy,
 ) -> Outcome:
     started = time.time()
     checked = checks.check(experiment)
@@ -218,23 +234,37 @@ def _run(
     for line in checked.warnings:
         screen.say(console, f"warning: {line}", "bold yellow")
     on_checked()
-    if not resumed:
+    if not standing.resumed:
         if experiment.output.overwrite:
             copy.empty()
         prepare_folder(experiment, folder)
     copy.begin()
     facts = baseline.identity(experiment)
+    standing = replace(standing, run_id=_identified(experiment, folder, standing, run_identity.content(experiment, facts), console))
     tracker = tracking.open_tracker(experiment, folder, facts={f"{name}_hash": value for name, value in facts.items()})
     outcome: Outcome | None = None
     try:
         cluster = lanes.connect(experiment.ray)
         try:
-            outcome = _with_cluster(experiment, folder, console, stop, tracker, cluster, checked.num_layers, started, resumed, copy)
+            outcome = _with_cluster(experiment, folder, console, stop, tracker, cluster, checked.num_layers, started, standing, copy)
         finally:
             lanes.shutdown(cluster)
     finally:
         tracker.close("FINISHED" if outcome and outcome.exit_code in (0, 3) else "KILLED" if stop.is_set() else "FAILED")
     return outcome
+
+
+def _identified(experiment: Experiment, folder: Path, standing: Standing, content: dict[str, str], console: Console) -> str:
+    """The run's id: of a new one, or of the one that is gone on with, if it works with what it was begun with."""
+
+    def say(line: str) -> None:
+        screen.say(console, line, "bold yellow" if line.startswith("warning") else "", whole=True)
+
+    if standing.resumed:
+        return resuming.take_over(folder, experiment, content, say)
+    begun = run_identity.new(experiment, content)
+    run_identity.write(folder, begun)
+    return begun.run
 
 
 def prepare_folder(experiment: Experiment, folder: Path) -> None:
@@ -247,24 +277,24 @@ def prepare_folder(experiment: Experiment, folder: Path) -> None:
     outputs.write_text(folder / "config.resolved.yaml", config.dump_yaml(experiment))
 
 
-def _with_cluster(experiment, folder, console, stop, tracker, cluster, num_layers, started, resumed, copy) -> Outcome:
+def _with_cluster(experiment, folder, console, stop, tracker, cluster, num_layers, started, standing, copy) -> Outcome:
     plan = lanes.plan(experiment, cluster.nodes, experiment.search.trials)
     if not cluster.started:  # for a cluster of this machine the checks have said it
         screen.say(console, plan.sentence)
     with Dashboard(console, experiment.search.trials, plan.lanes) as dashboard:
         dump = experiment.model_dump(mode="json")
-        state = Run(experiment, folder, console, stop, tracker, dashboard, dump=dump, resumed=resumed, copy=copy)
+        state = Run(experiment, folder, console, stop, tracker, dashboard, dump=dump, standing=standing, copy=copy)
         group = lanes.Lanes()
         group.start(experiment, plan)
         try:
             _baseline(state, group)
+            spaces = ranges.resolve_space(experiment, num_layers)
             if state.baseline is not None:
-                state.take_up()
+                state.take_up(spaces)
             if not stop.is_set():
                 search.run_search(
-                    experiment, group, spaces=ranges.resolve_space(experiment, num_layers),
-                    constraint_names=constraint.constraint_names(experiment), judge_result=state.tell, make_spec=state.make_spec,
-                    on_event=state.event, stop_flag=stop, finished=state.done(),
+                    experiment, group, spaces=spaces, constraint_names=constraint.constraint_names(experiment), judge_result=state.tell,
+                    make_spec=state.make_spec, on_event=state.event, stop_flag=stop, earlier=state.earlier,
                 )  # fmt: skip
             _confirm(state, group)
         finally:
@@ -274,13 +304,15 @@ def _with_cluster(experiment, folder, console, stop, tracker, cluster, num_layer
 
 def _baseline(state: Run, group) -> None:
     """The untouched model, measured once and cached by what it depends on."""
-    where = baseline.path(state.experiment)
-    result, trouble = baseline.look_up(where)
-    if result is None and state.resumed:
-        result = baseline.recall(state.folder / "baseline.json")
-    if state.resumed and result is not None:
+    where, own = baseline.path(state.experiment), state.folder / "baseline.json"
+    result, trouble = None, None
+    if state.standing.resumed:  # what finished trials were judged against
+        result = baseline.recall(own, state.experiment, state.dashboard.say)
+    if result is None:
+        result, trouble = baseline.look_up(where, state.experiment, state.dashboard.say)
+    if state.standing.resumed and result is not None:
         state.baseline = result
-        outputs.write_json(state.folder / "baseline.json", result.to_dict())
+        outputs.write_json(own, result.to_dict())
         state.tracker.know_baseline(result)
         return
     state.tracker.start_baseline()
@@ -325,6 +357,8 @@ def _confirm(state: Run, group) -> None:
         state.dashboard.grow(len(specs))
         state.dashboard.say(f"confirming {len(chosen)} finalist(s) on seed(s) {', '.join(str(s) for s in sorted({s.seed for s in specs}))}")
         state.specs.update({spec.trial_id: spec for spec in specs})
+        for spec in specs:
+            trial_records.write_spec(state.folder, spec, state.standing.run_id)
         search.run_specs(group, specs, state.event, state.stop)
         if seeds and constraint.best(state.rows).best is not None:
             return
@@ -333,7 +367,8 @@ def _confirm(state: Run, group) -> None:
 def _again(state: Run, found: constraint.Configuration, seed: int) -> TrialSpec:
     first = state.specs[found.trials[0][0].trial_id]
     trial_id = f"{first.trial_id}s{seed}"
-    return replace(first, trial_id=trial_id, seed=seed, phase="confirm", dir=state.trial_folder(trial_id), resumed=state.resumed, untouched={})
+    resumed, folder = state.standing.resumed, state.trial_folder(trial_id)
+    return replace(first, trial_id=trial_id, seed=seed, phase="confirm", dir=folder, resumed=resumed, untouched={})
 
 
 def _conclude(state: Run, started: float) -> Outcome:

@@ -10,6 +10,9 @@ State = Literal["complete", "stopped", "failed"]
 Fault = Literal["trial", "machine", "safebasin"]
 """Whose fault a failed trial is: its own settings or data, a machine's (worker killed, disk full, damaged checkpoint), or a defect of ours."""
 
+_AS_WRITTEN = {"extra": "forbid", "strict": True}
+"""For `record_check`: a file's record has the fields below, of their types, and no others."""
+
 
 @dataclass(frozen=True)
 class TrialSpec:
@@ -43,6 +46,8 @@ class TrialSpec:
 class Screening:
     """How far a suite was asked in sequence, and what is known of its degradation D from that (`evaluation.sequential`)."""
 
+    __pydantic_config__ = _AS_WRITTEN
+
     verdict: Literal["feasible", "infeasible", "undecided"]
     """About the suite itself, not about the prompts it stands for."""
     value: float
@@ -71,6 +76,8 @@ def _either(one: list[bool], other: list[bool] | None) -> list[bool]:
 @dataclass
 class SuiteResult:
     """Verdicts on one suite, in the suite's order: of all its prompts, or of those asked before `screening` stopped."""
+
+    __pydantic_config__ = _AS_WRITTEN
 
     name: str
     kind: Literal["harmful", "benign", "choice"]
@@ -131,6 +138,8 @@ class SuiteResult:
 class TaskResult:
     """The user's metric on the evaluation rows."""
 
+    __pydantic_config__ = _AS_WRITTEN
+
     metric: str
     score: float
     scores: list[float]
@@ -140,6 +149,8 @@ class TaskResult:
 @dataclass
 class TrialResult:
     """What a trial leaves. `suites` is empty where a trial failed or was stopped before its evaluation."""
+
+    __pydantic_config__ = _AS_WRITTEN
 
     trial_id: str
     recipe: str
@@ -160,6 +171,11 @@ class TrialResult:
     """Of a failed trial; only its own fault is final, a resumed run tries it again otherwise. None in records of before this was kept."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What was measured of the run itself: trainable parameters, rows cut, peak memory, frozen layers proved."""
+
+    @property
+    def final(self) -> bool:
+        """Whether a resumed run leaves it at this: neither a stop cut it short nor did it fail by a fault that was not its own."""
+        return not self.facts.get("cancelled") and not (self.state == "failed" and self.fault in ("machine", "safebasin"))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

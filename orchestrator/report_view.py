@@ -229,7 +229,7 @@ def caveats(experiment: Experiment, baseline: TrialResult, rows: Sequence[Row], 
     shown = selection.best or selection.nearest_miss
     searched, lines = sum(r.phase == "search" for r, _ in rows), templates.serving(shown.trials[0][0]) if shown is not None else []
     if selection.best is not None and searched > 1:
-        confirmed = len(selection.best.trials) > 1
+        confirmed = len(selection.best.seeds) > 1
         lines.append(
             f"The best of {searched} searched trials was chosen by the figures it is reported with, so its score and its safety are on the "
             "flattering side (winner's curse)"

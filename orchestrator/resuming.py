@@ -1,24 +1,28 @@
 """Going on with an interrupted run: what its output folder says is done, and what is left to do.
 
-A finished trial has `trials/<id>/result.json`; one that a stop or a death interrupted has none (or one marked cancelled) and perhaps a
-checkpoint. The folder's lock keeps a second driver out for as long as the first one lives.
+A finished trial has `trials/<id>/result.json` (see `trial_records`); `run.json` says what the run was begun with (see `run_identity`).
+The folder's lock keeps a second driver out for as long as the first one lives.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from orchestrator import addresses, config, outputs, search
+from orchestrator import addresses, config, outputs, record_check, run_identity, search
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError
+from orchestrator.record_check import BadRecord
 from orchestrator.records import TrialResult, TrialSpec
+from orchestrator.run_identity import CONFIG
+
+log = logging.getLogger(__name__)
 
 LOCK = ".running.lock"
-CONFIG = "config.resolved.yaml"
 
 
 def load(folder: str | Path) -> Experiment:
@@ -29,41 +33,74 @@ def load(folder: str | Path) -> Experiment:
         path, place = mirror.read_config(str(folder)), addresses.checked(str(folder))
     else:
         path, place = Path(folder).absolute() / CONFIG, str(Path(folder).absolute())
-    if not path.is_file():
-        raise ConfigError(f"{place} holds no {CONFIG}, so there is no run to resume; give the output folder of a run")
-    found = config.load(path)
+    found = _config(path, place)
     output = found.output.model_copy(update={"dir": place, "overwrite": False, "resume": True})
     return found.model_copy(update={"output": output})
 
 
-def interrupted(experiment: Experiment, folder: Path) -> bool:
-    """Whether the folder holds a run of this config to go on with. Raises ConfigError where it holds one of another config."""
-    path = folder / CONFIG
-    if not path.is_file():
+def _config(path: Path, place: str) -> Experiment:
+    """The resolved config; where it is gone or torn, the one the run was begun with. A hand's mistake in it stays an error."""
+    try:
+        torn = not path.is_file() or not path.read_bytes().strip(b"\0 \n")
+        if not torn:
+            return config.load(path)
+    except ConfigError:
+        if _is_mapping(path):
+            raise
+        torn = True
+    try:
+        identity = run_identity.read(path.parent)
+    except BadRecord:
+        identity = None
+    if identity is None:
+        raise ConfigError(f"{place} holds no {CONFIG} that can be read, so there is no run to resume; give the output folder of a run")
+    if path.is_file():
+        log.warning("%s is damaged and was moved to %s; the config the run was begun with counts", path, record_check.move_aside(path).name)
+    return config.from_dict(identity.config)
+
+
+def _is_mapping(path: Path) -> bool:
+    import yaml
+
+    try:
+        return isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         return False
-    theirs = config.load(path)
-    if theirs.digest() != experiment.digest():
-        raise ConfigError(
-            f"output.dir {experiment.output_place!r} holds a run of another config ({_difference(theirs, experiment)}); resume it with "
-            "`safebasin resume`, give another output.dir, or output.overwrite=true"
-        )
-    return True
 
 
-def _difference(a: Experiment, b: Experiment) -> str:
-    """The first keys in which two configs differ."""
+def interrupted(experiment: Experiment, folder: Path) -> bool:
+    """Whether the folder holds a run of this config to go on with. Raises ConfigError where it holds one of another config.
 
-    def flat(value, prefix=""):
-        if isinstance(value, dict):
-            return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}{key}.").items()}
-        return {prefix.rstrip("."): value}
+    What does not decide a trial's figures (budgets, names, places, machines) may differ.
+    """
+    kept = any((folder / name).is_file() for name in (CONFIG, run_identity.FILE)) or any(folder.glob("trials/t*/*.json"))
+    if kept:
+        run_identity.check_config(folder, experiment)
+    return kept
 
-    one, other = (
-        flat(x.model_dump(mode="json", exclude={"ray", "tracking", "output", "name", "variables"})) | {"ray.num_workers": x.ray.num_workers}
-        for x in (a, b)
-    )
-    keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
-    return ", ".join(f"{key}: {one.get(key)!r} there, {other.get(key)!r} here" for key in keys[:3])
+
+def take_over(folder: Path, experiment: Experiment, content: dict[str, str], say: Callable[[str], None]) -> str:
+    """Check that a resumed run works with what it was begun with, write down what changed without harm, and return its id.
+
+    Raises ConfigError that names data, suites or model whose content changed, StorageError.
+    """
+    try:
+        identity = run_identity.read(folder)
+    except BadRecord as error:
+        say(f"warning: {error}; it was moved to {record_check.move_aside(folder / run_identity.FILE).name}")
+        identity = None
+    if identity is None:
+        say(f"warning: {folder} does not say what its run was begun with, so whether data and model are still the same cannot be checked")
+        identity = run_identity.new(experiment, content, run_identity.lost(folder) or None)
+        run_identity.write(folder, identity)
+    else:
+        run_identity.check_content(identity.content, content, folder)
+    changed = run_identity.check_config(folder, experiment)
+    if changed:
+        say(f"changed since the run began: {', '.join(changed)}")
+    if changed or not (folder / CONFIG).is_file():
+        outputs.write_text(folder / CONFIG, config.dump_yaml(experiment))
+    return identity.run
 
 
 @contextlib.contextmanager
@@ -81,13 +118,6 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def finished(folder: Path) -> list[TrialResult]:
-    """Results of the trials that ended by themselves, in the order they ended; those a stop cut short are not among them."""
-    paths = sorted((folder / "trials").glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
-    results = [TrialResult.from_dict(raw) for path in paths if (raw := outputs.read_json(path)) is not None]
-    return [r for r in results if r.phase != "baseline" and not r.facts.get("cancelled")]
 
 
 def spec_of(experiment: Experiment, result: TrialResult, folder: Path, dump: dict) -> TrialSpec:

@@ -28,7 +28,7 @@ from orchestrator.errors import LaneError
 from orchestrator.lanes import Lanes
 from orchestrator.ranges import RecipeSpace
 from orchestrator.records import Phase, TrialResult, TrialSpec
-from orchestrator.searcher import Asked, Finished, Studies
+from orchestrator.searcher import Asked, Earlier, Studies
 
 log = logging.getLogger(__name__)
 
@@ -161,9 +161,9 @@ class BasinSearch(Searcher):
         self._check_finished()
 
     def save(self, checkpoint_path: str) -> None:
-        """Tune's own copy of our state is a marker: studies and samplers live in `Studies`' files, written at every change."""
+        """Tune's own copy of our state is a marker: the trial records hold the search."""
         with open(checkpoint_path, "w") as file:
-            file.write("see study.journal\n")
+            file.write("see trials/\n")
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("an interrupted search goes on through Studies.restore, not through Tuner.restore")
@@ -179,20 +179,20 @@ def run_search(
     make_spec: Callable[[Asked], TrialSpec],
     on_event: OnEvent | None = None,
     stop_flag: threading.Event | None = None,
-    finished: Finished | None = None,
+    earlier: Earlier | None = None,
     stop_grace_s: float = 30.0,
 ) -> list[TrialResult]:
     """Search until the budget, the time budget or the user ends it; results of every trial that started, in order.
 
     `on_event` is called in this thread with every event (`Lanes.next_event`). With `stop_flag` set no trial starts, queued ones
     are dropped and running ones are asked to stop; after `stop_grace_s` their processes are ended. Raises LaneError where every
-    lane is gone (its `results` holds what finished), and whatever the judge or Optuna raise. `finished` (not None): go on with the
-    search that `search.storage` holds; see `Studies.restore`.
+    lane is gone (its `results` holds what finished), and whatever the judge or Optuna raise. `earlier` (not None): go on with that
+    search; see `Studies.restore`.
     """
-    if finished is None:
+    if earlier is None:
         studies = Studies.create(experiment, spaces, constraint_names)
     else:
-        studies = Studies.restore(experiment, spaces, constraint_names, finished)
+        studies = Studies.restore(experiment, spaces, constraint_names, earlier)
     search = BasinSearch(studies, lanes, make_spec, judge_result, experiment.search.max_concurrent_trials)
     tuner = _tuner(experiment, search)
     failure: list[BaseException] = []

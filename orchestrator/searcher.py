@@ -5,6 +5,8 @@ is written once and NaN is refused; GPSampler wants the same constraints on ever
 storage. So every trial that is told anything carries every named constraint, set before `tell`, what is missing is infeasible, and
 every ask gets a sampler seeded by how many trials its recipe had: a restored search goes on as if nothing had happened.
 
+A restored search is built anew from what the trial records say (`Past`), never from the journal, which is a cache.
+
 States told: complete with a finite score -> COMPLETE; stopped by the monitor -> PRUNED (its constraints still steer TPE);
 failed, cancelled or without a score -> FAIL, which samplers ignore.
 """
@@ -13,11 +15,11 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -27,6 +29,11 @@ from orchestrator import seeds
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError, StorageError, UnknownNameError
 from orchestrator.ranges import RecipeSpace
+from orchestrator.study_journal import open_storage, reopen, storage_path
+
+__all__ = ["SAMPLERS", "Asked", "Earlier", "Past", "Studies", "make_sampler", "open_storage", "past_of_journal", "storage_path"]
+
+log = logging.getLogger(__name__)
 
 INFEASIBLE = 1.0
 """Told for a constraint that was not measured. Rates differ by at most 1, so nothing measured looks worse."""
@@ -35,6 +42,10 @@ RE_ASKS = 5
 """How often a study is asked again when it proposes what was tried."""
 
 SAMPLERS = ("tpe", "gp", "random", "nsga2")
+
+
+Outcome = tuple[str, float | None, dict[str, float | None]]
+"""(state, score, constraints) of a finished trial, as `Studies.tell` takes them."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +58,35 @@ class Asked:
     """Sampled and pinned parameters together."""
     resumed: bool = False
     """Whether an interrupted driver had started it already: it may go on from its checkpoint."""
+    passed_over: tuple[dict[str, Any], ...] = ()
+    """Points that the sampler proposed before this one and that were known: {params, of: trial id, complete, sampler}."""
+    sampler: dict[str, int] = field(default_factory=dict)
+    """What the sampler noted of the trial itself (nsga2: its generation)."""
 
 
-Finished = dict[str, tuple[str, float | None, dict[str, float | None]]]
-"""Trial id -> (state, score, constraints), as `Studies.tell` takes them."""
+@dataclass(frozen=True)
+class Past:
+    """One trial that an earlier driver asked, as its records say."""
+
+    trial_id: str
+    recipe: str
+    params: dict[str, Any]
+    """Of every parameter that is sampled; others are left out of account."""
+    outcome: Outcome | None
+    """None: it was interrupted and is asked again."""
+    passed_over: tuple[dict[str, Any], ...] = ()
+    sampler: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier driver's search came to."""
+
+    past: Sequence[Past]
+    next_id: int = 1
+    """Above every id that was ever given."""
+    say: Callable[[str], None] = log.warning
+    """Told, a sentence each, what was found wrong with the journal."""
 
 
 @dataclass
@@ -64,8 +100,15 @@ class _Recipe:
     """Trials that share one training, where the recipe has parameters that act after it."""
     seen: dict[str, int] = field(default_factory=dict)
     """Point (canonical JSON of the sampled parameters) -> number of the trial that ran it."""
-    count: int = 0
+    accepted: list[int] = field(default_factory=list)
+    """Numbers of the trials that ran, in the order they were asked."""
+    passed_over: list[dict[str, Any]] = field(default_factory=list)
+    """Of the trial that is asked next."""
     exhausted: bool = False
+
+    @property
+    def count(self) -> int:
+        return len(self.accepted)
 
 
 def make_sampler(name: str, seed: int, budget: int, *, early_stopping: bool = False) -> optuna.samplers.BaseSampler:
@@ -93,38 +136,42 @@ def make_sampler(name: str, seed: int, budget: int, *, early_stopping: bool = Fa
 class Studies:
     """The search of one experiment. Build with `create` or `restore`; then `ask` and `tell` until `ask` returns None."""
 
-    def __init__(self, recipes: dict[str, _Recipe], trials: int, constraint_names: Sequence[str]):
+    def __init__(self, recipes: dict[str, _Recipe], trials: int, constraint_names: Sequence[str], next_id: int = 1):
         self._recipes = recipes
         self._trials = trials
         self._names = tuple(constraint_names)
         self._running: dict[str, tuple[str, optuna.Trial]] = {}
-        self._next = 1 + max((_number(t) for r in recipes.values() for t in r.study.get_trials(deepcopy=False)), default=0)
+        self._again: list[Asked] = []
+        self._next = next_id
 
     @classmethod
     def create(cls, experiment: Experiment, spaces: dict[str, RecipeSpace], constraint_names: Sequence[str]) -> Studies:
         """New studies in `search.storage` (else `<output.dir>/study.journal`). Raises StorageError where they exist already."""
-        return cls._open(experiment, spaces, constraint_names, restored=False)
+        return cls._made(experiment, spaces, constraint_names, open_storage(experiment), 1)
 
     @classmethod
     def restore(
-        cls, experiment: Experiment, spaces: dict[str, RecipeSpace], constraint_names: Sequence[str], finished: Finished | None = None
+        cls, experiment: Experiment, spaces: dict[str, RecipeSpace], constraint_names: Sequence[str], earlier: Earlier | None = None
     ) -> Studies:
-        """Go on with an interrupted search. `finished`: how the trials ended whose records are in the output folder, by trial id.
+        """Go on with an interrupted search: studies built anew from `earlier`, whatever became of the journal.
 
-        A trial left RUNNING is told its result where it has a record (its driver died between writing and telling); every other one
-        without a record is closed as FAIL and asked again first, under the same id. Without `finished`, what the studies were told
-        counts. Raises StorageError where there is nothing to go on with.
+        Trials without an outcome are asked again first, under the same id. Without `earlier` what the journal holds counts; raises
+        StorageError where that is not there or damaged.
         """
-        path = storage_path(experiment)
-        if not path.exists():
-            raise StorageError(f"{path} does not exist, so there is no search to go on with; start a new one")
-        return cls._open(experiment, spaces, constraint_names, restored=True, finished=finished)
+        if earlier is None:
+            path = storage_path(experiment)
+            if not path.exists():
+                raise StorageError(f"{path} does not exist, so there is no search to go on with; start a new one")
+            earlier = Earlier(past_of_journal(experiment, spaces))
+        past = sorted(earlier.past, key=lambda one: number_of(one.trial_id))
+        next_id = max([earlier.next_id, *(number_of(one.trial_id) + 1 for one in past)])
+        storage = reopen(experiment, [f"{experiment.name}/{name}" for name in spaces], earlier.say)
+        return cls._made(experiment, spaces, constraint_names, storage, next_id, past)
 
     @classmethod
-    def _open(cls, experiment, spaces, constraint_names, *, restored: bool, finished: Finished | None = None) -> Studies:
+    def _made(cls, experiment, spaces, constraint_names, storage, next_id: int, past: Sequence[Past] = ()) -> Studies:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         search = experiment.search
-        storage = open_storage(experiment)
         budget = max(1, search.trials // len(spaces))
         early = bool(experiment.monitor.actions - {"log"})
         make = functools.partial(make_sampler, search.sampler, budget=budget, early_stopping=early)
@@ -133,25 +180,26 @@ class Studies:
             study_name = f"{experiment.name}/{name}"
             seed = (search.sampler_seed * 1009 + position) * 100_003
             try:
-                if restored:
-                    study = optuna.load_study(study_name=study_name, storage=storage, sampler=make(seed))
-                else:
-                    study = optuna.create_study(study_name=study_name, storage=storage, sampler=make(seed), direction="maximize")
+                study = optuna.create_study(study_name=study_name, storage=storage, sampler=make(seed), direction="maximize")
             except optuna.exceptions.DuplicatedStudyError as error:
                 raise StorageError(f"{storage_path(experiment)} holds a study {study_name!r} already; set "
                                    "search.storage or output.dir to another place") from error
-            except KeyError as error:
-                raise StorageError(f"{storage_path(experiment)} holds no study {study_name!r}, so there is nothing to resume") from error
             recipes[name] = _Recipe(space, study, make, seed, search.trials_per_training if space.after_training else 1)
-        studies = cls(recipes, search.trials, constraint_names)
+        studies = cls(recipes, search.trials, constraint_names, next_id)
+        for one in past:
+            studies._rebuild(one)
         for recipe in recipes.values():
-            studies._rebuild(recipe, finished) if restored else studies._enqueue(recipe)
+            if not recipe.count and recipe.space.defaults:
+                recipe.study.enqueue_trial(recipe.space.defaults)
         return studies
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
     def ask(self) -> Asked | None:
-        """The next trial: of the recipe with the fewest so far. None when the budget or every recipe's space is used up."""
+        """The next trial: one that was interrupted, else of the recipe with the fewest so far. None when the budget or every recipe's
+        space is used up."""
+        if self._again:
+            return self._again.pop(0)
         while sum(recipe.count for recipe in self._recipes.values()) < self._trials:
             open_recipes = [name for name, recipe in self._recipes.items() if not recipe.exhausted]
             if not open_recipes:
@@ -165,16 +213,14 @@ class Studies:
 
     def _accept(self, name: str, trial: optuna.Trial) -> Asked:
         recipe = self._recipes[name]
-        trial_id = trial.user_attrs.get("resumes")
-        resumed = trial_id is not None
-        if not resumed:
-            trial_id = f"t{self._next:04d}"
-            self._next += 1
+        trial_id = f"t{self._next:04d}"
+        self._next += 1
         trial.set_user_attr("trial_id", trial_id)
         recipe.seen[_point(trial.params)] = trial.number
-        recipe.count += 1
+        recipe.accepted.append(trial.number)
         self._running[trial_id] = (name, trial)
-        return Asked(trial_id, name, {**recipe.space.fixed, **trial.params}, resumed)
+        passed_over, recipe.passed_over = tuple(recipe.passed_over), []
+        return Asked(trial_id, name, {**recipe.space.fixed, **trial.params}, False, passed_over, _noted(recipe, trial.number))
 
     def _ask_new(self, recipe: _Recipe) -> optuna.Trial | None:
         if len(recipe.seen) >= recipe.space.size:
@@ -217,8 +263,7 @@ class Studies:
         place = recipe.count % recipe.per_training
         if not place:
             return {}
-        by_number = {t.number: t for t in recipe.study.get_trials(deepcopy=False)}
-        first = by_number[list(recipe.seen.values())[recipe.count - place]]
+        first = recipe.study.get_trials(deepcopy=False)[recipe.accepted[recipe.count - place]]
         return {key: value for key, value in first.params.items() if key not in recipe.space.after_training}
 
     def _tell_duplicate(self, recipe: _Recipe, trial: optuna.Trial) -> None:
@@ -227,7 +272,11 @@ class Studies:
         twin = recipe.study.get_trials(deepcopy=False)[number]
         trial.set_user_attr("duplicate_of", number)
         self._constrain(trial, dict(twin.constraints))
-        if twin.state == TrialState.COMPLETE:
+        complete = twin.state == TrialState.COMPLETE
+        recipe.passed_over.append({
+            "params": dict(trial.params), "of": twin.user_attrs["trial_id"], "complete": complete, "sampler": _noted(recipe, trial.number),
+        })  # fmt: skip
+        if complete:
             recipe.study.tell(trial, twin.value)
         else:
             recipe.study.tell(trial, state=TrialState.FAIL)
@@ -247,20 +296,19 @@ class Studies:
         name, trial = self._running[trial_id]
         study = self._recipes[name].study
         self._constrain(trial, constraints)
-        finite = score is not None and math.isfinite(score)
-        if state == "complete" and finite:
-            told = TrialState.COMPLETE
-            study.tell(trial, float(score))
-        else:
-            told = TrialState.PRUNED if state == "stopped" else TrialState.FAIL
-            study.tell(trial, state=told)
+        told = _end(state, score)
+        study.tell(trial, float(score)) if told == TrialState.COMPLETE else study.tell(trial, state=told)
         del self._running[trial_id]
         return told
 
     def _constrain(self, trial: optuna.Trial, values: dict[str, float | None]) -> None:
-        for name in self._names:
-            value = values.get(name)
-            trial.set_constraint(name, float(value) if value is not None and math.isfinite(value) else INFEASIBLE)
+        for name, value in self._all(values).items():
+            trial.set_constraint(name, value)
+
+    def _all(self, values: dict[str, float | None]) -> dict[str, float]:
+        """Every announced constraint; what is not there is infeasible."""
+        found = {name: values.get(name) for name in self._names}
+        return {name: float(value) if value is not None and math.isfinite(value) else INFEASIBLE for name, value in found.items()}
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
@@ -274,70 +322,73 @@ class Studies:
         """Ids of trials asked and not yet told."""
         return tuple(self._running)
 
-    def _enqueue(self, recipe: _Recipe) -> None:
-        if recipe.space.defaults:
-            recipe.study.enqueue_trial(recipe.space.defaults)
-
-    def _rebuild(self, recipe: _Recipe, finished: Finished | None) -> None:
-        """Count what is finished, close what was running, and ask again first for what has no record."""
-        trials = recipe.study.get_trials(deepcopy=False)
-        waiting = {t.user_attrs.get("resumes") for t in trials if t.state == TrialState.WAITING}
-        lost: dict[str, FrozenTrial] = {}
-        for frozen in trials:
-            trial_id = frozen.user_attrs.get("trial_id")
-            known = frozen.state.is_finished() and "interrupted" not in frozen.user_attrs if finished is None else trial_id in finished
-            if frozen.state == TrialState.RUNNING:
-                self._close(recipe, frozen, (finished or {}).get(trial_id))
-            if trial_id is None or frozen.state == TrialState.WAITING:
+    def _rebuild(self, one: Past) -> None:
+        """Add a past trial as the undisturbed study would hold it: what was passed over before it, then itself, running if it was."""
+        recipe = self._recipes[one.recipe]
+        by_id = {t.user_attrs["trial_id"]: t for t in recipe.study.get_trials(deepcopy=False) if "trial_id" in t.user_attrs}
+        for known in one.passed_over:
+            twin = by_id.get(known["of"])
+            if twin is None:  # its records are gone: what it was told is, too
                 continue
-            if known:
-                recipe.seen[_point(frozen.params)] = frozen.number
-                lost.pop(trial_id, None)
-            else:
-                lost[trial_id] = frozen
-        recipe.count = len(recipe.seen)
-        for trial_id, frozen in lost.items():
-            if trial_id not in waiting and _point(frozen.params) not in recipe.seen:
-                recipe.study.enqueue_trial(frozen.params, user_attrs={"resumes": trial_id})
+            complete = known["complete"] and twin.state == TrialState.COMPLETE
+            outcome = ("complete" if complete else "failed", twin.value if complete else None, dict(twin.constraints))
+            self._add(recipe, known["params"], outcome, {"duplicate_of": twin.number}, known["sampler"])
+        number = self._add(recipe, one.params, one.outcome, {"trial_id": one.trial_id}, one.sampler)
+        recipe.accepted.append(number)
+        frozen = recipe.study.get_trials(deepcopy=False)[number]
+        recipe.seen.setdefault(_point(frozen.params), number)
+        if one.outcome is None:
+            self._running[one.trial_id] = (one.recipe, optuna.Trial(recipe.study, frozen._trial_id))
+            params = {**recipe.space.fixed, **frozen.params}
+            self._again.append(Asked(one.trial_id, one.recipe, params, True, one.passed_over, one.sampler))
 
-    def _close(self, recipe: _Recipe, frozen: FrozenTrial, outcome: tuple[str, float | None, dict[str, float | None]] | None) -> None:
-        """End a trial that a dead driver left RUNNING: with its result where there is one, as FAIL otherwise."""
-        trial = optuna.Trial(recipe.study, frozen._trial_id)
-        state, score, constraints = outcome or ("interrupted", None, {})
-        for name in self._names:
-            if name not in frozen.constraints:
-                value = constraints.get(name)
-                trial.set_constraint(name, float(value) if value is not None and math.isfinite(value) else INFEASIBLE)
-        if outcome is None:
-            trial.set_user_attr("interrupted", True)
-        if state == "complete" and score is not None and math.isfinite(score):
-            recipe.study.tell(frozen.number, float(score))
-        else:
-            recipe.study.tell(frozen.number, state=TrialState.PRUNED if state == "stopped" else TrialState.FAIL)
-
-
-def open_storage(experiment: Experiment) -> optuna.storages.BaseStorage:
-    """The experiment's Optuna journal. Raises StorageError where its folder cannot be written, or something else lies there."""
-    path = storage_path(experiment)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-    except OSError as error:
-        raise StorageError(f"cannot write the search's journal {path}: {error}; set search.storage or output.dir") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"{path} is no journal of a search, or is damaged; restore it, or set search.storage or output.dir to another place"
-        ) from error
+    def _add(self, recipe: _Recipe, params: dict[str, Any], outcome: Outcome | None, attrs: dict[str, Any], noted: dict[str, int]) -> int:
+        """Add a trial to a study, RUNNING without an outcome; returns its number."""
+        distributions = recipe.space.distributions
+        state, score, constraints = outcome or ("running", None, {})
+        told = TrialState.RUNNING if outcome is None else _end(state, score)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            recipe.study.add_trial(optuna.trial.create_trial(
+                state=told, params={key: params[key] for key in distributions}, distributions=distributions, user_attrs=attrs,
+                system_attrs=dict(noted), value=float(score) if told == TrialState.COMPLETE else None,
+                constraints=None if outcome is None else self._all(constraints),
+            ))  # fmt: skip
+        return len(recipe.study.get_trials(deepcopy=False)) - 1
 
 
-def storage_path(experiment: Experiment) -> Path:
-    """Where the Optuna journal is."""
-    return Path(experiment.search.storage) if experiment.search.storage else experiment.output_dir / "study.journal"
+def past_of_journal(experiment: Experiment, spaces: dict[str, RecipeSpace]) -> list[Past]:
+    """What the journal says was asked, for trials of before the records said it. Raises StorageError where it cannot be read."""
+    storage, found = open_storage(experiment), {}
+    for name, space in spaces.items():
+        try:
+            study = optuna.load_study(study_name=f"{experiment.name}/{name}", storage=storage)
+        except KeyError as error:
+            raise StorageError(f"{storage_path(experiment)} holds no study of {name!r}, so there is nothing to resume") from error
+        for trial in study.get_trials(deepcopy=False):
+            trial_id = trial.user_attrs.get("trial_id")
+            if isinstance(trial_id, str) and set(trial.params) == set(space.distributions):
+                over = trial.state.is_finished() and "interrupted" not in trial.user_attrs
+                state = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped"}.get(trial.state, "failed")
+                found[trial_id] = Past(trial_id, name, dict(trial.params), (state, trial.value, dict(trial.constraints)) if over else None)
+    return list(found.values())
+
+
+def number_of(trial_id: str) -> int:
+    """The number in a trial id: 12 of `t0012` and of `t0012s1`."""
+    return int(trial_id[1:].partition("s")[0])
+
+
+def _end(state: str, score: float | None) -> TrialState:
+    if state == "complete" and score is not None and math.isfinite(score):
+        return TrialState.COMPLETE
+    return TrialState.PRUNED if state == "stopped" else TrialState.FAIL
+
+
+def _noted(recipe: _Recipe, number: int) -> dict[str, int]:
+    attrs = recipe.study.get_trials(deepcopy=False)[number].system_attrs
+    return {key: value for key, value in attrs.items() if key.endswith(":generation")}
 
 
 def _point(params: dict[str, Any]) -> str:
     return json.dumps(params, sort_keys=True, default=str)
-
-
-def _number(trial: FrozenTrial) -> int:
-    return int(trial.user_attrs.get("trial_id", "t0")[1:])

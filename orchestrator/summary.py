@@ -206,7 +206,7 @@ def by_recipe(selection: Selection, recipes: Sequence[str]) -> dict[str, Configu
         if selection.best is not None and selection.best.recipe == name:
             found[name] = selection.best
         elif feasible:
-            found[name] = max(feasible, key=lambda c: (len(c.trials) > 1, c.score))
+            found[name] = max(feasible, key=lambda c: (len(c.seeds) > 1, c.score))
         elif own:
             found[name] = min(own, key=lambda c: (order[c.verdict], c.excess))
     return found

@@ -192,8 +192,7 @@ def test_restore_frees_interrupted_trials_and_goes_on_as_if_nothing_happened(tmp
             found.tell(one.trial_id, "complete", 0.5, safe())
     left_running = broken.ask()
     again = Studies.restore(experiment(tmp_path / "broken", trials=6), {"full": RATE}, NAMES)
-    zombie = [t for t in everything(again) if "interrupted" in t.user_attrs]
-    assert [t.state for t in zombie] == [TrialState.FAIL] and set(zombie[0].constraints) == set(NAMES)
+    assert [t.state for t in everything(again)].count(TrialState.RUNNING) == 1, "it stands where it stood"
     first = again.ask()
     assert first.params == left_running.params, "what was interrupted is tried first"
     assert first.trial_id == left_running.trial_id == "t0004" and first.resumed, "it goes on where it was, in its own folder and run"

@@ -22,7 +22,10 @@ DOORS = {
     "vllm": {"orchestrator/evaluation/vllm_backend.py"},
     "mlflow": {"orchestrator/tracking_sink.py"},
     "pyarrow": {"orchestrator/storage.py"},
-    "optuna": {"orchestrator/search.py", "orchestrator/searcher.py", "orchestrator/ranges.py", "search_spaces/"},
+    "optuna": {
+        "orchestrator/search.py", "orchestrator/searcher.py", "orchestrator/study_journal.py", "orchestrator/points.py", "orchestrator/ranges.py",
+        "search_spaces/",
+    },
 }  # fmt: skip
 """vendor -> files that may import it; a name ending in / is a folder."""
 
@@ -35,7 +38,7 @@ LEVELS = (
     {"page"},
     {"experiment"},
     {
-        "search", "searcher", "report", "summary", "tracking", "tracker",
+        "search", "searcher", "study_journal", "trial_records", "run_identity", "report", "summary", "tracking", "tracker",
         "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "resuming", "mirror", "mirror_files",
     },
     {"lanes", "plots_safety"},
@@ -45,12 +48,14 @@ LEVELS = (
     {"broker", "lane_worker", "lane_control", "capacity", "cluster"},
     {"trial"},
     {"training", "trained", "trial_files", "memory"},
+    {"points"},
     {"guard", "materials", "constraint", "summary", "ranges", "templates"},
     {"intervals"},
     {"weights", "subjects"},
     {"engine", "evaluation", "models", "adapters", "saved", "data"},
     {"pocket"},
     {"storage", "lease", "shared_cache"},
+    {"record_check"},
     {"outputs", "records", "evidence"},
     {"config", "config_text", "overrides", "kustomize"},
     {"config_sections"},

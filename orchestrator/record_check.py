@@ -1,0 +1,181 @@
+"""Reading records that someone else may have written: every field known, of its type, lists of one length, or a sentence that says what is not.
+
+`TrialResult.from_dict` is for what this process was just told; files go through here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator import outputs
+from orchestrator.errors import StorageError
+from orchestrator.records import SuiteResult, TrialResult
+
+TRIAL_ID = re.compile(r"t[0-9]{4,9}(s-?[0-9]{1,20})?")
+"""Ids of trials: `t0012`, and `t0012s1` for its confirmation on seed 1. They name folders, so nothing else is one."""
+
+_FACTS: dict[str, tuple[type, ...]] = {
+    "cancelled": (bool,), "started": (bool,), "storage": (list,), "external": (dict,), "template": (dict,), "monitor": (dict,), "strategies": (dict,),
+    "traceback": (str,), "rows": (dict,), "generation": (dict,), "peak_memory_mb": (int, float),
+}  # fmt: skip
+"""Types of the facts that others read; None is allowed for each."""
+
+
+class BadRecord(StorageError):
+    """A file that is no record of ours, or a damaged one."""
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, None where there is none. Raises BadRecord for anything that `outputs.write_json` never wrote."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"{path} is damaged: it is no UTF-8 text") from error
+    except OSError as error:
+        raise BadRecord(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        found = json.loads(text, parse_constant=_no_number)
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(f"{path} is damaged: {_short(error)}") from error
+    return found
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number a record holds")
+
+
+def result_of(raw: Any, where: str | Path) -> TrialResult:
+    """A trial's record from what its file holds. Raises BadRecord that names the file and the first thing that is wrong."""
+    import pydantic
+
+    if not isinstance(raw, dict):
+        raise BadRecord(f"{where} is no trial's record: it holds {_kind(raw)}, not an object")
+    try:
+        found = _adapter().validate_json(json.dumps(_with_nan(raw)), strict=True)
+    except pydantic.ValidationError as error:
+        raise BadRecord(f"{where} is no trial's record of this version: {_first(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(f"{where} is no trial's record: {_short(error)}") from error
+    trouble = _inner(found)
+    if trouble:
+        raise BadRecord(f"{where} is no trial's record: {trouble}")
+    for one in (found.facts.get("external") or {}).values():
+        one |= {key: math.nan for key in ("value", "stderr") if one[key] is None}
+    return found
+
+
+def read_result(path: Path) -> TrialResult | None:
+    """The record in a file, None where there is none. Raises BadRecord."""
+    raw = read_json(path)
+    return None if raw is None and not path.exists() else result_of(raw, path)
+
+
+def guarded(path: Path, check: Callable[[Any], str | None]) -> Any:
+    """The content of a JSON file that `check` finds nothing wrong with, None where there is none. Raises BadRecord."""
+    raw = read_json(path)
+    if raw is None and not path.exists():
+        return None
+    trouble = check(raw)
+    if trouble:
+        raise BadRecord(f"{path} is damaged: {trouble}")
+    return raw
+
+
+@functools.cache
+def _adapter():
+    import pydantic
+
+    return pydantic.TypeAdapter(TrialResult)
+
+
+def _with_nan(raw: dict[str, Any]) -> dict[str, Any]:
+    """Figures that were no number are written as null; they come back as NaN."""
+    task = raw.get("task")
+    if not isinstance(task, dict) or "score" not in task:
+        return raw
+    scores = task.get("scores")
+    task = {**task, "score": math.nan if task["score"] is None else task["score"]}
+    if isinstance(scores, list):
+        task["scores"] = [math.nan if one is None else one for one in scores]
+    return {**raw, "task": task}
+
+
+def _inner(found: TrialResult) -> str | None:
+    """What is wrong between fields, in words; None where nothing is."""
+    if found.steps < 0:
+        return f"steps is {found.steps}"
+    if found.task is not None and len(found.task.scores) != len(found.task.ids):
+        return f"task has {len(found.task.scores)} scores for {len(found.task.ids)} rows"
+    for key, suite in found.suites.items():
+        if suite.name != key:
+            return f"suites.{key} is named {suite.name!r}"
+        trouble = _lengths(suite)
+        if trouble:
+            return f"suites.{key}: {trouble}"
+    for event in found.history:
+        if not isinstance(event.get("kind"), str) or not isinstance(event.get("step", 0), int) or isinstance(event.get("step", 0), bool):
+            return "history holds what is no event"
+    return _facts(found.facts)
+
+
+def _facts(facts: dict[str, Any]) -> str | None:
+    for name, types in _FACTS.items():
+        value = facts.get(name)
+        if value is not None and (not isinstance(value, types) or isinstance(value, bool) and bool not in types):
+            return f"facts.{name} is {_kind(value)}"
+    if not all(isinstance(line, str) for line in facts.get("storage") or []):
+        return "facts.storage holds what is no text"
+    for name, one in (facts.get("external") or {}).items():
+        if not isinstance(one, dict) or not {"value", "stderr", "n", "max_drop", "phase"} <= set(one):
+            return f"facts.external.{name} is no measurement"
+        if any(isinstance(one[key], bool) or not isinstance(one[key], (int, float, type(None))) for key in ("value", "stderr", "n", "max_drop")):
+            return f"facts.external.{name} is no measurement"
+    return None
+
+
+def _lengths(suite: SuiteResult) -> str | None:
+    for name in ("groups", "unsafe", "refused", "partial", "gibberish", "empty", "unparsed", "second"):
+        values = getattr(suite, name)
+        if values is not None and len(values) != len(suite.ids):
+            return f"{name} has {len(values)} entries for {len(suite.ids)} prompts"
+    return None
+
+
+def _first(error: Any) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "it"
+    if first["type"] == "unexpected_keyword_argument":
+        return f"the field {place!r} is not known (written by a newer safebasin, or by hand)"
+    return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _short(error: Exception) -> str:
+    text = str(error).split("\n")[0]
+    return (text or type(error).__name__)[:200]
+
+
+def move_aside(path: Path, word: str = "damaged") -> Path:
+    """Rename `path` to `<name>.<word>-<n>` with the first n that is free. Raises StorageError."""
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.{word}-{number}")):
+        number += 1
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise outputs.storage_error(path, error) from error
+    return aside
