@@ -47,8 +47,11 @@ class Kept(BaseJournalBackend):
         if self.detached is None:
             try:
                 fresh = list(self._file.read_logs(len(self._known)))
+                others = iter(fresh)  # of other studies in the file, between ours
+                if not all(any(one == sent for one in others) for sent in self._sent):
+                    raise ValueError("what was written to it is not there")
                 self._known += fresh
-                self._sent = self._sent[len(fresh) :] if len(fresh) < len(self._sent) else []
+                self._sent = []
             except (OSError, ValueError, KeyError) as error:
                 self._detach(error)
         yield from self._known[log_number_from:]
@@ -97,8 +100,9 @@ def reopen(experiment: Experiment, names: list[str], say: Say) -> optuna.storage
     path = storage_path(experiment)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.path.lexists(path):
-            say(f"{path} is gone; the search is rebuilt from the trial records")
+        if not os.path.lexists(path) or path.is_file() and not path.stat().st_size:
+            say(f"{path} is gone or empty; the search is rebuilt from the trial records")
+            return _opened(path)
         storage = _emptied(path, names)
     except Exception as error:  # whatever a damaged log makes Optuna raise, the records hold the search
         trouble = _reason(error)
@@ -119,10 +123,12 @@ def _opened(path: Path) -> optuna.storages.BaseStorage:
     """The journal at `path`, which is made where there is none. Raises what Optuna raises for one that is damaged."""
     backend = Kept(path)
     with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # Optuna would go on writing on it
+        for number, line in enumerate(file, 1):  # Optuna skips a last line that it cannot read, and goes on writing on it
+            if not line.endswith(b"\n"):
                 raise ValueError("its last line is torn")
+            found = json.loads(line)
+            if not isinstance(found, dict) or not isinstance(found.get("op_code"), int):
+                raise ValueError(f"line {number} is no entry of a journal")
     storage = optuna.storages.JournalStorage(backend)
     backend.opening = False
     return storage
@@ -135,9 +141,12 @@ def _emptied(path: Path, names: list[str]) -> optuna.storages.BaseStorage:
         lock.unlink()  # of a driver that died while it wrote; the output folder's own lock keeps a living one out
     storage = _opened(path)
     storage._backend.opening = True
-    for study in optuna.get_all_study_summaries(storage, include_best_trial=False):
-        if study.study_name in names:
-            optuna.delete_study(study_name=study.study_name, storage=storage)
+    there = {study.study_name for study in optuna.get_all_study_summaries(storage, include_best_trial=False)}
+    missing = [name for name in names if name not in there]
+    if missing and not there - set(names):  # beside others' studies ours may never have been there
+        raise ValueError(f"it holds no study {missing[0]!r}")
+    for name in there & set(names):
+        optuna.delete_study(study_name=name, storage=storage)
     storage._backend.opening = False
     return storage
 
