@@ -326,16 +326,19 @@ def begun(tmp_path, **changes):
 
 FREE = [
     {"search": {"trials": 99}}, {"search": {"time_budget_s": 5.0}}, {"search": {"seeds": [0, 1, 2]}}, {"search": {"finalists": 1}},
-    {"search": {"max_concurrent_trials": 3}}, {"name": "other"}, {"tracking": {"enabled": False}}, {"ray": {"lanes": 4}}, {"ray": {"address": "auto"}},
+    {"search": {"max_concurrent_trials": 3}}, {"name": "other"}, {"tracking": {"enabled": False}}, {"ray": {"lanes": 4}},
+    {"ray": {"address": "auto"}},
     {"output": {"keep_models": "all"}}, {"training": {"save_steps": 7}}, {"safety": {"keep_generations": True}},
 ]  # fmt: skip
 BOUND = {
     "recipes": {"recipes": [["full"]]}, "safety.limits.max_degradation": {"safety": {"limits": {"max_degradation": 0.5}}},
     "safety.suites": {"safety": {"suites": [{"name": "harmful", "data": "pocket:harmful", "limit": 3}]}},
     "model.model_name_or_path": {"model": {"model_name_or_path": "other"}}, "task.data": {"task": {"data": "pocket:echo"}},
-    "safety.judge": {"safety": {"judge": "exact"}}, "task.metric": {"task": {"metric": "contains"}}, "task.max_new_tokens": {"task": {"max_new_tokens": 7}},
+    "safety.judge": {"safety": {"judge": "exact"}}, "task.metric": {"task": {"metric": "contains"}},
+    "task.max_new_tokens": {"task": {"max_new_tokens": 7}},
     "training.learning_rate": {"training": {"learning_rate": 0.5}}, "search.space": {"search": {"space": {"learning_rate": 1e-3}}},
-    "search.seeds": {"search": {"seeds": [5]}}, "ray.num_workers": {"ray": {"num_workers": 2}}, "monitor.every_steps": {"monitor": {"every_steps": 3}},
+    "search.seeds": {"search": {"seeds": [5]}}, "ray.num_workers": {"ray": {"num_workers": 2}},
+    "monitor.every_steps": {"monitor": {"every_steps": 3}},
     "deepspeed": {"deepspeed": {"zero_optimization": {"stage": 1}}},
 }  # fmt: skip
 
