@@ -22,7 +22,6 @@ from orchestrator import (
     ranges,
     report,
     resuming,
-    run_identity,
     screen,
     search,
     summary,
@@ -240,7 +239,11 @@ def _run(
         prepare_folder(experiment, folder)
     copy.begin()
     facts = baseline.identity(experiment)
-    standing = replace(standing, run_id=_identified(experiment, folder, standing, run_identity.content(experiment, facts), console))
+
+    def say(line: str) -> None:
+        screen.say(console, line, "bold yellow" if line.startswith("warning") else "", whole=True)
+
+    standing = replace(standing, run_id=resuming.identify(experiment, folder, facts, say, resumed=standing.resumed))
     tracker = tracking.open_tracker(experiment, folder, facts={f"{name}_hash": value for name, value in facts.items()})
     outcome: Outcome | None = None
     try:
@@ -252,19 +255,6 @@ def _run(
     finally:
         tracker.close("FINISHED" if outcome and outcome.exit_code in (0, 3) else "KILLED" if stop.is_set() else "FAILED")
     return outcome
-
-
-def _identified(experiment: Experiment, folder: Path, standing: Standing, content: dict[str, str], console: Console) -> str:
-    """The run's id: of a new one, or of the one that is gone on with, if it works with what it was begun with."""
-
-    def say(line: str) -> None:
-        screen.say(console, line, "bold yellow" if line.startswith("warning") else "", whole=True)
-
-    if standing.resumed:
-        return resuming.take_over(folder, experiment, content, say)
-    begun = run_identity.new(experiment, content)
-    run_identity.write(folder, begun)
-    return begun.run
 
 
 def prepare_folder(experiment: Experiment, folder: Path) -> None:

@@ -79,6 +79,17 @@ def interrupted(experiment: Experiment, folder: Path) -> bool:
     return kept
 
 
+def identify(experiment: Experiment, folder: Path, facts: dict[str, str], say: Callable[[str], None], *, resumed: bool) -> str:
+    """The id of a run that begins, which is written down with what it works with, or of one that is gone on with, after a check that
+    it works with the same. `facts`: hashes of model and template. Raises ConfigError, StorageError."""
+    content = run_identity.content(experiment, facts)
+    if resumed:
+        return take_over(folder, experiment, content, say)
+    begun = run_identity.new(experiment, content)
+    run_identity.write(folder, begun)
+    return begun.run
+
+
 def take_over(folder: Path, experiment: Experiment, content: dict[str, str], say: Callable[[str], None]) -> str:
     """Check that a resumed run works with what it was begun with, write down what changed without harm, and return its id.
 
