@@ -34,6 +34,8 @@ _MACHINE = {
     errno.ENFILE: "too many files are open on this machine",
     errno.ENOMEM: "this machine's memory is used up: free some, or ask for less",
 }
+_NETWORK = {"ConnectionError", "ConnectTimeout", "Timeout", "TimeoutError", "HTTPError", "URLError", "ClientError"}
+"""Names of what libraries raise where a service is away; they are no common class."""
 _place: Path | None = None
 
 
@@ -126,10 +128,20 @@ def _ended(error: BaseException) -> int:
     return 1
 
 
+def _printed(error: BaseException) -> str:
+    """str() of an exception; of one that fails even at that, a word."""
+    try:
+        return str(error)
+    except Exception as trouble:
+        return f"(its message cannot be printed: {type(trouble).__name__})"
+
+
 def _crashed(error: BaseException, what: str) -> None:
     """Write the traceback and say in a sentence where it is."""
-    where = _kept(error)
-    _say(f"{what} with an unexpected {_named(error)}; {_remedy(error)}; {where}")
+    try:
+        _say(f"{what} with an unexpected {_named(error)}; {_remedy(error)}; {_kept(error)}")
+    except Exception as trouble:  # memory or stack used up once more, while we say so
+        _say(f"{what} with an unexpected {type(error).__name__}; its traceback could not be kept ({type(trouble).__name__}), {DEBUG}=1 shows it")
     if os.environ.get(DEBUG, "") not in ("", "0"):
         _write(_traceback(error))
 
@@ -138,7 +150,7 @@ def _named(error: BaseException | None) -> str:
     """An exception's type and message, short and without secrets."""
     if isinstance(error, SystemExit):
         return f"SystemExit ({error.code!r}) of a library"
-    text = _without_secrets(one_line(error, 400)) if error is not None else ""
+    text = _without_secrets(one_line(_printed(error), 400)) if error is not None else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -148,6 +160,15 @@ def _remedy(error: BaseException) -> str:
         return "this machine's memory is used up: free some, or ask for less (smaller batches, fewer lanes)"
     if isinstance(error, OSError) and error.errno in _MACHINE:
         return _MACHINE[error.errno]
+    if isinstance(error, ImportError):
+        return "a package is missing or broken: install again with constraints.txt"
+    names = {one.__name__ for one in type(error).__mro__}
+    if "OutOfMemoryError" in names:
+        return "the GPU's memory is used up: ask for less (smaller batches, fewer lanes), or free some"
+    if names & _NETWORK:
+        return "a service did not answer: check its address and the network, then try again"
+    if isinstance(error, OSError) and error.filename is not None:
+        return "check that path: that it is there, and that this user may read and write it"
     return "report it, it is a defect of safebasin or of a library"
 
 
