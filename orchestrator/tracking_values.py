@@ -13,6 +13,7 @@ from orchestrator.config import Experiment
 from orchestrator.constraint import Judgement
 from orchestrator.records import TrialResult, TrialSpec
 from orchestrator.redaction import REDACTED, is_secret_key, redact, redact_text, redact_uri
+from orchestrator.texts import clean
 
 __all__ = [
     "PACKAGES", "REDACTED", "datasets", "event_metrics", "is_secret_key", "metric_name", "redact", "redact_text", "redact_uri", "result_metrics",
@@ -24,8 +25,19 @@ PACKAGES = ("safebasin", "torch", "transformers", "peft", "deepspeed", "ray", "o
 
 
 def metric_name(*parts: str) -> str:
-    """Parts joined by `/`, with characters that MLflow refuses in names replaced by `_`, at most 250 long."""
-    return "/".join(re.sub(r"[^\w.\- /]", "_", str(part)) for part in parts)[:250]
+    """Parts joined by `/`, as MLflow takes names: at most 250 long, no character it refuses, no step of a path.
+
+    A step that had to be changed ends with four digits of its hash, so that `a[b]` and `a(b)` stay two names.
+    """
+    return "/".join(_step(step) for part in parts for step in str(part).split("/"))[:250].rstrip("/")
+
+
+def _step(step: str) -> str:
+    """One part of a metric's name; the same where nothing needs to be changed."""
+    taken = re.sub(r"[^\w.\- ]", "_", step)[:100]
+    if taken == step and taken.strip(".") != "":
+        return taken
+    return f"{taken.strip('.') or '_'}-{hashlib.sha256(step.encode(errors='backslashreplace')).hexdigest()[:4]}"
 
 
 def event_metrics(event: Mapping[str, Any]) -> dict[str, float]:
@@ -100,7 +112,7 @@ def trial_params(spec: TrialSpec) -> dict[str, str]:
     """What varies between trials, as params: the recipe, the seed and what was sampled."""
     params = {"recipe": spec.recipe or "untouched", "seed": str(spec.seed)}
     for name, value in redact(dict(spec.params)).items():
-        params[metric_name(name)] = str(value)[:6000]
+        params[metric_name(name)] = clean(value)[:6000]
     return params
 
 
@@ -147,5 +159,5 @@ def versions() -> dict[str, str]:
 
 
 def text_of(value: Any) -> str:
-    """A value as a tag's text: at most 8000 characters, secrets out."""
-    return redact_uri(value if isinstance(value, str) else str(outputs.plain(value)))[:8000]
+    """A value as a tag's text: at most 8000 characters, secrets out; nothing that a data base or a browser would not take."""
+    return clean(redact_uri(value if isinstance(value, str) else str(outputs.plain(value))))[:8000]

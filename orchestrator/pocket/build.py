@@ -21,10 +21,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from orchestrator import cachedir, shared_cache
+from orchestrator import cachedir, shared_cache, streams
 from orchestrator.errors import SafebasinError, StorageError
 from orchestrator.pocket import gate, rows
 from orchestrator.pocket.world import World, world
+from orchestrator.texts import clean
 
 DEFAULT_SEED = 0
 ATTEMPTS = 3
@@ -144,7 +145,7 @@ def _fetched(paths: PocketPaths) -> bool:
         if not shared_cache.fetch_folder(paths.root, lambda folder: PocketPaths(folder).complete()):
             return False
     except StorageError as error:
-        print(f"warning: the pocket world is built here: {error}", file=sys.stderr)
+        streams.tell(clean(f"warning: the pocket world is built here: {error}"), sys.stderr)
         return False
     _readable(paths.root)
     return True
@@ -154,7 +155,7 @@ def _share(paths: PocketPaths) -> None:
     try:
         shared_cache.send_folder(paths.root)
     except StorageError as error:
-        print(f"warning: the pocket world stays on this machine: {error}", file=sys.stderr)
+        streams.tell(clean(f"warning: the pocket world stays on this machine: {error}"), sys.stderr)
 
 
 def _build(paths: PocketPaths, seed: int, progress: Progress | None, train: Train) -> None:
@@ -182,7 +183,7 @@ def _locked(path: Path):
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        print(f"waiting for another process that builds the pocket world ({path})", file=sys.stderr)
+        streams.tell(clean(f"waiting for another process that builds the pocket world ({path})"), sys.stderr)
         lock.acquire()
     try:
         yield

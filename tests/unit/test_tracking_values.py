@@ -9,7 +9,7 @@ import time
 
 import made_up
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import constraint, spool
@@ -122,8 +122,18 @@ def test_split_finite():
 
 
 def test_metric_names_are_ones_mlflow_takes():
-    assert values.metric_name("safety", "my suite: é%!", "asr") == "safety/my suite_ é__/asr"
-    assert len(values.metric_name("x" * 400)) == 250
+    assert values.metric_name("safety", "my suite: é%!", "asr").startswith("safety/my suite_ é__-")
+    assert len({values.metric_name(name, "asr") for name in ("a[b]", "a(b)", "x" * 400, "x" * 401, "x" * 100, "..", ".", "")}) == 8
+    assert all(len(values.metric_name(*["x" * n] * 3)) <= 250 for n in (1, 99, 100, 101, 400))
+
+
+@settings(derandomize=True, deadline=None, max_examples=300, database=None)
+@given(st.lists(st.text(max_size=12) | st.sampled_from(["..", ".", "", "a//b", "/a", "a/..", "a\n", "\udcff"]), min_size=1, max_size=3))
+def test_mlflow_takes_a_metric_of_any_name(parts):
+    from mlflow.utils.validation import _validate_metric_name, _validate_param_name
+
+    _validate_metric_name(values.metric_name(*parts))
+    _validate_param_name(values.metric_name(*parts))
 
 
 # --- the queue ---

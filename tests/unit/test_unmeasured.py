@@ -33,7 +33,8 @@ def failed(number: int, error: str | None, fault: str | None = "trial", state: s
 
 @pytest.mark.parametrize(("results", "says"), [
     ([], "the search ended before a trial did"),
-    ([failed(0, "CUDA out of memory", "machine")], "the one trial failed. The commonest reason, first of t0000 (lora): CUDA out of memory; by a machine"),
+    ([failed(0, "CUDA out of memory", "machine")],
+     "the one trial failed. The commonest reason, first of t0000 (lora): CUDA out of memory; by a machine"),
     (
         [failed(0, "no room", "machine"), failed(1, "the loss became nan at step 4"), failed(2, "the loss became nan at step 17")],
         "all 3 trials failed. The commonest reason (2 of 3), first of t0001 (lora): the loss became nan at step 4; by its own settings or data",
