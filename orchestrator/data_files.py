@@ -93,7 +93,7 @@ def _nearest(path: Path) -> str:
         names = [one.name for _, one in zip(range(2000), path.parent.iterdir(), strict=False)]
     except (OSError, ValueError):
         return ""
-    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.75)
     return f" (nearest there: {', '.join(close)})" if close else ""
 
 

@@ -76,7 +76,7 @@ class Reader:
         beside = self._beside(rows, self.columns.history, HISTORIES)
 
         def read(i: int, row: Row) -> list[Message]:
-            if beside and not missing(row.get(beside)):
+            if beside and not missing(row.get(beside), text=False):
                 raise DataError(f"{self.where}: row {i + 1} has earlier turns in {beside!r} beside {column!r}; put all turns into {column!r}")
             return self.turns.conversation(row[column], column, i)
 
@@ -101,7 +101,7 @@ class Reader:
             asked = self.turns.prompt(row[prompt], prompt, i)
             if extra and not missing(row.get(extra)):
                 asked = self._with_input(asked, row[extra], extra, i)
-            if history and not missing(row.get(history)):
+            if history and not missing(row.get(history), text=False):
                 asked = self._with_history(asked, row[history], history, i)
             return [*asked, *self.turns.answer(row[response], response, asked, i)]
 
@@ -130,7 +130,7 @@ class Reader:
             if column in self.used:
                 continue
             name = column.lower()
-            first = next((i for i, row in enumerate(rows) if not missing(row.get(column))), None)
+            first = next((i for i, row in enumerate(rows) if not missing(row.get(column), text=False)), None)
             if first is None:
                 continue
             if name in REFUSED:

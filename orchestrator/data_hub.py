@@ -17,8 +17,10 @@ MAX_NAME = 96
 
 def is_name(source: str) -> bool:
     """Whether a text can be the name of a data set of the hub (`name`, `owner/name`, with `:configuration` or `::folder` after it)."""
-    name = source.partition(":")[0]
-    return len(name) <= MAX_NAME and _NAME.fullmatch(name) is not None and "--" not in name and ".." not in name
+    name, _, more = source.partition(":")
+    if len(name) > MAX_NAME or _NAME.fullmatch(name) is None or "--" in name or ".." in name:
+        return False
+    return len(more) <= MAX_NAME and more.isprintable()
 
 
 def short(text: str, most: int = 160) -> str:
@@ -87,5 +89,5 @@ def _files_like(source: str) -> str:
     for name in names:
         stems.setdefault(name, name)
         stems.setdefault(Path(name).stem, name)
-    close = difflib.get_close_matches(path.name, list(stems), n=3, cutoff=0.6)
+    close = difflib.get_close_matches(path.name, list(stems), n=3, cutoff=0.75)
     return f" (nearest: {', '.join(dict.fromkeys(stems[one] for one in close))})" if close else ""

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator import texts
+from orchestrator.errors import LONGEST
+
 
 @dataclass(frozen=True)
 class Count:
@@ -44,12 +47,12 @@ class RowsReport:
         parts = [count.sentence() for count in self.changed]
         if self.unused:
             parts.append(f"not used: {', '.join(self.unused[:12])}{f' and {len(self.unused) - 12} more' if len(self.unused) > 12 else ''}")
-        return [f"{self.field}: {self.rows} rows read as {self.form}; {'; '.join(parts)}"] if parts else []
+        return [texts.one_line(f"{self.field}: {self.rows} rows read as {self.form}; {'; '.join(parts)}", LONGEST)] if parts else []
 
     def warnings(self) -> list[str]:
         """Sentences on rows that are not used and on what is doubtful."""
         left_out = [f"{self.field}: not used: {count.sentence()}" for count in self.dropped]
-        return left_out + [f"{self.field}: {count.sentence()}" for count in self.doubts]
+        return [texts.one_line(line, LONGEST) for line in left_out + [f"{self.field}: {count.sentence()}" for count in self.doubts]]
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator import data_json
 from orchestrator.data_report import Tally
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, brief
 
 Message = dict[str, str]
 
@@ -31,12 +31,15 @@ WEIGHTS = ("weight", "train", "loss")
 TEXT_PARTS = ("text", "input_text", "output_text", None)
 
 
-def missing(value: Any) -> bool:
-    """Whether an optional cell holds nothing: null, NaN (an empty cell of a table), blank text, an empty list or object, also as JSON text."""
+def missing(value: Any, *, text: bool = True) -> bool:
+    """Whether an optional cell holds nothing: null, NaN (an empty cell of a table), blank text, an empty list or object.
+
+    text: the cell is read as text; where it is not, `[]`, `{}` and `null` written as text hold nothing either.
+    """
     if isinstance(value, float):
         return math.isnan(value)
     if isinstance(value, str):
-        return value.strip() in ("", "[]", "{}", "null")
+        return not value.strip() or (not text and value.strip() in ("[]", "{}", "null"))
     return value is None or (isinstance(value, (list, tuple, dict)) and not value)
 
 
@@ -166,13 +169,13 @@ class Turns:
         said = _role(turn)
         role = ALIASES.get(said.strip().lower(), said.strip().lower())
         if role in CALLS:
-            raise DataError(f"{self._at(i)}: role {said!r} (calls of tools and their results) is not supported; remove the row")
+            raise DataError(f"{self._at(i)}: role {brief(said, 60)} (calls of tools and their results) is not supported; remove the row")
         if role not in ROLES:
-            raise DataError(f"{self._at(i)}: role {said!r} is none of {', '.join(ROLES)}")
+            raise DataError(f"{self._at(i)}: role {brief(said, 60)} is none of {', '.join(ROLES)}")
         if said.strip().lower() == "developer":
             self.tally.change("the role developer is read as system", i)
         for name, what in REFUSED.items():
-            if not missing(turn.get(name)):
+            if not missing(turn.get(name), text=False):
                 raise DataError(
                     f"{self._at(i)}: a message of the {role} holds {what} ({name}), which is not supported: it would be left out of what is asked "
                     "and learnt; remove the field if that is what you want, or the row"

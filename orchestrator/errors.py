@@ -53,7 +53,16 @@ class UnknownNameError(ConfigError):
 
 
 class DataError(ConfigError):
-    """A file or data set that is missing, empty or has the wrong columns."""
+    """A file or data set that is missing, empty or has the wrong columns. Names out of files stand in its sentence, so that is kept to
+    one line of characters that a terminal only shows, and to LONGEST of them."""
+
+    def __init__(self, sentence: str):
+        from orchestrator import texts
+
+        super().__init__(sentence if sentence.isprintable() and len(sentence) <= LONGEST else texts.one_line(sentence, LONGEST))
+
+
+LONGEST = 1500
 
 
 class ModelError(ConfigError):
