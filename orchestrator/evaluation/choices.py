@@ -23,7 +23,8 @@ def prepared(rows: Sequence[Row], column: str, field: str) -> list[tuple[str, st
     The right one: a number from 0, a letter, or the option's text, in `answer`, `answer_label` or `label`. Raises DataError otherwise.
     """
     found = []
-    for number, row in enumerate(rows, start=1):
+    for i, row in enumerate(rows, start=1):
+        number = row.get("__row__", i)  # of its file, where it is from one
         options = _options(row)
         if not 2 <= len(options) <= len(LETTERS):
             raise DataError(

@@ -96,6 +96,7 @@ def load_suite(suite: config.Suite) -> PromptSuite:
     own = pick_column(rows, ("id",))
     for position, row in enumerate(rows):
         row["__position__"] = str(row[own]) if own and row.get(own) not in (None, "") else str(position)
+        row["__row__"] = position + 1  # as a person counts, whatever is filtered out later
     column = _prompt_column(rows, suite.column, name, known)
     group = _group_column(rows, suite, name, known)
     rows = _where(rows, suite.where or _own_where(rows, known, origin), name)
@@ -176,7 +177,7 @@ def _prompt_column(rows: list[Row], named: str | None, field: str, known: catalo
     usual = () if known is None else (known.column,) if isinstance(known.column, str) else known.column
     column = pick_column(rows, (*usual, *PROMPT_COLUMNS))
     if column is None:
-        found = ", ".join(str(c) for c in rows[0] if c != "__position__")
+        found = ", ".join(str(c) for c in rows[0] if c not in ("__position__", "__row__"))
         raise DataError(f"{field}: no prompt column among {found}; name it as {field}.column (usual names: {', '.join(PROMPT_COLUMNS)})")
     return need_column(rows, column, f"{field}.column")
 
@@ -214,7 +215,7 @@ def _check_prompts(rows: list[Row], column: str, field: str) -> None:
         text = row[column]
         if not isinstance(text, str) or not text.strip():
             kind = "empty" if isinstance(text, str) else f"a {type(text).__name__}, not text"
-            raise DataError(f"{field}: the prompt of row {row['__position__']} (column {column!r}) is {kind}; correct or filter it out")
+            raise DataError(f"{field}: the prompt of row {row['__row__']} (column {column!r}) is {kind}; correct or filter it out")
 
 
 @dataclass(frozen=True)

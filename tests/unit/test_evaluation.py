@@ -60,7 +60,7 @@ def test_limits_draw_evenly_from_groups_always_the_same(tmp_path):
         ([{"prompt": "a"}], {"group_column": "topic"}, r"safety\.suites\.s\.group_column"),
         ([{"prompt": "a", "label": "unsafe"}], {"where": {"label": "safe"}}, "label = 'safe'; values found: unsafe"),
         ([{"prompt": "a"}], {"where": {"labl": "safe"}}, r"safety\.suites\.s\.where.*'labl'"),
-        ([{"prompt": "a"}, {"prompt": " "}], {}, "prompt of row 1 .* is empty"),
+        ([{"prompt": "a"}, {"prompt": " "}], {}, "prompt of row 2 .* is empty"),
         ([{"prompt": ["a"]}], {}, "a list, not text"),
         ([], {}, r"safety\.suites\.s\.data: .*no rows"),
     ],
