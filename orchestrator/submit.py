@@ -6,9 +6,11 @@ Authentication is Ray's own: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN (or ~/.ray/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +146,21 @@ def _first_line(error: Exception) -> str:
 def _known(client: Any, submission_id: str | None) -> Any | None:
     if submission_id is None:
         return None
-    return next((job for job in client.list_jobs() if job.submission_id == submission_id), None)
+    with _answering("the list of jobs could not be read", "try again"):
+        return next((job for job in client.list_jobs() if job.submission_id == submission_id), None)
+
+
+@contextlib.contextmanager
+def _answering(what: str, remedy: str) -> Iterator[None]:
+    """Errors of the job server as LaneError."""
+    from aiohttp import ClientError
+
+    try:
+        yield
+    except BrokenPipeError:  # of our own stdout
+        raise
+    except (OSError, RuntimeError, ClientError) as error:
+        raise LaneError(f"{what}: {_first_line(error)}; {remedy}") from error
 
 
 def _send(client: Any, experiment: Experiment, submission_id: str | None, console: Any, shared_paths: bool) -> str:
@@ -195,11 +211,13 @@ def _follow(client: Any, job: str) -> int:
         async for lines in client.tail_job_logs(job):
             print(texts.clean(lines), end="", flush=True)
 
-    asyncio.run(tail())
-    details = client.get_job_info(job)
-    while not details.status.is_terminal():
-        time.sleep(0.5)
+    again = f"the job itself goes on: `safebasin submit --submission-id {job} --follow` with the same config shows it again"
+    with _answering(f"the log of job {job} broke off", again):
+        asyncio.run(tail())
         details = client.get_job_info(job)
+        while not details.status.is_terminal():
+            time.sleep(0.5)
+            details = client.get_job_info(job)
     code = details.driver_exit_code
     if code in (None, -15, 143) or str(details.status) == "STOPPED":
         print(json.dumps({"job": job, "status": str(details.status), "message": details.message}))
