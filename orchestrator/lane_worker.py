@@ -10,7 +10,9 @@ import sys
 import traceback
 from typing import Any
 
+from orchestrator import streams
 from orchestrator.records import LaneContext, TrialSpec
+from orchestrator.redaction import redact_text
 
 
 class LaneReset(Exception):
@@ -115,7 +117,7 @@ def run_trial(runner, spec: TrialSpec, reporter, context: LaneContext) -> dict[s
         return {"result": result.to_dict() if context.rank == 0 else None}
     except Exception as error:  # the boundary between a user's trial and the lane: anything it raises is that trial's failure
         text = traceback.format_exc()
-        print(f"trial {spec.trial_id} failed\n{text}", file=sys.stderr, flush=True)
+        streams.tell(f"trial {spec.trial_id} failed\n{redact_text(text)}", sys.stderr)
         return {"error": f"{type(error).__name__}: {error}", "traceback": text, "poisoned": is_poisoned(error)}
     finally:
         gc.collect()

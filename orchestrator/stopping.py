@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 
+from orchestrator import streams
+
 __all__ = ["StopFlag"]
 
 
@@ -29,4 +31,4 @@ class StopFlag(threading.Event):
             raise KeyboardInterrupt
         self.signum = signum
         self.set()
-        print(f"{signal.Signals(signum).name}: finishing what runs and writing the report; again to abort", file=sys.stderr, flush=True)
+        streams.tell(f"{signal.Signals(signum).name}: finishing what runs and writing the report; again to abort", sys.stderr)

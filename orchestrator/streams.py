@@ -45,5 +45,5 @@ def settle(stream: Any) -> bool:
 
 def tell(line: str, stream: Any) -> None:
     """Write a line; where the stream takes nothing there is nobody to tell."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # RuntimeError: a signal came while the stream was written
         print(line, file=stream, flush=True)
