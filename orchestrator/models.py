@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, data_template, hub, model_folders, paths
+from orchestrator import config, data_template, hub, model_folders, paths, template_limits
 from orchestrator.errors import ModelError, brief
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def finished(words: Any, name: str) -> Any:
         raise ModelError(f"the tokenizer of {name!r} has no end-of-sequence token, so answers would never end; set eos_token in it")
     if words.pad_token_id is None:
         words.pad_token = words.eos_token
+    template_limits.check(words.chat_template, words.special_tokens_map, name)
     data_template.correct(words)
     return words
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import paths
+from orchestrator import paths, template_limits
 from orchestrator.errors import ConfigError, JudgeError, ModelError, UnknownNameError
 from orchestrator.evaluation.guard_formats import FORMATS, PARSERS, STRONGREJECT, card_text, fill, format_of, given_text, unsafe_columns
 from orchestrator.evaluation.refusals import RefusalJudge
@@ -118,6 +118,8 @@ class ClassifierJudge:
             self.template = given_text(self.given)
         elif not (self.format == "llama_guard" and self.tokenizer.chat_template):
             self.template = card_text(self.model_name, self.revision, self.format)
+        else:
+            template_limits.check(self.tokenizer.chat_template, self.tokenizer.special_tokens_map, self.model_name)
 
     # ------------------------------------------------------------------------------------------------ reading
 

@@ -63,7 +63,7 @@ LEVELS = (
     {"redaction"},
     {"field_kinds"},
     {"yaml_text"},
-    {"addresses", "hub", "model_folders", "paths"},
+    {"addresses", "hub", "model_folders", "paths", "template_limits"},
     {"cachedir", "cells", "errors", "seeds", "streams", "texts"},
 )
 

@@ -1,0 +1,122 @@
+"""Renders a chat template in a process of its own that may be killed. Run as a script by `template_limits`; imports nothing but jinja2.
+
+Reads one JSON object from stdin: path (sys.path), template, tokens, cases [{messages, generation}], seconds, bytes, characters. Writes one JSON
+line per case: {"text": ...} or {"error": ..., "kind": "template" | "memory" | "size"}; a template that does not compile gives one line in all.
+The environment is that of transformers (`utils/chat_template_utils.py`), which `tests/unit/test_template_limits.py` compares it with.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+
+
+def limit(seconds: int, size: int) -> None:
+    """Computing time and memory of this process; macOS knows no limit of memory and is left with the first."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    if sys.platform != "darwin":
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+def environment():
+    """Jinja as transformers sets it up for chat templates."""
+    from datetime import datetime
+
+    import jinja2.ext
+    from jinja2 import nodes
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(jinja2.ext.Extension):
+        """`{% generation %}...{% endgeneration %}`, which marks what an assistant wrote and renders as what is in it."""
+
+        tags = {"generation"}
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return nodes.CallBlock(self.call_method("_inner"), [], [], body).set_lineno(line)
+
+        def _inner(self, caller):
+            return caller()
+
+    class Names(jinja2.utils.Namespace):
+        """A namespace without names that begin with an underscore."""
+
+        def __init__(*args, **kwargs):
+            self, args = args[0], args[1:]
+            attributes = dict(*args, **kwargs)
+            for name in attributes:
+                Names.check(name)
+            jinja2.utils.Namespace.__init__(self, attributes)
+
+        def __setitem__(self, name, value):
+            Names.check(name)
+            jinja2.utils.Namespace.__setitem__(self, name, value)
+
+        @staticmethod
+        def check(name):
+            if isinstance(name, str) and name.startswith("_"):
+                raise jinja2.exceptions.SecurityError(f"a namespace may not have the attribute {name!r}")
+
+    class Dict:
+        def __call__(self, *args, **kwargs):
+            return dict(*args, **kwargs)
+
+        def fromkeys(self, *args, **kwargs):
+            return dict.fromkeys(*args, **kwargs)
+
+    def raise_exception(message):
+        raise jinja2.exceptions.TemplateError(message)
+
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    made.filters["tojson"] = tojson
+    made.globals |= {
+        "raise_exception": raise_exception, "strftime_now": lambda form: datetime.now().strftime(form), "dict": Dict(), "namespace": Names,
+    }  # fmt: skip
+    return made
+
+
+def rendered(template, case: dict, asked: dict) -> dict:
+    """One case's line. The text is made piece by piece, so that one without end stops at the limit."""
+    pieces, size = [], 0
+    values = {"messages": case["messages"], "tools": None, "documents": None, "add_generation_prompt": case["generation"], **asked["tokens"]}
+    for piece in template.generate(**values):
+        size += len(piece)
+        if size > asked["characters"]:
+            return {"error": f"more than {asked['characters']:,} characters", "kind": "size"}
+        pieces.append(piece)
+    return {"text": "".join(pieces)}
+
+
+def attempt(function, *arguments):
+    """What a function gives, or the line on what it raises: a template is a program and can raise anything."""
+    try:
+        return function(*arguments)
+    except MemoryError:
+        return {"error": "more memory than it may have", "kind": "memory"}
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        name = type(error).__name__
+        return {"error": said if name == "TemplateError" else f"{name}: {said}" if said else name, "kind": "template"}
+
+
+def main() -> None:
+    """All cases, a line each."""
+    asked = json.loads(sys.stdin.buffer.read())
+    sys.path[:] = asked["path"]
+    made = environment()
+    limit(asked["seconds"], asked["bytes"])
+    template = attempt(made.from_string, asked["template"])
+    if isinstance(template, dict):
+        print(json.dumps(template), flush=True)
+        return
+    for case in asked["cases"]:
+        print(json.dumps(attempt(rendered, template, case, asked)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
