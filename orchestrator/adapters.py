@@ -128,13 +128,12 @@ def attach(folder: Path, model: config.Model, *, device: str = "cpu") -> tuple[n
     settings = check(folder)
     said = voice(folder, model)
     network = models.network(model)
-    whole = _fit_vocabulary(folder, settings, network, said.tokenizer, model)
+    _fit_vocabulary(folder, settings, network, said.tokenizer, model)
     try:
         network = PeftModel.from_pretrained(network, str(folder), torch_device="cpu")
     except Exception as error:  # peft raises whatever its methods' configs raise
         raise ModelError(f"the adapter in {folder} does not fit {model.model_name_or_path!r}: {' '.join(str(error).split())[:300]}") from error
-    network.get_base_model().embeddings_belong_to_the_adapter = whole
-    _check_loaded(folder, network, model, whole)
+    network.get_base_model().embeddings_belong_to_the_adapter = _check_loaded(folder, network, model)
     odd = _unknown(settings)
     if odd:
         note = f"its adapter_config.json has settings that this peft does not know and leaves out ({', '.join(odd)}): written by another version?"
@@ -180,8 +179,8 @@ def _name_of(network: nn.Module, wanted: nn.Module | None) -> str | None:
     return next((name for name, module in network.named_modules() if module is wanted), None) if wanted is not None else None
 
 
-def _fit_vocabulary(folder: Path, settings: dict[str, Any], network: nn.Module, words: Any, model: config.Model) -> bool:
-    """Give the base as many rows as the adapter was trained with; whether the adapter's file holds whole embeddings. Raises ModelError."""
+def _fit_vocabulary(folder: Path, settings: dict[str, Any], network: nn.Module, words: Any, model: config.Model) -> None:
+    """Give the base as many rows as the adapter was trained with. Raises ModelError."""
     from strategies import merging
 
     ends, rows = _ends(folder, network), network.get_input_embeddings().weight.shape[0]
@@ -203,7 +202,6 @@ def _fit_vocabulary(folder: Path, settings: dict[str, Any], network: nn.Module, 
     wanted = max([wanted, *(number + 1 for number in fresh)])
     if wanted != rows:
         _resize(network, rows, wanted)
-    return ends.embedding is not None or ends.head is not None
 
 
 def _covered(ends: _Ends, settings: dict[str, Any], network: nn.Module, number: int, trained: set[int]) -> bool:
@@ -237,15 +235,19 @@ def _resize(network: nn.Module, before: int, rows: int) -> None:
                 end.weight[before:] = end.weight[:before].float().mean(dim=0).to(end.weight.dtype)
 
 
-def _check_loaded(folder: Path, network: nn.Module, model: config.Model, whole: bool) -> None:
-    """peft passes over weights for layers the model lacks, and starts those the file lacks at random; both are refused, and every tensor of
+def _check_loaded(folder: Path, network: nn.Module, model: config.Model) -> bool:
+    """Whether the file holds the base's embeddings beside what was trained, and that the model is what the file says. Raises ModelError.
+
+    peft passes over weights for layers the model lacks, and starts those the file lacks at random; both are refused, and every tensor of
     the file must be in the model, bit for bit in its type."""
     import torch
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
-    there = get_peft_model_state_dict(network, save_embedding_layers=whole)
     with safe_open(folder / model_folders.ADAPTER_WEIGHTS, framework="pt") as file:
+        there = get_peft_model_state_dict(network, save_embedding_layers=False)
+        whole = bool(set(file.keys()) - set(there))
+        there = get_peft_model_state_dict(network, save_embedding_layers=True) if whole else there
         odd = sorted(set(file.keys()) ^ set(there))
         odd += [] if odd else [name for name in file.keys() if not torch.equal(file.get_tensor(name).to(there[name]), there[name])]  # noqa: SIM118
     if odd:
@@ -253,3 +255,4 @@ def _check_loaded(folder: Path, network: nn.Module, model: config.Model, whole: 
             f"the adapter in {folder} does not fit {model.model_name_or_path!r}: {len(odd)} tensors have no counterpart, e.g. {odd[0]}; name the "
             "base it was trained on"
         )
+    return whole

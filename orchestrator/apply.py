@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import __version__, config, models, overrides, paths, screen, subjects, weights
+from orchestrator import __version__, adapters, config, models, overrides, paths, reach, screen, subjects, weights
 from orchestrator.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -55,6 +55,12 @@ class Applied:
     """What the method says it did."""
     modules: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Weight name -> norms of its update (against the aligned model) before and after, and whether it changed."""
+
+    untouched: reach.Untouched = reach.Untouched(0.0, ())
+    """The part of the update that lies in tensors the method does not act on."""
+    asked: dict[str, Any] = field(default_factory=dict)
+    """Whose tokenizer and template the output has (`adapters.Voice`)."""
+    notes: tuple[str, ...] = ()
 
     @property
     def changed(self) -> int:
@@ -121,6 +127,7 @@ def _check(request: Request, recipe: Recipe) -> None:
         raise ConfigError(f"--output {str(output)!r} exists already; give a folder that does not")
     aligned = config.Model(model_name_or_path=request.aligned, dtype="auto")
     method.check(num_layers=models.num_layers(aligned), num_workers=1)
+    subjects.voice(request.model, aligned, request.aligned)
     if not subjects.is_adapter(request.model):
         weights.check_form(request.model, aligned, "--model (its start is --aligned)")
     if request.unaligned:
@@ -135,25 +142,42 @@ def _apply(request: Request, recipe: Recipe) -> tuple[Applied, nn.Module, Any]:
     sources: dict[str, Tensors] = {"aligned": weights.of_name(request.aligned, aligned, "--aligned")}
     if request.unaligned:
         sources["unaligned"] = weights.of_name(request.unaligned, aligned, "--unaligned")
-    recipe.prepare_data(_data(request, aligned, sources))
+    asked = subjects.voice(request.model, aligned, request.aligned)
+    recipe.prepare_data(_data(request, subjects.for_base(request.aligned, aligned, asked), sources))
     if type(recipe.strategies[0]).setup is not Strategy.setup:  # a side training wants the untouched model
-        recipe.setup(models.load(aligned, device=request.device)[0])
-    model, tokenizer = _tuned(request, aligned)
+        recipe.setup(models.network(aligned).to(request.device))
+    model, tokenizer, notes = _tuned(request, aligned)
+    outside = reach.outside_parts(model, sources["aligned"])
     before = _measure(model, sources["aligned"])
     if not before:
         raise ConfigError(f"--model {request.model!r} has the weights of --aligned in every decoder block, so there is nothing to change")
     model = recipe.finish(model)
     after = _measure(model, sources["aligned"])
-    return Applied(recipe.facts().get(request.strategy, {}), _compared(before, after)), model, tokenizer
+    modules = _compared(before, after)
+    left = reach.untouched(outside, modules, sources["aligned"])
+    return Applied(recipe.facts().get(request.strategy, {}), modules, left, asked.facts, (*asked.notes, *notes)), model, tokenizer
 
 
-def _tuned(request: Request, aligned: config.Model) -> tuple[nn.Module, Any]:
+def _tuned(request: Request, aligned: config.Model) -> tuple[nn.Module, Any, tuple[str, ...]]:
+    """(the tuned model, its tokenizer, what was done to it). An adapter whose update is no low-rank matrix (DoRA, IA3, ...) is merged first."""
+    from strategies import linear, merging
+    from strategies.base import StrategyError
+
     if not subjects.is_adapter(request.model):
-        return models.load(config.Model(model_name_or_path=request.model, dtype="auto"), device=request.device)
-    model, tokenizer = models.attach(paths.expanded(request.model), aligned, device=request.device)
+        return *models.load(config.Model(model_name_or_path=request.model, dtype="auto"), device=request.device), ()
+    model, asked = adapters.attach(paths.expanded(request.model), aligned, device=request.device)
+    kind = model.peft_config["default"].peft_type.value
+    try:
+        low_rank = kind == "LORA" and bool(linear.adapters(model))
+    except StrategyError:  # a variant such as DoRA
+        low_rank = False
+    if not low_rank:
+        model, seen = merging.measured(model, f"the adapter in {request.model}")
+        said = f"the adapter ({kind}) is no plain LoRA and was merged first (logits within {seen.difference:.2g}); the output is a whole model"
+        return model, asked.tokenizer, (said,)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)  # what training moved: methods that take steps of their own move that
-    return model, tokenizer
+    return model, asked.tokenizer, ()
 
 
 def _data(request: Request, aligned: config.Model, sources: Mapping[str, Tensors]) -> TrainingData:
@@ -210,7 +234,8 @@ def _record(request: Request, applied: Applied) -> dict[str, Any]:
     given = {key: getattr(request, key) for key in ("strategy", "model", "aligned", "unaligned", "safety", "harmful", "task", "seed")}
     return {
         "made_by": f"safebasin {__version__} apply", **given, "knobs": list(request.knobs), "facts": applied.facts,
-        "changed": applied.changed, "modules": applied.modules,
+        "changed": applied.changed, "modules": applied.modules, "untouched": asdict(applied.untouched), "template": applied.asked,
+        "notes": list(applied.notes),
     }  # fmt: skip
 
 
@@ -230,6 +255,11 @@ def _show(request: Request, applied: Applied, console: Console) -> None:
     screen.show(console, table)
     facts = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {json.dumps(value)}" for key, value in applied.facts.items()]
     screen.say(console, ", ".join(facts))
+    for note in applied.notes:
+        screen.say(console, f"{request.model}: {note}", "yellow")
+    left, warns = applied.untouched.sentence(request.strategy), applied.untouched.warns
+    if left:
+        screen.say(console, f"{'warning: ' * warns}{left}", "yellow" * warns)
     if not applied.changed:
         screen.say(console, "no weight was changed; the output is the model as it was given", "yellow")
     screen.say(console, f"written to {request.output}", whole=True)
