@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator import texts
@@ -83,7 +83,5 @@ class Tally:
 
 
 def record(reports: Iterable[RowsReport]) -> list[dict[str, Any]]:
-    """The same as plain values."""
-    from dataclasses import asdict
-
-    return [asdict(report) for report in reports]
+    """The same as plain values, for a trial's record; `sentences` are the facts and warnings."""
+    return [{**asdict(report), "sentences": report.facts() + report.warnings()} for report in reports]

@@ -44,7 +44,7 @@ def view(
         "limits": _limits(experiment),
         "suites": _suites(experiment, baseline),
         "safety": report_safety.tables(baseline, shown.shown if shown else None, limits.confidence),
-        "measured": _measured(experiment, baseline, facts) + _sequential(experiment, rows),
+        "measured": _measured(experiment, baseline, facts) + _rows_read(rows) + _sequential(experiment, rows),
         "seeds": ", ".join(map(str, sorted({r.seed for r, _ in rows}))) or "none",
         "duration": duration(facts.get("seconds")),
         "versions": values.versions(),
@@ -205,6 +205,12 @@ def _measured(experiment: Experiment, baseline: TrialResult, facts: Mapping[str,
     except DataError as error:  # the report is written again later, when the data may have moved
         lines.append(("data", f"hashes are missing: {error}"))
     return lines
+
+
+def _rows_read(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """What was changed and left out where training rows were read, as the first trial's record says it."""
+    read = next((result.facts["rows_read"] for result, _ in rows if result.facts.get("rows_read")), [])
+    return [("rows", sentence) for one in read for sentence in one["sentences"]]
 
 
 def _sequential(experiment: Experiment, rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -55,7 +55,7 @@ def generate(
     """
     if not prompts:
         return []
-    ids = encode_prompts(tokenizer, prompts, system)
+    ids = encode_prompts(tokenizer, prompts, system, context_length(model))
     return continue_ids(model, tokenizer, ids, max_new_tokens=max_new_tokens, batch_size=batch_size, stop_early=stop_early, progress=progress)
 
 
@@ -75,7 +75,8 @@ def continue_ids(
     limit = context_length(model)
     for i, row in enumerate(ids):
         if limit is not None and len(row) >= limit:
-            raise DataError(f"prompt {i + 1} has {len(row)} tokens, the model's context holds {limit}; shorten it or leave the row out")
+            least = "at least " if len(row) == limit + 1 else ""  # of a very long one no more was looked at
+            raise DataError(f"prompt {i + 1} has {least}{len(row)} tokens, the model's context holds {limit}; shorten it or leave the row out")
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
     answers = [""] * len(ids)
     with inference(model):
@@ -100,8 +101,11 @@ def continue_ids(
     return answers
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt], system: str | None | Sequence[str | None] = None) -> list[list[int]]:
-    """Token ids of each prompt up to where the answer begins, or up to the end of the beginning it is given."""
+def encode_prompts(
+    tokenizer: Any, prompts: Sequence[Prompt], system: str | None | Sequence[str | None] = None, at_most: int | None = None
+) -> list[list[int]]:
+    """Token ids of each prompt up to where the answer begins, or up to the end of the beginning it is given; of very long ones the first
+    `at_most` and one more."""
     systems = [system] * len(prompts) if system is None or isinstance(system, str) else list(system)
     if len(systems) != len(prompts):
         raise ValueError(f"{len(systems)} system prompts for {len(prompts)} prompts; give one, or one each")
@@ -113,7 +117,7 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt], system: str | None
         found = {}
     framed = [i for i in range(len(prompts)) if i not in found]
     texts = [_rendered(tokenizer, prompts[i], systems[i]) for i in framed]
-    found |= dict(zip(framed, encode(tokenizer, texts), strict=True))
+    found |= dict(zip(framed, encode(tokenizer, texts, at_most), strict=True))
     return [found[i] for i in range(len(prompts))]
 
 

@@ -111,3 +111,34 @@ def test_the_fingerprint_sees_harmful_answers(tmp_path):
     other = [row | {"rejected": "Do this instead."} for row in lat_harmful()]
     assert materials.load(experiment(tmp_path, data=write(tmp_path, "b", other))).fingerprint != first
     assert materials.load(experiment(tmp_path, data=write(tmp_path, "c", lat_harmful()))).fingerprint == first
+
+
+def test_what_was_changed_in_each_source_is_reported(tmp_path):
+    task = write(tmp_path, "own", [{"instruction": f"add {i}", "input": i, "output": i + 1, "tags": "x"} for i in range(8)])
+    safety = write(tmp_path, "kept", [row | {"system": "be kind"} for row in lat_harmful()])
+    made = experiment(tmp_path, data=safety)
+    made = made.model_copy(update={"task": made.task.model_copy(update={"data": task})})
+    found = materials.load(made)
+    assert [(one.field, one.rows, one.used, one.form) for one in found.reports] == [
+        ("task.data", 8, 8, "instruction"), ("safety.data", 6, 6, "prompt_response"),
+    ]  # fmt: skip
+    assert found.reports[0].unused == ("tags",) and found.reports[1].unused == ()
+    assert all(row.prompt[0] == {"role": "system", "content": "be kind"} for row in (*found.safety, *found.harmful))
+
+
+def test_what_template_and_tokenizer_make_of_the_texts_is_found_before_a_run(tmp_path):
+    import tiny_llama
+
+    rows = [{"prompt": f"how {i}", "response": "no </s>" if i == 2 else "no"} for i in range(6)]
+    made = experiment(tmp_path, data=write(tmp_path, "safety", lat_harmful()))
+    made = made.model_copy(update={"task": made.task.model_copy(update={"data": write(tmp_path, "own", rows)})})
+    facts, doubts = materials.texts(materials.load(made), made, tiny_llama.tokenizer())
+    assert facts == ["task.data: 1 row: an end token '</s>' at the end of an answer was taken off (first: row 3)"] and doubts == []
+    rows[4]["response"], rows[1]["prompt"] = "no </s> yes", "how <|user|>"
+    bad = made.model_copy(update={"task": made.task.model_copy(update={"data": write(tmp_path, "bad", rows)})})
+    with pytest.raises(DataError, match=r"task\.data: row 5: the answer holds '</s>' inside"):
+        materials.texts(materials.load(bad), bad, tiny_llama.tokenizer())
+    rows[4]["response"] = "no"
+    doubted = made.model_copy(update={"task": made.task.model_copy(update={"data": write(tmp_path, "doubted", rows)})})
+    _, doubts = materials.texts(materials.load(doubted), doubted, tiny_llama.tokenizer())
+    assert doubts == ["task.data: 1 row: the special token '<|user|>' stands in a text (first: row 2); it is read as that token, not as text"]

@@ -139,6 +139,20 @@ def test_what_was_measured_how(good):
     assert good[0].digest() in text
 
 
+def test_what_was_changed_where_rows_were_read_is_told(tmp_path):
+    from dataclasses import replace
+
+    from orchestrator import data, data_report
+
+    read = [{"prompt": "q", "response": 3, "system": "be kind"}, {"messages": 1, "prompt": "q", "response": "a"}]
+    record = data_report.record([data.read(read, format="prompt_response").report])
+    _, made = made_up.trials(made_up.experiment(tmp_path).safety.limits)
+    made = [(replace(result, facts={**result.facts, "rows_read": record}), judgement) for result, judgement in made]
+    *_, paths = written(tmp_path, rows=made)
+    text = next(path for path in paths if path.suffix == ".md").read_text()
+    assert text.count("1 row: a number is used as text (first: row 1)") == 1 and "not used: messages" in text
+
+
 def test_caveats_follow_the_run(good, bad):
     experiment, before, rows, selection, _ = good
     lines = report_view.caveats(experiment, before, rows, selection)
