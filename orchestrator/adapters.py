@@ -89,12 +89,15 @@ def _own_tokenizer(folder: Path, model: config.Model) -> Any:
         raise ModelError(f"the tokenizer of the adapter in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
 
 
-def _loose_template(found: model_folders.Folder) -> str | None:
+def _loose_template(found: model_folders.Folder) -> Any:
     """A template that lies in an adapter's folder without a tokenizer."""
     if "chat_template.jinja" in found.files:
         return model_folders.read_text(found.path / "chat_template.jinja")
     if "tokenizer_config.json" in found.files:
-        return model_folders.read_object(found.path / "tokenizer_config.json").get("chat_template")
+        template = model_folders.read_object(found.path / "tokenizer_config.json").get("chat_template")
+        if isinstance(template, list):  # several of them, by name
+            return {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        return template
     return None
 
 

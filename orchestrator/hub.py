@@ -13,8 +13,10 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from pathlib import Path
 
 from orchestrator import paths
+from orchestrator.errors import ModelError, brief
 
 TIMEOUT_S = 5.0
 FRESH_S = 60.0
@@ -68,6 +70,27 @@ def _request(where: str) -> str | None:
         if "CERTIFICATE" in str(reason):
             return None  # the library brings certificates of its own
         return f"{where} cannot be reached ({reason})"
+
+
+def model(name: str, revision: str | None = None, what: str = "model.model_name_or_path:") -> str:
+    """The hub id itself where the hub answers; its folder in the local cache where it does not. Raises ModelError, its sentence beginning with
+    `what`, for a name that is no hub id and for one that is neither here nor to be had."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        kept = try_to_load_from_cache(name, "config.json", revision=revision or "main")
+    except HFValidationError:
+        raise ModelError(f"{what} {brief(name)} is no folder here and no hub id (owner/name of letters, digits, - _ .){near(name)}") from None
+    why = away()
+    if why is None:
+        return name
+    if isinstance(kept, str):
+        return str(Path(kept).parent)
+    raise ModelError(
+        f"{what} {brief(name)} is no folder here and not in the local cache, and {why}; check the name and the network (HF_ENDPOINT), or download "
+        f"it elsewhere and give the folder{near(name)}"
+    )
 
 
 def near(name: str) -> str:

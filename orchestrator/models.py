@@ -143,30 +143,7 @@ def resolve(model: config.Model) -> str:
         raise ModelError(
             f"model.model_name_or_path: {name!r} {kind}; give a folder in Hugging Face format, a hub id (owner/name) or `pocket`{hub.near(name)}"
         )
-    return _from_hub(model)
-
-
-def _from_hub(model: config.Model) -> str:
-    """The hub id itself where the hub answers; its folder in the cache where it does not. Raises ModelError."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    name = model.model_name_or_path
-    try:
-        kept = try_to_load_from_cache(name, "config.json", revision=model.revision or "main")
-    except HFValidationError:
-        raise ModelError(
-            f"model.model_name_or_path: {name!r} is no folder here and no hub id (owner/name of letters, digits, - _ .){hub.near(name)}"
-        ) from None
-    why = hub.away()
-    if why is None:
-        return name
-    if isinstance(kept, str):
-        return str(Path(kept).parent)
-    raise ModelError(
-        f"model {name!r} is no folder here and not in the local cache, and {why}; check the name and the network (HF_ENDPOINT), or "
-        f"download it elsewhere and give the folder{hub.near(name)}"
-    )
+    return hub.model(name, model.revision)
 
 
 def template(text: str) -> str:

@@ -17,19 +17,24 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, extra_meta: Mappi
     """As `models.save`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    own = {}
-    if hasattr(model, "get_base_model"):  # said here, since peft would ask the hub for the base's vocabulary
-        own["save_embedding_layers"] = bool(getattr(model.get_base_model(), "embeddings_belong_to_the_adapter", False))
-    try:
-        model.save_pretrained(folder, safe_serialization=True, **own)
-    except (ValueError, RuntimeError) as error:
-        raise ModelError(f"the model cannot be written to {folder}: {' '.join(str(error).split())[:300]}") from error
+    write(model, folder)
     tokenizer.save_pretrained(folder)
     check_saved(folder, model)
     (folder / "safebasin.json").write_text(
         json.dumps(dict(extra_meta or {}), indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8"
     )
     return folder
+
+
+def write(model: nn.Module, folder: str | Path) -> None:
+    """The weights alone: an adapter of a PEFT model, else all. Raises ModelError; what the disk says is raised as it is."""
+    own = {}
+    if hasattr(model, "get_base_model"):  # said here, since peft would ask the hub for the base's vocabulary, for half a minute where it is away
+        own["save_embedding_layers"] = bool(getattr(model.get_base_model(), "embeddings_belong_to_the_adapter", False))
+    try:
+        model.save_pretrained(folder, safe_serialization=True, **own)
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"the model cannot be written to {folder}: {' '.join(str(error).split())[:300]}") from error
 
 
 def check_saved(folder: Path, model: nn.Module | None = None) -> None:

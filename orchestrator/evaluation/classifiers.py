@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import paths, template_limits
+from orchestrator import hub, paths, template_limits
 from orchestrator.errors import ConfigError, JudgeError, ModelError, UnknownNameError
 from orchestrator.evaluation.guard_formats import FORMATS, PARSERS, STRONGREJECT, card_text, fill, format_of, given_text, unsafe_columns
 from orchestrator.evaluation.refusals import RefusalJudge
@@ -83,14 +83,17 @@ class ClassifierJudge:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
         where = {"revision": self.revision or "main"}
+        source = str(paths.expanded(self.model_name))
+        if not paths.is_folder(source) and self.model_name[:1] not in "/.~":
+            source = hub.model(self.model_name, self.revision, "the judge hf_classifier:")
         try:
             if self.kind == "auto":
-                names = " ".join(getattr(AutoConfig.from_pretrained(self.model_name, **where), "architectures", None) or [])
+                names = " ".join(getattr(AutoConfig.from_pretrained(source, **where), "architectures", None) or [])
                 self.kind = "sequence" if "SequenceClassification" in names else "generative"
             loader = AutoModelForSequenceClassification if self.kind == "sequence" else AutoModelForCausalLM
             dtype = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
-            self.tokenizer = AutoTokenizer.from_pretrained(self.model_name, **where)
-            model = loader.from_pretrained(self.model_name, dtype=dtype, use_safetensors=True, **where)
+            self.tokenizer = AutoTokenizer.from_pretrained(source, **where)
+            model = loader.from_pretrained(source, dtype=dtype, use_safetensors=True, **where)
         except (OSError, ValueError, ImportError, KeyError, RuntimeError, AttributeError) as error:
             said = " ".join(str(error).split())[:300].rstrip(".")
             if self.model_name.startswith(("/", ".", "~")) and not paths.is_folder(self.model_name):

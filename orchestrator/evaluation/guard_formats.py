@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator import paths
+from orchestrator import hub, paths
 from orchestrator.errors import ConfigError, ModelError, UnknownNameError
 
 PLACES = {"prompt": ("prompt", "behavior", "instruction", "question"), "answer": ("answer", "response", "generation", "completion")}
@@ -87,7 +87,8 @@ def card_text(name: str, revision: str | None, format: str) -> str:
         from huggingface_hub import hf_hub_download
 
         try:
-            path = Path(hf_hub_download(name, "README.md", revision=revision or "main"))
+            kept = Path(hub.model(name, revision, "the judge hf_classifier:"))
+            path = kept / "README.md" if kept.is_dir() else Path(hf_hub_download(name, "README.md", revision=revision or "main"))
         except (OSError, ValueError) as error:
             raise ModelError(f"the judge hf_classifier: the card of {name!r} cannot be read: {' '.join(str(error).split())[:200]}") from error
     text = path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config
+from orchestrator import config, model_folders, saved
 from orchestrator.errors import ConfigError, DataError, ModelError, NonFiniteLogitsError
 from orchestrator.evaluation.score import NEG_LOSS
 
@@ -117,7 +117,7 @@ def named(model: config.Model, adapter: str | None = None) -> Weights:
 
 def _written(model: nn.Module, experiment: config.Experiment, folder: str) -> Weights:
     """The model in memory, on disk: an adapter beside the untouched model's files, else all its weights."""
-    model.save_pretrained(folder, safe_serialization=True)
+    saved.write(model, folder)
     return named(experiment.model, folder) if hasattr(model, "get_base_model") else Weights(folder)
 
 
@@ -179,6 +179,10 @@ def _rank(adapter: str) -> int:
         refused.append("bias")
     if str(settings.get("peft_type", "LORA")).upper() != "LORA":
         refused.append(f"peft_type {settings['peft_type']}")
+    weights = Path(adapter) / model_folders.ADAPTER_WEIGHTS
+    beside = [name for name in (model_folders.header(weights) if weights.is_file() else ()) if not name.endswith(("lora_A.weight", "lora_B.weight"))]
+    if beside and not refused:  # embeddings that training resized, trained tokens
+        refused.append(f"weights beside the low-rank ones, e.g. {beside[0]}")
     rank = max([int(settings.get("r", 0)), *(settings.get("rank_pattern") or {}).values()])
     fitting = next((r for r in RANKS if r >= rank), None)
     if refused or fitting is None:

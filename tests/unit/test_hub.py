@@ -9,6 +9,9 @@ import threading
 import pytest
 
 from orchestrator import hub
+from orchestrator.errors import ModelError
+from orchestrator.evaluation.classifiers import ClassifierJudge
+from orchestrator.evaluation.guard_formats import card_text
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +63,16 @@ def test_folders_of_nearly_the_same_name_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert hub.near("my%20model") == "; did you mean the folder 'my model' (written without %)?"
     assert "'llama-tuned'" in hub.near("llama-tunde") and hub.near("meta-llama/x") == "" and hub.near("a\0b") == ""
+
+
+@pytest.mark.parametrize("use", [
+    lambda: ClassifierJudge("meta/lama", kind="sequence").check(["a"]),
+    lambda: card_text("meta/lama", None, "harmbench"),
+    lambda: hub.model("meta/lama", None, "here:"),
+], ids=["judge", "card", "model"])  # fmt: skip
+def test_whoever_asks_for_a_model_says_at_once_that_the_hub_is_away(monkeypatch, tmp_path, use):
+    monkeypatch.setattr(hub, "away", lambda: "it is away")
+    monkeypatch.setattr("huggingface_hub.file_download.hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="'meta/lama' is no folder here and not in the local cache, and it is away"):
+        use()
