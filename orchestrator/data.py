@@ -188,7 +188,7 @@ def _kind(row: Row, kind: str, index: int, where: str) -> str:
     if kind in ("task", "harmful"):
         return kind
     own = row.get("kind")
-    if own in (None, ""):
+    if missing(own):
         # the layout prompt/response/refusal (LLM-LAT/benign-dataset) holds harmless prompts; `refusal` is what not to say
         return "harmless" if "refusal" in row and "response" in row else "refusal"
     if own not in SAFETY_KINDS:

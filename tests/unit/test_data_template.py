@@ -174,3 +174,31 @@ def test_of_a_long_text_only_the_beginning_is_tokenised_with_the_same_tokens(mon
     monkeypatch.setattr(data_tokens, "_ids", lambda tokenizer, texts: sizes.extend(map(len, texts)) or ids(tokenizer, texts))
     assert data.tokenise(rows, tokenizer, max_length=20) == whole and max(sizes) <= 400 < len(long)
     assert whole[1].cut == 2 and whole[1].dropped == 1
+
+
+@pytest.mark.parametrize("split", ["ByteLevel", "Metaspace", None])
+def test_the_beginning_of_a_text_has_the_tokens_that_the_whole_text_begins_with(split, monkeypatch):
+    """Also of tokenizers that merge across words."""
+    import random
+
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(1, 9))) for _ in range(200)]
+
+    def text(count):
+        return " ".join(rng.choices(words, k=count))
+
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    if split:
+        core.pre_tokenizer = getattr(pre_tokenizers, split)()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "</s>"], show_progress=False)
+    core.train_from_iterator([text(50) for _ in range(100)], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+    monkeypatch.setattr(data_tokens, "LONG_TEXT", 100)
+    monkeypatch.setattr(data_tokens, "LONG_TOKEN", 2)
+    for _ in range(30):
+        whole, count = text(rng.randint(50, 300)), rng.randint(5, 60)
+        (beginning,) = data.encode(tokenizer, [whole], count)
+        assert beginning[: count + 1] == data.encode(tokenizer, [whole])[0][: count + 1]
