@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator import capacity, engine_config, shared_cache
+from orchestrator import capacity, checks_settings, engine_config, shared_cache
 from orchestrator.config import Experiment, recipe_items
 from orchestrator.errors import ConfigError, StorageError, UnknownNameError
 
@@ -85,9 +85,8 @@ def check_names(experiment: Experiment) -> None:
         for name, _ in recipe_items(recipe):
             if name not in strategies.STRATEGIES:
                 raise UnknownNameError("strategy", name, strategies.STRATEGIES)
-    for name, _ in experiment.monitor.added:
-        if name not in strategies.STRATEGIES:
-            raise UnknownNameError("strategy in monitor.on_breach.add", name, strategies.STRATEGIES)
+    checks_settings.check_escalation(experiment)
+    checks_settings.check_attention(experiment)
     for setting in (experiment.safety.judge, experiment.safety.second_judge):
         if setting not in (None, "auto", "none"):
             judges.from_setting(setting)
@@ -244,7 +243,8 @@ def check_recipes(experiment: Experiment, num_layers: int | None) -> list[str]:
             raise ConfigError(f"recipes: [{name}]{joined}: {error}") from error
     if num_layers is not None:
         ranges.resolve_space(experiment, num_layers)
-    return warnings
+        checks_settings.check_adapters(experiment)
+    return warnings + checks_settings.idle_monitor(experiment)
 
 
 def check_destination(experiment: Experiment) -> None:

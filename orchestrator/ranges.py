@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import ValidationError
 
-from orchestrator.config import Experiment, recipe_items
+from orchestrator.config import Experiment, Training, recipe_items
 from orchestrator.errors import ConfigError, UnknownNameError
 
 RANGE_KEYS = ("type", "low", "high", "log", "step", "choices")
@@ -72,6 +73,7 @@ def resolve_space(experiment: Experiment, num_layers: int, provider: SpaceProvid
         known |= dict.fromkeys(own)
         defaults = provider.defaults(strategies, num_layers=num_layers, learning_rate=rate)
         spaces[name] = _overridden(name, own, defaults, overrides, _after_training(strategies))
+        _check_ends(spaces[name], dict(items), overrides, defaults)
     for key in overrides:
         if key not in known and key in pinned_anywhere:
             where = pinned_anywhere[key]
@@ -79,6 +81,37 @@ def resolve_space(experiment: Experiment, num_layers: int, provider: SpaceProvid
         if key not in known:
             raise UnknownNameError("parameter in search.space", key, known)
     return spaces
+
+
+def _check_ends(space: RecipeSpace, pinned: dict[str, dict[str, Any]], overrides: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Both ends of every range, every choice and every pinned value that the user gives is one the method takes; a trial would fail with it.
+
+    Of the learning rate also where the range is the strategy's own: it follows `training.learning_rate`. Raises ConfigError.
+    """
+    import strategies.recipe
+    from strategies.base import StrategyError
+
+    for key in [*space.distributions, *space.fixed]:
+        owner, dot, knob = key.partition(".")
+        if dot and key not in overrides:
+            continue
+        others = {name.partition(".")[2]: value for name, value in defaults.items() if dot and name.startswith(f"{owner}.")}
+        for value in [space.fixed[key]] if key in space.fixed else _ends(space.distributions[key]):
+            try:
+                if dot:
+                    strategies.recipe.build([(owner, {**others, **pinned[owner], knob: value})])
+                else:
+                    Training(**{key: value})
+            except StrategyError as error:
+                raise ConfigError(f"search.space.{key} holds {value!r}, which cannot be used: {error}") from None
+            except ValidationError as error:
+                where = f"search.space.{key}" if key in overrides else f"the search around training.{key}"
+                raise ConfigError(f"{where} reaches {value!r}: {error.errors()[0]['msg']}; narrow it") from None
+
+
+def _ends(distribution: BaseDistribution) -> list[Any]:
+    """The outermost values a distribution gives, or all of its choices."""
+    return list(distribution.choices) if isinstance(distribution, CategoricalDistribution) else [distribution.low, distribution.high]
 
 
 def _after_training(names: list[str]) -> tuple[str, ...]:
@@ -116,9 +149,15 @@ def parse_range(key: str, spec: dict[str, Any], original: BaseDistribution) -> B
             raise UnknownNameError(f"key in {where}", name, RANGE_KEYS)
     if "choices" in spec:
         choices = spec["choices"]
+        if len(spec) > 1:
+            others = ", ".join(name for name in spec if name != "choices")
+            raise ConfigError(f"{where}: beside `choices`, {others} would be ignored; keep one of them")
         if not isinstance(choices, list | tuple) or not choices:
             raise ConfigError(f"{where}.choices={choices!r} must be a list with at least one value")
-        return CategoricalDistribution([pin(key, choice, original) for choice in choices])
+        values = [pin(key, choice, original) for choice in choices]
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{where}.choices={choices!r} repeats a value; name each once")
+        return CategoricalDistribution(values)
     if "low" not in spec or "high" not in spec:
         raise ConfigError(f"{where}={spec} needs `low` and `high`, or `choices`")
     own_type = "float" if isinstance(original, FloatDistribution) else "int" if isinstance(original, IntDistribution) else None
@@ -127,6 +166,8 @@ def parse_range(key: str, spec: dict[str, Any], original: BaseDistribution) -> B
         raise ConfigError(f"{where} is chosen from {list(original.choices)}; write {{choices: [...]}} instead of a range")
     if kind not in ("float", "int") or (own_type == "int" and kind == "float"):
         raise ConfigError(f"{where}.type={kind!r} does not fit; this parameter is of type {own_type}")
+    if not isinstance(spec.get("log", False), bool):
+        raise ConfigError(f"{where}.log={spec['log']!r} is neither true nor false")
     low, high = _number(where, "low", spec["low"], kind), _number(where, "high", spec["high"], kind)
     try:
         if kind == "int":

@@ -196,8 +196,8 @@ class EnchTable(Strategy):
         modules: Literal["attention", "attention_mlp"] = field(default="attention", metadata={"help": "What the harmful training trains."})
         num_harmful: int = field(default=1000, metadata={"help": "Harmful rows the side training sees, at most."})
         harmful_steps: int = field(default=50, metadata={"help": "Optimiser steps of the side training, 16 rows each."})
-        harmful_learning_rate: float = field(default=1e-2, metadata={"help": "Its learning rate; for billions of weights 1e-4."})
-        harmful_rank: int = field(default=8, metadata={"help": "Rank of the harmful update."})
+        harmful_learning_rate: float = field(default=1e-2, metadata={"help": "Its learning rate; for billions of weights 1e-4.", "max": 10})
+        harmful_rank: int = field(default=8, metadata={"help": "Rank of the harmful update.", "max": 16_384})
 
         def __post_init__(self):
             if self.beta < 0:

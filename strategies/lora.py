@@ -33,10 +33,12 @@ def parse_layers(value: str | tuple[int, ...] | None, layers: int | None = None)
     found: list[int] = []
     try:
         for item in value.split(",") if isinstance(value, str) else value:
-            first, _, last = str(item).strip().partition("-")
+            first, _, last = (part.strip() for part in str(item).strip().partition("-"))
+            if not all(part.isascii() and part.isdecimal() and len(part) <= 5 for part in (first, last or first)):
+                raise ValueError
             found += range(int(first), int(last or first) + 1)
     except ValueError:
-        raise StrategyError(f"lora.layers={value!r} is not a list of layers; write 2-5, or 0,3-4, or [0, 1]") from None
+        raise StrategyError(f"lora.layers={str(value)[:100]!r} is not a list of layers; write 2-5, or 0,3-4, or [0, 1]") from None
     if not found:
         raise StrategyError(f"lora.layers={value!r} names no layer; leave it out for all")
     if layers is not None and max(found) >= layers:
@@ -65,8 +67,8 @@ class Lora(Strategy):
 
     @dataclass(frozen=True)
     class Config:
-        lora_r: int = field(default=8, metadata={"help": "Rank of the adapters."})
-        lora_alpha: float = field(default=16, metadata={"help": "Scale: the update is lora_alpha / lora_r times B A."})
+        lora_r: int = field(default=8, metadata={"help": "Rank of the adapters.", "max": 16_384})
+        lora_alpha: float = field(default=16, metadata={"help": "Scale: the update is lora_alpha / lora_r times B A.", "max": 100_000})
         lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapters' input."})
         target_modules: str | tuple[str, ...] = field(
             default="all-linear", metadata={"help": "`all-linear`, or names of modules such as q_proj,v_proj."}
@@ -78,6 +80,8 @@ class Lora(Strategy):
         def __post_init__(self):
             if self.lora_r < 1:
                 raise StrategyError(f"lora.lora_r={self.lora_r} must be at least 1; for no adapters leave lora out of the recipe")
+            if self.lora_alpha <= 0:
+                raise StrategyError(f"lora.lora_alpha={self.lora_alpha} must be above 0: it is the scale of the update; usual is twice lora_r")
             if not 0 <= self.lora_dropout < 1:
                 raise StrategyError(f"lora.lora_dropout={self.lora_dropout} must be in [0, 1)")
             parse_layers(self.layers)

@@ -123,11 +123,13 @@ class Perturbation(Strategy):
     class Config:
         form: Literal["smoothllm", "ra_llm"] = field(default="smoothllm", metadata={"help": "Majority of answers, or check by short answers."})
         kind: Literal["swap", "patch", "insert"] = field(default="swap", metadata={"help": "What smoothllm does to characters."})
-        copies: int | None = field(default=None, metadata={"help": "Perturbed copies per prompt; 10 (smoothllm) or 20 (ra_llm) without it."})
+        copies: int | None = field(
+            default=None, metadata={"help": "Perturbed copies per prompt; 10 (smoothllm) or 20 (ra_llm) without it.", "max": 10_000}
+        )
         rate: float | None = field(default=None, metadata={"help": "Share perturbed: of characters (0.1 without it), ra_llm of words (0.3)."})
         threshold: float = field(default=0.2, metadata={"help": "ra_llm: share of refused copies from which on the prompt is refused."})
         tokens: int = field(default=10, metadata={"help": "ra_llm: tokens generated per copy."})
-        seed: int = field(default=0, metadata={"help": "Seed of the perturbations."})
+        seed: int = field(default=0, metadata={"help": "Seed of the perturbations.", "max": 2**31 - 1})
         phrases: str = field(default=PHRASES, metadata={"help": "What marks a refusal, anywhere in an answer; separated by a bar."})
         refusal: str = field(default="Sorry, I cannot help with that.", metadata={"help": "What ra_llm answers when it refuses."})
         train: bool = field(default=True, metadata={"help": "False: no training, the defence alone around the untouched model."})
@@ -139,6 +141,8 @@ class Perturbation(Strategy):
                 raise StrategyError(f"perturbation.rate={self.rate} must be at least 0 and below 1; the papers use 0.1 and 0.3")
             if not 0 < self.threshold <= 1:
                 raise StrategyError(f"perturbation.threshold={self.threshold} must be above 0 and at most 1; the paper uses 0.2")
+            if self.seed < 0:
+                raise StrategyError(f"perturbation.seed={self.seed} is negative; use 0 to 2147483647")
             if self.tokens < 1:
                 raise StrategyError(f"perturbation.tokens={self.tokens} must be at least 1")
             if not self.phrases.replace("|", "").strip():

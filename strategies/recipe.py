@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -213,8 +214,23 @@ def _strategy(name: str, knobs: Mapping[str, Any]) -> Strategy:
     for knob in knobs:
         if knob not in fields:
             raise unknown(f"knob of {name}", knob, fields) if fields else StrategyError(f"{name} has no knobs, so {knob!r} cannot be set")
-    hints = typing.get_type_hints(cls.Config)
-    return cls(cls.Config(**{knob: coerce(value, hints[knob], f"{name}.{knob}") for knob, value in knobs.items()}))
+    hints, values = typing.get_type_hints(cls.Config), {}
+    for field in dataclasses.fields(cls.Config):
+        if field.name in knobs:
+            label = f"{name}.{field.name}"
+            values[field.name] = _bounded(coerce(knobs[field.name], hints[field.name], label), field.metadata.get("max", MOST), label)
+    return cls(cls.Config(**values))
+
+
+MOST = 1_000_000
+"""Bound of a knob's number where its field's metadata has no `max`: it catches slips of the pen, not ambition."""
+
+
+def _bounded(value: Any, most: float, label: str) -> Any:
+    """The value, where its size is one that anybody could mean. Raises StrategyError."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) > most:
+        raise StrategyError(f"{label}={value:g} is beyond {most:g}, the largest that makes sense; correct it")
+    return value
 
 
 def coerce(value: Any, hint: Any, label: str) -> Any:
@@ -250,7 +266,8 @@ def coerce(value: Any, hint: Any, label: str) -> Any:
 
 def _number(value: Any) -> float | None:
     try:
-        return None if isinstance(value, bool) else float(value)
+        number = None if isinstance(value, bool) else float(value)
+        return number if number is None or math.isfinite(number) else None
     except (TypeError, ValueError, OverflowError):
         return None
 

@@ -67,8 +67,8 @@ class SafeMerge(Strategy):
         weight: float = field(default=0.8, metadata={"help": "Share of the task's update where it is merged; 1 merges nothing."})
         num_safety: int = field(default=500, metadata={"help": "Refusal rows the safe adapter is trained on, at most."})
         safe_steps: int = field(default=50, metadata={"help": "Optimiser steps of the safe adapter's training, 16 rows each."})
-        safe_learning_rate: float = field(default=1e-2, metadata={"help": "Learning rate of that training; for billions of weights 1e-4."})
-        safe_rank: int = field(default=8, metadata={"help": "Rank of the safe adapter."})
+        safe_learning_rate: float = field(default=1e-2, metadata={"help": "Learning rate of that training; for billions of weights 1e-4.", "max": 10})
+        safe_rank: int = field(default=8, metadata={"help": "Rank of the safe adapter.", "max": 16_384})
 
         def __post_init__(self):
             if not -1 <= self.threshold <= 1:

@@ -41,6 +41,7 @@ LEVELS = (
         "search", "searcher", "study_journal", "trial_records", "run_identity", "report", "summary", "tracking", "tracker",
         "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "resuming", "mirror", "mirror_files",
     },
+    {"checks_settings"},
     {"lanes", "plots_safety"},
     {"plots"},
     {"plots_monitor"},

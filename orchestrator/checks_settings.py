@@ -1,0 +1,84 @@
+"""Settings that are words or numbers of the right kind and still mean nothing to this model, this transformers or this experiment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.config import Escalation, Experiment, recipe_items
+from orchestrator.errors import ConfigError, ModelError, UnknownNameError
+
+
+def check_attention(experiment: Experiment) -> None:
+    """`model.attn_implementation` is one that transformers has, or the `owner/name` of a kernel on the hub. Raises UnknownNameError."""
+    wanted = experiment.model.attn_implementation
+    if wanted is None or "/" in wanted:
+        return
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
+    if wanted not in known:
+        raise UnknownNameError("model.attn_implementation", wanted, known)
+
+
+def check_escalation(experiment: Experiment) -> None:
+    """What `monitor.on_breach` would add is a strategy with knobs it knows, also where nothing is watched yet. Raises ConfigError."""
+    found = experiment.monitor.on_breach
+    if not isinstance(found, Escalation):
+        return
+    import strategies
+    import strategies.recipe
+    from strategies.base import StrategyError
+
+    for name, knobs in recipe_items((found.add,)):
+        if name not in strategies.STRATEGIES:
+            raise UnknownNameError("strategy in monitor.on_breach.add", name, strategies.STRATEGIES)
+        try:
+            strategies.recipe.build([], [(name, knobs)])
+        except StrategyError as error:
+            raise ConfigError(f"monitor.on_breach.add: {error}") from None
+
+
+def idle_monitor(experiment: Experiment) -> list[str]:
+    """A warning where something is to be done at a breach and nothing is watched."""
+    monitor = experiment.monitor
+    if monitor.every_steps or monitor.on_breach == "log":
+        return []
+    return ["monitor.on_breach never acts, as monitor.every_steps=0 asks nothing during training; set monitor.every_steps, e.g. 50"]
+
+
+def check_adapters(experiment: Experiment) -> None:
+    """Every module that lora is to adapt is one of the model's, and no rank is above its width. Raises ConfigError."""
+    wanted = [(name, dict(knobs)) for recipe in experiment.recipes for name, knobs in recipe_items(recipe) if name == "lora"]
+    if not wanted:
+        return
+    from orchestrator import models
+
+    width = models.architecture(experiment.model).get("hidden_size")
+    for _, knobs in wanted:
+        for rank in _ranks(experiment, knobs):
+            if isinstance(width, int) and isinstance(rank, int | float) and rank > width:
+                raise ConfigError(f"lora.lora_r={rank}: the model is {width} wide, and a higher rank holds more than its weights; lower it")
+        targets = knobs.get("target_modules")
+        names = [part.strip() for part in targets.split(",")] if isinstance(targets, str) else list(targets or ())
+        if names and names != ["all-linear"]:
+            _check_targets(models.shape(experiment.model), names)
+
+
+def _ranks(experiment: Experiment, knobs: dict[str, Any]) -> list[Any]:
+    space = experiment.search.space.get("lora.lora_r")
+    if "lora_r" in knobs:
+        return [knobs["lora_r"]]
+    if isinstance(space, dict):
+        return [*(space.get("choices") or ()), space.get("high")]
+    return [space]
+
+
+def _check_targets(network: Any, names: list[str]) -> None:
+    from strategies.lora import target_names
+
+    every = {name.rpartition(".")[2] for name in target_names(network, "all-linear", None)}
+    if not every:
+        raise ModelError("lora: this model has no linear layer inside its decoder blocks that could be adapted; leave lora out of the recipes")
+    for name in names:
+        if name not in every:
+            raise UnknownNameError("module in lora.target_modules", name, {*every, "all-linear"})
