@@ -131,7 +131,7 @@ def attach(folder: Path, model: config.Model, *, device: str = "cpu") -> tuple[n
     settings = check(folder)
     said = voice(folder, model)
     network = models.network(model)
-    _fit_vocabulary(folder, settings, network, said.tokenizer, model)
+    _resize(network, fit(folder, settings, network, said.tokenizer, model.model_name_or_path))
     try:
         network = PeftModel.from_pretrained(network, str(folder), torch_device="cpu")
     except Exception as error:  # peft raises whatever its methods' configs raise
@@ -154,66 +154,75 @@ def _unknown(settings: dict[str, Any]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Ends:
-    """The rows that the adapter's file has for embedding and head: of whole weights, and of low-rank updates."""
+class Fit:
+    """What a base must be given before an adapter is put on it."""
 
-    embedding: int | None
-    head: int | None
-    low_rank: tuple[int, ...]
-
-    @property
-    def sizes(self) -> set[int]:
-        return {n for n in (self.embedding, self.head, *self.low_rank) if n is not None}
+    rows: int
+    """Rows of embedding and head."""
+    untie: bool
+    """Whether the adapter's file has whole weights for both, which need not be equal."""
 
 
-def _ends(folder: Path, network: nn.Module) -> _Ends:
+@dataclass(frozen=True)
+class _End:
+    """What an adapter's file has for the embedding or for the head."""
+
+    whole: int | None
+    """Rows of whole weights."""
+    copied: bool
+    """Whether those are of a copy that was trained (modules_to_save), and not of what the other end may share."""
+    low_rank: int | None
+
+    @classmethod
+    def of(cls, name: str | None, tensors: dict[str, model_folders.Tensor], settings: dict[str, Any]) -> _End:
+        def rows(part: str, axis: int) -> int | None:
+            found = tensors.get(f"base_model.model.{name}.{part}")
+            return found.shape[axis] if found is not None and len(found.shape) > axis else None
+
+        plain, under = rows("weight", 0), rows("base_layer.weight", 0)
+        copied = any(name == one or str(name).endswith(f".{one}") for one in settings.get("modules_to_save") or ())
+        low = rows("lora_embedding_A", 1)
+        return cls(plain if under is None else under, copied and under is None, rows("lora_B.weight", 0) if low is None else low)
+
+    def has(self, number: int) -> bool:
+        return self.whole is not None and number < self.whole
+
+
+def fit(folder: Path, settings: dict[str, Any], network: nn.Module, words: Any, name: str) -> Fit:
+    """How the base (`network`, of which only names and shapes are read) is to be resized. Raises ModelError for an adapter whose file lacks
+    weights of tokens that training added; a pad token alone needs none."""
     tensors = model_folders.header(folder / model_folders.ADAPTER_WEIGHTS)
-    embedding, head = (_name_of(network, end) for end in (network.get_input_embeddings(), network.get_output_embeddings()))
-
-    def rows(name: str | None, part: str, axis: int) -> int | None:
-        found = tensors.get(f"base_model.model.{name}.{part}")
-        return found.shape[axis] if found is not None and len(found.shape) > axis else None
-
-    low = (rows(embedding, "lora_embedding_A", 1), rows(head, "lora_B.weight", 0))
-    return _Ends(rows(embedding, "weight", 0), rows(head, "weight", 0), tuple(n for n in low if n is not None))
+    modules = (network.get_input_embeddings(), network.get_output_embeddings())
+    ends = [_End.of(_name_of(network, module), tensors, settings) for module in modules]
+    rows, sizes = modules[0].weight.shape[0], {n for end in ends for n in (end.whole, end.low_rank) if n is not None}
+    if len(sizes) > 1:
+        raise ModelError(f"the adapter in {folder} has {' and '.join(map(str, sorted(sizes)))} rows for embedding and head; its file is damaged")
+    wanted = next(iter(sizes), rows)
+    trained = _trained_tokens(settings, network)
+    added = {number for number in words.get_vocab().values() if number >= wanted}
+    missing = sorted({n for n in range(rows, wanted) if not _covered(ends, settings, network, n)} | added)
+    missing = [number for number in missing if number not in trained and number != words.pad_token_id]
+    if missing:
+        raise ModelError(
+            f"the adapter in {folder} was trained with {len(missing)} tokens more than the {rows} of {name!r} (e.g. "
+            f"{words.convert_ids_to_tokens(missing[0])!r}), and its file has no weights for them; save it again with modules_to_save=[embed_tokens, "
+            "lm_head] or trainable_token_indices, or merge it where it was trained"
+        )
+    return Fit(max([wanted, *(number + 1 for number in added)]), all(end.whole is not None for end in ends))
 
 
 def _name_of(network: nn.Module, wanted: nn.Module | None) -> str | None:
     return next((name for name, module in network.named_modules() if module is wanted), None) if wanted is not None else None
 
 
-def _fit_vocabulary(folder: Path, settings: dict[str, Any], network: nn.Module, words: Any, model: config.Model) -> None:
-    """Give the base as many rows as the adapter was trained with. Raises ModelError."""
+def _covered(ends: list[_End], settings: dict[str, Any], network: nn.Module, number: int) -> bool:
+    """Whether the adapter's file has a row for a new token at both ends; where they share their weights, one whole tensor is both."""
     from strategies import merging
 
-    ends, rows = _ends(folder, network), network.get_input_embeddings().weight.shape[0]
-    if len(ends.sizes) > 1:
-        raise ModelError(f"the adapter in {folder} has {' and '.join(map(str, sorted(ends.sizes)))} rows for embedding and head; its file is damaged")
-    wanted = next(iter(ends.sizes), rows)
-    trained = _trained_tokens(settings, network)
-    fresh = {number for number in words.get_vocab().values() if number >= wanted}
-    saved = {number for number in range(rows, wanted) if _covered(ends, settings, network, number, trained)}
-    missing = sorted((fresh | set(range(rows, wanted))) - saved - trained - {words.pad_token_id})
-    if missing:
-        raise ModelError(
-            f"the adapter in {folder} was trained with {len(missing)} tokens more than the {rows} of {model.model_name_or_path!r} (e.g. "
-            f"{words.convert_ids_to_tokens(missing[0])!r}), and its file has no weights for them; save it again with modules_to_save=[embed_tokens, "
-            "lm_head] or trainable_token_indices, or merge it where it was trained"
-        )
-    if ends.embedding is not None and ends.head is not None:
-        merging.untie(network)  # two tensors are loaded, which need not be equal
-    wanted = max([wanted, *(number + 1 for number in fresh)])
-    if wanted != rows:
-        _resize(network, rows, wanted)
-
-
-def _covered(ends: _Ends, settings: dict[str, Any], network: nn.Module, number: int, trained: set[int]) -> bool:
-    """Whether the adapter's file has a row for a new token at both ends."""
-    from strategies import merging
-
-    one = bool(settings.get("ensure_weight_tying")) and merging.tied(network)
-    whole = [end is not None and number < end for end in (ends.embedding, ends.head)]
-    return number in trained or (any(whole) if one else all(whole))
+    if all(end.has(number) for end in ends):
+        return True
+    shared = any(end.has(number) and (not end.copied or settings.get("ensure_weight_tying")) for end in ends)
+    return shared and merging.tied(network)
 
 
 def _trained_tokens(settings: dict[str, Any], network: nn.Module) -> set[int]:
@@ -227,14 +236,21 @@ def _trained_tokens(settings: dict[str, Any], network: nn.Module) -> set[int]:
     return set.intersection(*groups) if len(groups) > 1 else set()
 
 
-def _resize(network: nn.Module, before: int, rows: int) -> None:
-    """Embedding and head of `rows` rows; new ones are the mean of the others, the same every time."""
+def _resize(network: nn.Module, wanted: Fit) -> None:
+    """Embedding and head of so many rows; new ones are the mean of the others, the same every time."""
     import torch
 
-    network.resize_token_embeddings(rows, mean_resizing=False)
+    from strategies import merging
+
+    if wanted.untie:
+        merging.untie(network)
+    before = network.get_input_embeddings().weight.shape[0]
+    if wanted.rows == before:
+        return
+    network.resize_token_embeddings(wanted.rows, mean_resizing=False)
     with torch.no_grad():
         for end in (network.get_input_embeddings(), network.get_output_embeddings()):
-            if end is not None and rows > before:
+            if end is not None and wanted.rows > before:
                 end.weight[before:] = end.weight[:before].float().mean(dim=0).to(end.weight.dtype)
 
 

@@ -33,7 +33,7 @@ def write(model: nn.Module, folder: str | Path) -> None:
         own["save_embedding_layers"] = bool(getattr(model.get_base_model(), "embeddings_belong_to_the_adapter", False))
     try:
         model.save_pretrained(folder, safe_serialization=True, **own)
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         raise ModelError(f"the model cannot be written to {folder}: {' '.join(str(error).split())[:300]}") from error
 
 

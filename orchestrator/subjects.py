@@ -43,13 +43,14 @@ def base_of(name: str, base: str | None = None) -> str:
 
 
 def voice(name: str, like: config.Model, base: str | None = None) -> adapters.Voice:
-    """What a model is asked with, and whose that is; no weight is read. Raises ModelError for what cannot be asked."""
+    """What a model is asked with, and whose that is; no weight is read. Raises ModelError for what cannot be asked: all that files tell."""
     if not is_adapter(name):
         words = models.tokenizer(named(name, like))
         return adapters.Voice(words, {"template_of": "config" if like.chat_template else "model", "tokenizer_of": "model"})
-    folder = paths.expanded(name)
-    adapters.check(folder)
-    return adapters.voice(folder, named(base_of(name, base), like))
+    folder, under = paths.expanded(name), named(base_of(name, base), like)
+    settings, found = adapters.check(folder), adapters.voice(folder, under)
+    adapters.fit(folder, settings, models.shape(under), found.tokenizer, under.model_name_or_path)
+    return found
 
 
 def for_base(base: str, like: config.Model, asked: adapters.Voice) -> config.Model:

@@ -32,7 +32,7 @@ def adapter(folder, on, tokens=NEW, template=OWN, **more):
     words.add_special_tokens({"additional_special_tokens": list(tokens)})
     if tokens:
         network.resize_token_embeddings(len(words), mean_resizing=False)
-    settings = peft.LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", **more)
+    settings = peft.LoraConfig(**{"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"], "task_type": "CAUSAL_LM"} | more)
     network.config._name_or_path = str(on)
     trained = peft.get_peft_model(network, settings)
     trained.peft_config["default"].base_model_name_or_path = str(on)
@@ -52,6 +52,7 @@ def logits(network, ids):
 
 
 ENDS = {"modules_to_save": ["embed_tokens", "lm_head"]}
+HEAD = {"target_modules": ["q_proj", "lm_head"]}
 TOKENS = {"trainable_token_indices": [BASE_ROWS, BASE_ROWS + 1]}
 
 
@@ -73,14 +74,25 @@ def test_added_tokens_are_resized_for_and_answered_as_in_training(tmp_path, tie,
     assert torch.equal(logits(again, ids), logits(network, ids))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_head_that_peft_saved_with_its_adapter_serves_a_tied_base_alone(tmp_path):
+    where, trained = adapter(tmp_path / "a", base(tmp_path / "tied"), **HEAD)
+    network, ids = subjects.load(str(where), Model(), merge=True)[0], list(range(1, BASE_ROWS + 2))
+    torch.testing.assert_close(logits(network, ids), logits(trained, ids), atol=1e-3, rtol=1e-4)
+    lost, _ = adapter(tmp_path / "b", base(tmp_path / "untied", tie=False), **HEAD)  # peft writes no embedding then
+    with pytest.raises(ModelError, match="2 tokens more"):
+        subjects.voice(str(lost), Model())
+
+
 def test_new_tokens_without_weights_are_refused_and_a_pad_token_alone_is_not(tmp_path):
     on = base(tmp_path / "base")
     where, _ = adapter(tmp_path / "a", on, tokens=())
     words = tiny_llama.tokenizer(OWN)
     words.add_special_tokens({"additional_special_tokens": NEW})
     words.save_pretrained(where)
-    with pytest.raises(ModelError, match=rf"2 tokens more than the {BASE_ROWS} of .*<\|st.*modules_to_save"):
-        subjects.load(str(where), Model())
+    for use in (subjects.voice, subjects.load):
+        with pytest.raises(ModelError, match=rf"2 tokens more than the {BASE_ROWS} of .*<\|st.*modules_to_save"):
+            use(str(where), Model())
     half, _ = adapter(tmp_path / "half", base(tmp_path / "untied", tie=False), **TOKENS)
     with pytest.raises(ModelError, match="2 tokens more"):  # the head's rows of the new tokens are nowhere
         subjects.load(str(half), Model())
