@@ -139,11 +139,11 @@ def _printed(error: BaseException) -> str:
 def _crashed(error: BaseException, what: str) -> None:
     """Write the traceback and say in a sentence where it is."""
     try:
-        _say(f"{what} with an unexpected {_named(error)}; {_remedy(error)}; {_kept(error)}")
+        _say(f"{what} with an unexpected {_named(error)}; {_remedy(error)}; {keep(_traceback(error))}")
     except Exception as trouble:  # memory or stack used up once more, while we say so
         _say(f"{what} with an unexpected {type(error).__name__}; its traceback could not be kept ({type(trouble).__name__}), {DEBUG}=1 shows it")
     if os.environ.get(DEBUG, "") not in ("", "0"):
-        _write(_traceback(error))
+        _write(_without_secrets(_traceback(error)))
 
 
 def _named(error: BaseException | None) -> str:
@@ -172,10 +172,10 @@ def _remedy(error: BaseException) -> str:
     return "report it, it is a defect of safebasin or of a library"
 
 
-def _kept(error: BaseException) -> str:
-    """Write the traceback to a file that only its owner reads; a clause that says where it is, or why it is nowhere."""
+def keep(text: str) -> str:
+    """Write a traceback to a file that only its owner reads; a clause that says where it is, or why it is nowhere."""
     head = f"safebasin {__version__}, Python {platform.python_version()}, {platform.platform()}\n{chr(10).join(sys.argv)}\n\n"
-    body = (_without_secrets(head) + _traceback(error)).encode(errors="backslashreplace")
+    body = _without_secrets(head + text).encode(errors="backslashreplace")
     troubles = []
     for folder in _folders():
         try:
@@ -213,7 +213,7 @@ def _write_new(folder: Path, body: bytes) -> Path:
 
 
 def _traceback(error: BaseException) -> str:
-    return _without_secrets("".join(traceback.format_exception(error)))
+    return "".join(traceback.format_exception(error))
 
 
 def _without_secrets(text: str) -> str:

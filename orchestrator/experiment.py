@@ -15,6 +15,7 @@ from orchestrator import (
     checks,
     config,
     constraint,
+    crash,
     handover,
     lanes,
     mirror,
@@ -314,7 +315,8 @@ def _baseline(state: Run, group) -> None:
             return
         result = found[0]
         if result.state != "complete":
-            raise SafebasinError(f"the untouched model could not be measured: {result.error}")
+            trace = result.facts.get("traceback")
+            raise SafebasinError(f"the untouched model could not be measured: {result.error}" + (f"; {crash.keep(trace)}" if trace else ""))
         trouble = baseline.remember(where, result) or trouble
     else:
         state.dashboard.say(f"untouched model: measured before, taken from {where}")

@@ -116,8 +116,8 @@ def run_trial(runner, spec: TrialSpec, reporter, context: LaneContext) -> dict[s
         result = runner(spec, reporter, context)
         return {"result": result.to_dict() if context.rank == 0 else None}
     except Exception as error:  # the boundary between a user's trial and the lane: anything it raises is that trial's failure
-        text = traceback.format_exc()
-        streams.tell(f"trial {spec.trial_id} failed\n{redact_text(text)}", sys.stderr)
+        text = redact_text(traceback.format_exc())
+        streams.tell(f"trial {spec.trial_id} failed\n{text}", sys.stderr)
         return {"error": f"{type(error).__name__}: {error}", "traceback": text, "poisoned": is_poisoned(error)}
     finally:
         gc.collect()

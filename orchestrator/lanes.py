@@ -179,8 +179,8 @@ class Lanes:
             result = TrialResult.from_dict(event["result"])
             self._results[result.trial_id] = result
             self._pending.pop(result.trial_id, None)
-            if result.state == "failed":
-                log.error("trial %s failed: %s\n%s", result.trial_id, result.error, result.facts.get("traceback", ""))
+            if result.state == "failed":  # the screen says it; the traceback is in the trial's result.json
+                log.debug("trial %s failed: %s\n%s", result.trial_id, result.error, result.facts.get("traceback", ""))
         elif event["kind"] == "lane_gone":
             self._gone[event["lane"]] = event["error"]
             if not self._pool.alive and not self._pool.closing:
