@@ -51,6 +51,8 @@ PATIENCE_S = 240.0
 AWAY_S = 15.0
 """How long the tracking database is locked, or the disk full."""
 DISK_MIB = 700
+LONGEST_REST_S = 8.0
+"""A search that gets on is left alone for at most so long before the next disturbance."""
 
 
 class Stuck(Exception):
@@ -75,7 +77,9 @@ class Search:
         with self.log.open("a") as log:
             log.write(f"\n$ {' '.join(arguments)}\n")
             log.flush()
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, cwd=self.folder.parent)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, cwd=self.folder.parent
+            )
 
     @property
     def ended(self) -> bool:
@@ -118,6 +122,11 @@ class Search:
                 raise Stuck(f"nothing moved for {seconds:.0f} s; {self.tail()}")
             time.sleep(0.1)
         return found
+
+    def rest(self, seconds: float) -> None:
+        """Let it run for a while."""
+        moment = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() > moment)
 
     def gets_on(self, before: dict[str, str]) -> bool:
         """Wait for something that is neither as `before` nor gone; False where the driver ended first."""
@@ -442,7 +451,7 @@ def campaign(
         while waiting:
             going = search.until(lambda: search.progress())
             if going:
-                search.until(lambda until=time.monotonic() + rng.uniform(0.0, 8.0): time.monotonic() > until)
+                search.rest(rng.uniform(0.0, LONGEST_REST_S))
             if search.ended:
                 break
             one = disturb(search, waiting[0], rng)
@@ -529,7 +538,8 @@ def show(found: dict[str, Any]) -> None:
 
     table = Table("fault", "tries", "lost", "doubled", "left after 10 s", "back after, median s", "longest s", title="A disturbed search")
     for row in found["rows"]:
-        table.add_row(row["fault"], *(str(row[key]) for key in ("tries", "lost", "doubled", "left")), f"{row['median_s']:.0f}", f"{row['longest_s']:.0f}")
+        counts = [str(row[key]) for key in ("tries", "lost", "doubled", "left")]
+        table.add_row(row["fault"], *counts, f"{row['median_s']:.0f}", f"{row['longest_s']:.0f}")
     Console(markup=False).print(table)
     for number, one in enumerate(found["searches"], 1):
         print(
