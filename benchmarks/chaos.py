@@ -440,7 +440,7 @@ def undisturbed(folder: Path, inputs: Path, trials: int, steps: int) -> float:
 
 
 def campaign(
-    folder: Path, inputs: Path, trials: int, steps: int, faults: Sequence[Fault], rng: random.Random, say: Callable[[str], None] = print
+    folder: Path, inputs: Path, trials: int, steps: int, faults: Sequence[Fault], rng: random.Random, *, longest_rest_s: float = LONGEST_REST_S
 ) -> tuple[list[Struck], int]:
     """Disturb one search by `faults`, in order, at random moments, until it ends; (what happened, faults left over). Raises Stuck."""
     search = Search(write_config(folder, inputs, trials, steps), folder / "out", folder / "log")
@@ -451,7 +451,7 @@ def campaign(
         while waiting:
             going = search.until(lambda: search.progress())
             if going:
-                search.rest(rng.uniform(0.0, LONGEST_REST_S))
+                search.rest(rng.uniform(0.0, longest_rest_s))
             if search.ended:
                 break
             one = disturb(search, waiting[0], rng)
@@ -459,7 +459,7 @@ def campaign(
                 break
             waiting.pop(0)
             struck.append(one)
-            say(f"{one.fault}: back after {one.seconds:.0f} s; lost {one.lost}, doubled {one.doubled}, left {one.left}")
+            print(f"{one.fault}: back after {one.seconds:.0f} s; lost {one.lost}, doubled {one.doubled}, left {one.left}", flush=True)
         search.until(lambda: False, 1200)
         if search.process.returncode not in (0, 3):
             raise Stuck(f"the disturbed search ended with {search.process.returncode}; {search.tail()}")
@@ -468,28 +468,28 @@ def campaign(
     return struck, len(waiting)
 
 
-def measure(folder: Path, tries: int, seed: int, names: Sequence[str], say: Callable[[str], None] = print) -> dict[str, Any]:
+def measure(folder: Path, tries: int, seed: int, names: Sequence[str]) -> dict[str, Any]:
     """The whole benchmark: rows by fault, and the searches' differences."""
     rng = random.Random(seed)
     inputs = folder / "inputs"
     inputs.mkdir(parents=True)
     tiny.make_inputs(inputs)
-    say(f"undisturbed: {undisturbed(folder / 'undisturbed', inputs, TRIALS, STEPS):.0f} s")
+    print(f"undisturbed: {undisturbed(folder / 'undisturbed', inputs, TRIALS, STEPS):.0f} s", flush=True)
     struck: list[Struck] = []
     differences: list[Difference] = []
     with small_disk(folder / "probe") as mounted:
         usable = [name for name in names if mounted or name != "disk full"]
     if not mounted and "disk full" in names:
-        say("disk full: not run, mounting a small file system needs root")
+        print("disk full: not run, mounting a small file system needs root")
     order = [FAULTS[usable[i % len(usable)]] for i in range(tries)]
     rng.shuffle(order)
     while order:
         place = folder / f"disturbed-{len(differences)}"
         with small_disk(place) as mounted:
-            found, left_over = campaign(place, inputs, TRIALS, STEPS, order, rng, say)
+            found, left_over = campaign(place, inputs, TRIALS, STEPS, order, rng)
             struck += found
             differences.append(difference(folder / "undisturbed" / "out", place / "out"))
-            say(f"search {len(differences)} ended: {differences[-1]}")
+            print(f"search {len(differences)} ended: {differences[-1]}", flush=True)
             shutil.copytree(place, folder / f"kept-{len(differences) - 1}", dirs_exist_ok=True)
             if not found:
                 raise Stuck("a search ended before anything could strike it; give more --trials")
@@ -523,7 +523,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        found = measure(args.folder or Path(temporary), args.tries, args.seed, args.faults, lambda line: print(line, flush=True))
+        found = measure(args.folder or Path(temporary), args.tries, args.seed, args.faults)
     show(found)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
