@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import collections
+import json
 import random
 import sys
 from pathlib import Path
@@ -33,10 +34,8 @@ def test_a_disturbed_search_ends_as_the_undisturbed_one(tmp_path):
     assert found.trials > TRIALS, "a finalist is confirmed on the second seed"
 
 
-def test_what_is_compared_tells_a_lost_a_doubled_and_another_trial(tmp_path):
+def test_what_is_compared_tells_a_lost_a_doubled_and_another_trial(tmp_path, monkeypatch):
     """The benchmark itself must see what it is there to see."""
-    import json
-
     record = {
         "trial_id": "t0001", "recipe": "full", "params": {"learning_rate": 1e-3}, "seed": 0, "phase": "search", "state": "complete", "steps": 9,
         "facts": {}, "task": {"scores": [1.0]}, "suites": {"harm": {"ids": ["a"], "unsafe": [False], "refused": [True]}},
@@ -47,6 +46,6 @@ def test_what_is_compared_tells_a_lost_a_doubled_and_another_trial(tmp_path):
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps(record | {"trial_id": trial, "steps": 9 if name == "one" else 8}))
         (tmp_path / name / "out" / "trials.csv").write_text("trial_id\n" + "".join(f"{trial}\n" for trial in [*records, "t0001"]))
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setattr(chaos, "tracked", lambda folder: collections.Counter())
     found = chaos.difference(tmp_path / "one" / "out", tmp_path / "two" / "out")
     assert (found.lost, found.doubled, found.differs) == (2, 1, 1) and not found.none
