@@ -42,13 +42,14 @@ def key(experiment: Experiment) -> str:
         "system_prompt": experiment.model.system_prompt,
         "dtype": experiment.model.dtype,
         "data": found.fingerprint,
-        "suites": [(s.name, s.kind, s.constrains, s.phase, s.attack, s.hash) for s in found.suites],
+        # the groups with them: a record's groups are the unit of every interval that is compared with it
+        "suites": [(s.name, s.kind, s.constrains, s.phase, s.attack, s.hash, s.groups) for s in found.suites],
         "judge": [judges.from_setting(experiment.safety.judge).describe(), experiment.safety.second_judge],
         "external": [one.model_dump(mode="json") for one in experiment.safety.external],
         "decoding": {"safety": experiment.safety.max_new_tokens, "task": experiment.task.max_new_tokens, "greedy": True} | writer,
         "metric": experiment.task.metric,
         "max_length": experiment.task.max_length,
-        "format": 2,
+        "format": 3,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 

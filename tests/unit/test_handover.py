@@ -106,3 +106,5 @@ def test_the_baseline_key_follows_what_its_figures_depend_on(tmp_path):
     assert key(task={"metric": "contains"}) != same and key(safety={"max_new_tokens": 9}) != same
     (tmp_path / "held_out.jsonl").write_text('{"prompt": "c", "response": "e"}\n')
     assert key() != same
+    regrouped = [{"name": "harmful", "data": str(tmp_path / "harmful.jsonl"), "kind": "harmful"}]
+    assert key(safety={"suites": regrouped}) != key(), "an untouched model's record holds the groups that intervals are made of"
