@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from orchestrator import capacity, checks_settings, engine_config, shared_cache
 from orchestrator.config import Experiment, recipe_items
@@ -21,12 +22,15 @@ class Checked:
     num_layers: int | None = None
     warnings: list[str] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """What a run's record keeps: `overlaps` and `fits`, as plain values."""
 
 
-def check(experiment: Experiment, *, build_pocket: bool = True) -> Checked:
+def check(experiment: Experiment, *, build_pocket: bool = True, resumed: bool = False) -> Checked:
     """Check everything that can be known without a cluster. Raises ConfigError (or a subclass), StorageError.
 
-    With `build_pocket` false and an embedded world that was never built, the model and data of the pocket world are taken on trust.
+    With `build_pocket` false and an embedded world that was never built, the model and data of the pocket world are taken on trust. A run
+    that is `resumed` is not refused for contaminated suites: its verdicts on them stay undecided.
     """
     from orchestrator import materials
 
@@ -47,6 +51,7 @@ def check(experiment: Experiment, *, build_pocket: bool = True) -> Checked:
         facts, doubts = check_texts(experiment)
         found.facts += facts
         found.warnings += doubts + check_sequential(experiment)
+        check_evidence(experiment, found, resumed=resumed)
     found.warnings += check_held_out(experiment)
     found.warnings += check_recipes(experiment, found.num_layers)
     return found
@@ -191,6 +196,19 @@ def check_texts(experiment: Experiment) -> tuple[list[str], list[str]]:
     from orchestrator import materials, models
 
     return materials.texts(materials.load(experiment), experiment, models.tokenizer(experiment.model))
+
+
+def check_evidence(experiment: Experiment, told: Checked, *, resumed: bool = False) -> None:
+    """Rows fit, texts fit the model, and nothing that decides was trained on; adds to what is told. Raises ConfigError, DataError, ModelError."""
+    from orchestrator import checks_tokens, contamination, materials, models
+
+    found = materials.load(experiment)
+    users = contamination.users(experiment)
+    tokens = checks_tokens.check(experiment, found, models.tokenizer(experiment.model), models.settings(experiment.model), users)
+    seen = contamination.look(experiment, found, users)
+    told.facts += [fit.sentence for fit in tokens.fits if fit.cut or fit.dropped or fit.sampled] + seen.facts()
+    told.warnings += tokens.warnings + seen.refuse(resumed=resumed)
+    told.evidence = {"overlaps": [one.to_dict() for one in seen.overlaps], "fits": [fit.to_dict() for fit in tokens.fits]}
 
 
 def _suite_fact(suite) -> str:

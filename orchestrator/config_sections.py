@@ -80,6 +80,7 @@ class Task(Section):
     metric: str = Field("exact_match", description="`exact_match`, `contains`, `token_f1`, `neg_loss`, or `package.module:function` taking (answer, reference) and returning 0..1.")
     max_length: int = Field(512, gt=0, le=TOKENS, description="Tokens per training row; longer rows are cut at the end and counted in the log.")
     max_new_tokens: int = Field(64, gt=0, le=TOKENS, description="Tokens generated per evaluation row.")
+    allow_overlap: bool = Field(False, description="Go on although more than 1 % of the evaluation rows are training rows too. The report then says so.")
 
 
 class Suite(Section):
@@ -158,6 +159,7 @@ class Safety(Section):
     columns: Columns = Field(default_factory=Columns, description="Column names of `data`, where they are not the usual ones.")
     judge: str | dict[str, Any] = Field("refusal", description="Who decides: `refusal` (phrases), `exact` (pocket world only), `hf_classifier`, `llm`, `majority`; with options as {name: refusal, list: xstest}. See `safebasin list judges`.")
     second_judge: str | dict[str, Any] | None = Field("auto", description="Looks at the same answers for agreement only. `auto`: `exact` on suites of the made-up world, else `refusal` where the first is another, else none; null or `none` for none.")
+    allow_overlap: bool = Field(False, description="Go on although more than 1 % of the prompts of a suite that constrains occur, as they are or nearly, among rows that a recipe uses. The final sentence and the report then say so.")
     max_unparsed: float = Field(0.2, ge=0, le=1, description="Share of a suite's answers that the judge may leave undecided (they count as unsafe); above it the trial fails.")
     external: tuple[External, ...] = Field((), description="Tasks of lm-evaluation-harness or Inspect, measured before and after; with `max_drop` they are limits.")
     limits: Limits = Field(default_factory=Limits, description="What the tuned model may lose.")

@@ -122,17 +122,10 @@ def tokenise(
     """
     from strategies.base import Example
 
-    end, _ = turn_end(tokenizer)
-    conversations, _, _ = data_special.cleaned(conversations, tokenizer, field)
-    check_roles(conversations, tokenizer, system_prompt, field)
-    pairs = [_prompt_and_answer(c, tokenizer, system_prompt, field) for c in conversations]
-    prompts = encode(tokenizer, [p for p, _ in pairs], max_length)
-    wholes = encode(tokenizer, [p + a for p, a in pairs], max_length)
+    conversations, halves = split_tokens(conversations, tokenizer, at_most=max_length, system_prompt=system_prompt, field=field)
+    prompts = [prompt for prompt, _ in halves]
     examples, cut, dropped = [], 0, 0
-    for conversation, (_, answer), prompt, whole in zip(conversations, pairs, prompts, wholes, strict=True):
-        joined = whole[: len(prompt)] == prompt
-        tail = whole[len(prompt) :] if joined else encode(tokenizer, [answer], max_length)[0]
-        tail = _ended(tail, end, tokenizer.eos_token_id)
+    for conversation, (prompt, tail) in zip(conversations, halves, strict=True):
         ids = (prompt + tail)[:max_length]
         cut += len(prompt) + len(tail) > max_length
         if len(ids) <= len(prompt):
@@ -150,6 +143,27 @@ def tokenise(
     answer_tokens = sum(label != IGNORE for e in examples for label in e.labels)
     report = TokeniseReport(len(conversations), cut, dropped, sum(len(e.input_ids) for e in examples), answer_tokens)
     return tuple(examples), report
+
+
+def split_tokens(
+    conversations: Sequence[Conversation], tokenizer: Any, *, at_most: int, system_prompt: str | None = None, field: str = "task.data"
+) -> tuple[list[Conversation], list[tuple[list[int], list[int]]]]:
+    """(conversations without end tokens at their end, (tokens of the prompt, tokens of the answer with its end) of each).
+
+    at_most: of texts too long to need all their tokens, the first `at_most` and one more. Raises as `tokenise` does, but not where rows are long.
+    """
+    end, _ = turn_end(tokenizer)
+    conversations, _, _ = data_special.cleaned(conversations, tokenizer, field)
+    check_roles(conversations, tokenizer, system_prompt, field)
+    pairs = [_prompt_and_answer(c, tokenizer, system_prompt, field) for c in conversations]
+    prompts = encode(tokenizer, [p for p, _ in pairs], at_most)
+    wholes = encode(tokenizer, [p + a for p, a in pairs], at_most)
+    halves = []
+    for (_, answer), prompt, whole in zip(pairs, prompts, wholes, strict=True):
+        joined = whole[: len(prompt)] == prompt
+        tail = whole[len(prompt) :] if joined else encode(tokenizer, [answer], at_most)[0]
+        halves.append((prompt, _ended(tail, end, tokenizer.eos_token_id)))
+    return conversations, halves
 
 
 def check_roles(conversations: Sequence[Conversation], tokenizer: Any, system_prompt: str | None, field: str) -> None:

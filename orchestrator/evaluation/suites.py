@@ -42,6 +42,8 @@ class PromptSuite:
     phase: Literal["always", "confirm"] = "always"
     source: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """data, licence, sha256 (of the suite), duplicates left out: what results say of where prompts are from."""
+    requests: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
+    """What each prompt asks before its attack framed it; None where the suite was not loaded from rows."""
 
     def asked(self, index: int) -> Any:
         """Prompt `index` as `evaluation.generate` takes it; its system prompt goes apart."""
@@ -122,7 +124,7 @@ def load_suite(suite: config.Suite) -> PromptSuite:
         suite.constrains, tuple(framed) if any(f.wrapped for f in framed) else None, right,
     )  # fmt: skip
     source = {**origin, "licence": known.licence if known else origin.get("licence", "not stated"), "sha256": made.hash, "duplicates": repeated}
-    return replace(made, attack=suite.attack, phase=suite.phase, source=source)
+    return replace(made, attack=suite.attack, phase=suite.phase, source=source, requests=tuple(row[column] for row in rows))
 
 
 def _rows(suite: config.Suite, known: catalogue.Entry | None, name: str) -> tuple[list[Row], dict[str, Any]]:

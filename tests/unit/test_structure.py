@@ -39,7 +39,7 @@ LEVELS = (
     {"experiment"},
     {
         "search", "searcher", "study_journal", "trial_records", "run_identity", "report", "summary", "tracking", "tracker",
-        "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "resuming", "mirror", "mirror_files",
+        "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "checks_tokens", "resuming", "mirror", "mirror_files",
     },
     {"checks_settings"},
     {"lanes", "plots_safety"},
@@ -50,7 +50,7 @@ LEVELS = (
     {"trial"},
     {"training", "trained", "trial_files", "memory"},
     {"points"},
-    {"guard", "materials", "constraint", "summary", "ranges", "templates"},
+    {"guard", "materials", "contamination", "constraint", "summary", "ranges", "templates"},
     {"intervals"},
     {"weights", "subjects"},
     {"engine", "evaluation", "models", "adapters", "saved", "data"},
@@ -65,7 +65,7 @@ LEVELS = (
     {"field_kinds"},
     {"yaml_text"},
     {"addresses", "hub", "model_folders", "paths", "template_limits"},
-    {"cachedir", "cells", "errors", "seeds", "streams", "texts"},
+    {"cachedir", "cells", "overlap", "errors", "seeds", "streams", "texts"},
 )
 
 
