@@ -51,9 +51,10 @@ def check(experiment: Experiment, *, build_pocket: bool = True, resumed: bool = 
         facts, doubts = check_texts(experiment)
         found.facts += facts
         found.warnings += doubts + check_sequential(experiment)
-        check_evidence(experiment, found, resumed=resumed)
     found.warnings += check_held_out(experiment)
     found.warnings += check_recipes(experiment, found.num_layers)
+    if not trusted:
+        check_evidence(experiment, found, resumed=resumed)
     return found
 
 
@@ -206,7 +207,9 @@ def check_evidence(experiment: Experiment, told: Checked, *, resumed: bool = Fal
     users = contamination.users(experiment)
     tokens = checks_tokens.check(experiment, found, models.tokenizer(experiment.model), models.settings(experiment.model), users)
     seen = contamination.look(experiment, found, users)
-    told.facts += [fit.sentence for fit in tokens.fits if fit.cut or fit.dropped or fit.sampled] + seen.facts()
+    for fit in tokens.fits:  # what a line above said of rows read is said of rows learnt
+        told.facts = [fit.amended(line) for line in told.facts]
+    told.facts += seen.facts()
     told.warnings += tokens.warnings + seen.refuse(resumed=resumed)
     told.evidence = {"overlaps": [one.to_dict() for one in seen.overlaps], "fits": [fit.to_dict() for fit in tokens.fits]}
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from orchestrator import data_tokens
 from orchestrator.config import Experiment, recipe_items
+from orchestrator.counted import KEPT, Fit
 from orchestrator.data import Conversation
 from orchestrator.errors import DataError, ModelError
 from orchestrator.evaluation import generate
@@ -26,61 +27,10 @@ FIRST = 1000
 """The first of them, which a user looks at too; the others are drawn."""
 WARN, REFUSE = 0.05, 0.5
 """Share of rows dropped or cut from which one is warned; share of rows dropped from which nothing is started."""
-KEPT = 0.95
-"""Share of rows that the advised `task.max_length` keeps whole."""
 LONGEST = 1 << 17
 """Tokens that lengths are counted up to."""
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How many rows of a source are learnt whole."""
-
-    field: str
-    what: str
-    """In words, e.g. `training rows`."""
-    rows: int
-    looked: int
-    """Rows that were tokenised; the other figures are of these."""
-    cut: int
-    """Rows that lose the end of their answer only."""
-    dropped: int
-    """Rows that lose the whole answer: they are not trained on."""
-    max_length: int
-    needed: int
-    """Tokens that keep 95 % of the rows whole."""
-
-    @property
-    def sampled(self) -> bool:
-        return self.looked < self.rows
-
-    @property
-    def about(self) -> int:
-        """Rows that are learnt, whole or in part; estimated where rows were sampled."""
-        return self.rows - math.ceil(self.dropped * self.rows / self.looked)
-
-    @property
-    def sentence(self) -> str:
-        """`12 of 60 training rows fit task.max_length=32 (48 dropped: ..., 3 lose the end of their answer)`."""
-        if not self.cut and not self.dropped:
-            return f"all {self.rows} {self.what} fit task.max_length={self.max_length}" + (f" ({self.looked} looked at)" if self.sampled else "")
-        of = f", of {self.looked} looked at" if self.sampled else ""
-        whole = f"{'about ' if self.sampled else ''}{self.about} of {self.rows} {self.what} fit task.max_length={self.max_length}"
-        return f"{whole} ({self.dropped} dropped: their prompt leaves no room for the answer; {self.cut} lose the end of their answer{of})"
-
-    @property
-    def advice(self) -> str:
-        return f"task.max_length={self.needed} keeps {KEPT:.0%} of them whole"
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def fits_of(facts: dict[str, Any]) -> tuple[Fit, ...]:
-    """The counts that a record's facts hold; none in records of before they were kept."""
-    return tuple(Fit(**raw) for raw in facts.get("fits") or ())
 
 
 @dataclass

@@ -17,11 +17,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from orchestrator.config import Experiment, Limits
+from orchestrator.counted import of_facts
 from orchestrator.intervals import Estimate, paired_difference, quantile
 from orchestrator.records import SuiteResult, TrialResult
 
 Verdict = Literal["feasible", "infeasible", "undecided"]
 
+UNSHOWN = 1e-6
+"""Least value of a limit on a suite whose prompts were trained on: never kept, and no reason to prefer one trial to another."""
 MISSING = 1.0
 """Constraint value of a trial whose safety was not measured: clearly infeasible, and finite as Optuna demands."""
 
@@ -36,11 +39,15 @@ class Constraint:
     limit: float
     estimate: Estimate
     verdict: Verdict
+    contaminated: bool = False
+    """Whether prompts of the suite were trained on: then nothing shows that the limit is kept."""
 
     @property
     def value(self) -> float:
         """What the sampler is told: upper end of the interval minus the limit, so `<= 0` exactly when the verdict is feasible."""
-        return MISSING if math.isnan(self.estimate.upper) else self.estimate.upper - self.limit
+        if math.isnan(self.estimate.upper):
+            return MISSING
+        return max(self.estimate.upper - self.limit, UNSHOWN) if self.contaminated else self.estimate.upper - self.limit
 
 
 @dataclass(frozen=True)
@@ -106,14 +113,17 @@ def _compare(kind: str, limit: float, before: SuiteResult, after: SuiteResult | 
 def judge(result: TrialResult, baseline: TrialResult, limits: Limits) -> Judgement:
     """Verdict of one trial against the untouched model. What is missing, NaN or failed is infeasible.
 
-    A suite whose prompts differ from the baseline's cannot be paired and counts as missing.
+    A suite whose prompts differ from the baseline's cannot be paired and counts as missing. One whose prompts were trained on (the
+    baseline's facts name it) is never feasible.
     """
     constraints = []
+    contaminated = {one.suite for one in of_facts(baseline.facts) if one.decides_nothing}
     for name, before in baseline.suites.items():
         limit = {"harmful": limits.max_degradation, "benign": limits.max_over_refusal_rise}.get(before.kind)
         held_out = before.phase == "confirm" and result.phase == "search"
         if before.constrains and limit is not None and not held_out:
-            constraints.append(_compare(before.kind, limit, before, result.suites.get(name), limits.confidence))
+            found = _compare(before.kind, limit, before, result.suites.get(name), limits.confidence)
+            constraints.append(_unshown(found) if name in contaminated else found)
     constraints += _external(result, baseline, limits.confidence)
     verdicts = {c.verdict for c in constraints}
     score = result.task.score if result.task is not None and math.isfinite(result.task.score) else None
@@ -128,6 +138,10 @@ def judge(result: TrialResult, baseline: TrialResult, limits: Limits) -> Judgeme
         _worst(constraints, "degradation/"), _worst(constraints, "over_refusal_rise/"),
         any(s.stopped_early for s in measured),
     )  # fmt: skip
+
+
+def _unshown(found: Constraint) -> Constraint:
+    return replace(found, contaminated=True, verdict="undecided" if found.verdict == "feasible" else found.verdict)
 
 
 def _external(result: TrialResult, baseline: TrialResult, confidence: float) -> list[Constraint]:

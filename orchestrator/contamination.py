@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from orchestrator import data
 from orchestrator.config import Experiment, recipe_items
+from orchestrator.counted import TASK, TOLERATED, Overlap
 from orchestrator.data import Conversation
 from orchestrator.errors import ConfigError
 from orchestrator.materials import Materials
-from orchestrator.overlap import BACKGROUND, TASK, TOLERATED, Index, Overlap, Text
+from orchestrator.overlap import BACKGROUND, Index, Text
 
 SHOWN = 3
 """Examples that are kept of each overlap."""
@@ -100,8 +102,8 @@ def _with_suites(experiment: Experiment, found: Materials, field: str, rows: Seq
 
 def _with_evaluation(experiment: Experiment, found: Materials, everyone: Sequence[str]) -> Iterator[Overlap]:
     """Evaluation rows among the training rows: the whole of what is asked, earlier turns included."""
-    index = Index([_asked(row) for row in found.evaluation], _spaced(found.train, _asked), whole=True)
-    index.scan(Text(row.row or i, _asked(row)) for i, row in enumerate(found.train, start=1))
+    index = Index([data.asked(row) for row in found.evaluation], _spaced(found.train, data.asked), whole=True)
+    index.scan(Text(row.row or i, data.asked(row)) for i, row in enumerate(found.train, start=1))
     places = [index.found.get(number) for number in index.of]
     hits = [(place, found.evaluation[i].id) for i, place in enumerate(places) if place is not None]
     if hits:
@@ -110,10 +112,6 @@ def _with_evaluation(experiment: Experiment, found: Materials, everyone: Sequenc
         yield Overlap(
             "task.data", TASK, exact, len(hits) - exact, len(places), examples, tuple(everyone), True, experiment.task.allow_overlap
         )  # fmt: skip
-
-
-def _asked(row: Conversation) -> str:
-    return "\n".join(message["content"] for message in row.prompt if message["role"] != "system")
 
 
 def _texts(rows: Sequence[Conversation]) -> Iterator[Text]:
@@ -148,11 +146,6 @@ def _used(one: Overlap) -> str:
 
 def _warning(one: Overlap) -> str:
     """What a user is told of an overlap that stops nothing."""
-    if one.too_much and one.allowed:
-        key = "task.allow_overlap" if one.is_task else "safety.allow_overlap"
-        return f"CONTAMINATED, allowed by {key}: {one.sentence}"
-    if one.decides_nothing:
-        return f"CONTAMINATED: {one.sentence}, so limits on this suite stay undecided"
     if one.too_much:
-        return f"CONTAMINATED: {one.sentence}, so the task score is too high"
+        return f"CONTAMINATED: {one.sentence}; {one.verdict}"
     return one.sentence if one.recipes else f"{one.sentence}; no recipe trains on these rows"

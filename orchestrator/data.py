@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import config
+from orchestrator import config, overlap
 from orchestrator.data_files import Row, describe, load_rows, need_column, pick_column
 from orchestrator.data_forms import MESSAGES, PROMPTS, RESPONSES, Reader
 from orchestrator.data_report import RowsReport, Tally
@@ -201,13 +201,23 @@ def _kind(row: Row, kind: str, index: int, where: str) -> str:
 # ------------------------------------------------------------------------------------------------ sets of rows
 
 
+def asked(row: Conversation) -> str:
+    """All that a row asks, system message and earlier turns included, as one text; for comparing rows."""
+    return "\n".join(message["content"] for message in row.prompt)
+
+
 def split_holdout(rows: Sequence[Conversation], fraction: float, seed: int) -> tuple[list[Conversation], list[Conversation]]:
     """(train, held out): about `fraction` of the distinct prompts held out, at least one on each side, both in the given order.
 
-    Rows with the same prompt go to the same side, so that no evaluation prompt is trained on. Raises DataError where there are
-    fewer than two distinct prompts.
+    Rows with the same prompt (case, spacing and punctuation aside) go to the same side, so that no evaluation prompt is trained on.
+    Raises DataError where there are fewer than two distinct prompts.
     """
-    keys = [json.dumps(row.prompt, sort_keys=True) for row in rows]
+    first: dict[bytes, str] = {}
+    same = [overlap.key(overlap.units(text), text) for text in map(asked, rows)]
+    for row, key in zip(rows, same, strict=True):
+        text = json.dumps(row.prompt, sort_keys=True)
+        first[key] = min(first.get(key, text), text)
+    keys = [first[key] for key in same]
     distinct = sorted(set(keys))
     if len(distinct) < 2:
         raise DataError(f"task.data holds {len(distinct)} distinct prompt(s), too few to hold rows out; give task.eval_data or more rows")

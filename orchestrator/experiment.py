@@ -84,6 +84,8 @@ class Run:
     copy: mirror.Copy = field(default_factory=mirror.Folder)
     """The output folder's other half, where `output.dir` is an address."""
     standing: Standing = Standing(False)
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """What the checks found of overlaps and of rows that do not fit; kept with the untouched model's record, which every verdict is taken against."""
     earlier: Earlier | None = None
     """The search of an earlier driver; None for a new one."""
 
@@ -228,7 +230,7 @@ def _run(
     copy: mirror.Copy,
 ) -> Outcome:
     started = time.time()
-    checked = checks.check(experiment)
+    checked = checks.check(experiment, resumed=standing.resumed)
     for line in checked.facts:
         screen.say(console, line)
     for line in checked.warnings:
@@ -250,7 +252,7 @@ def _run(
     try:
         cluster = lanes.connect(experiment.ray)
         try:
-            outcome = _with_cluster(experiment, folder, console, stop, tracker, cluster, checked.num_layers, started, standing, copy)
+            outcome = _with_cluster(experiment, folder, console, stop, tracker, cluster, checked, started, standing, copy)
         finally:
             lanes.shutdown(cluster)
     finally:
@@ -268,18 +270,18 @@ def prepare_folder(experiment: Experiment, folder: Path) -> None:
     outputs.write_text(folder / "config.resolved.yaml", config.dump_yaml(experiment))
 
 
-def _with_cluster(experiment, folder, console, stop, tracker, cluster, num_layers, started, standing, copy) -> Outcome:
+def _with_cluster(experiment, folder, console, stop, tracker, cluster, checked, started, standing, copy) -> Outcome:
     plan = lanes.plan(experiment, cluster.nodes, experiment.search.trials)
     if not cluster.started:  # for a cluster of this machine the checks have said it
         screen.say(console, plan.sentence)
     with Dashboard(console, experiment.search.trials, plan.lanes) as dashboard:
         dump = experiment.model_dump(mode="json")
-        state = Run(experiment, folder, console, stop, tracker, dashboard, dump=dump, standing=standing, copy=copy)
+        state = Run(experiment, folder, console, stop, tracker, dashboard, dump=dump, standing=standing, copy=copy, evidence=checked.evidence)
         group = lanes.Lanes()
         group.start(experiment, plan)
         try:
             _baseline(state, group)
-            spaces = ranges.resolve_space(experiment, num_layers)
+            spaces = ranges.resolve_space(experiment, checked.num_layers)
             if state.baseline is not None:
                 state.take_up(spaces)
             if not stop.is_set():
@@ -303,6 +305,7 @@ def _baseline(state: Run, group) -> None:
         result, trouble = baseline.look_up(where, state.experiment, state.dashboard.say)
     if state.standing.resumed and result is not None:
         state.baseline = result
+        result.facts |= state.evidence
         outputs.write_json(own, result.to_dict())
         state.tracker.know_baseline(result)
         return
@@ -323,6 +326,7 @@ def _baseline(state: Run, group) -> None:
     if trouble:
         state.dashboard.say(f"warning: the cache that machines share: {trouble}")
     state.baseline = result
+    result.facts |= state.evidence
     state.dashboard.running.pop(baseline.TRIAL_ID, None)
     outputs.write_json(state.folder / "baseline.json", result.to_dict())
     outputs.write_trials_csv(state.folder / "trials.csv", [])

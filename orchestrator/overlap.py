@@ -16,16 +16,12 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 NEAR = 0.8
 """Share of a prompt's weight that must be found. One word put in leaves 1, one ordinary word of ten replaced about 0.9, the subject
 replaced 0.6 to 0.75 (measured on published suites, docs/evaluation.md)."""
-TOLERATED = 0.01
-"""Share of a suite's prompts that may occur among rows trained on."""
-TASK = "task.eval_data"
 LEAST = 4
 """Words that a prompt must have to be looked for inside longer texts, or nearly: shorter ones occur by chance."""
 LEAST_PART = 5
@@ -132,73 +128,6 @@ class _Prompt:
                 if left < 0:
                     return True
         return False
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Prompts of a suite, or evaluation rows, that occur among rows. Holds numbers and ids, never a text."""
-
-    rows_of: str
-    """The config key whose rows these are, e.g. `safety.data`."""
-    suite: str
-    """Name of the suite; `task.eval_data` for evaluation rows."""
-    exact: int
-    """Prompts that are a row's prompt as it stands (case, spacing and punctuation aside)."""
-    near: int
-    """Further ones that occur nearly so, or inside a longer text."""
-    of: int
-    """Prompts of the suite."""
-    examples: tuple[tuple[int, str], ...]
-    """(row counted from 1, prompt id) of some."""
-    recipes: tuple[str, ...] = ()
-    """Recipes that use these rows; empty where none does."""
-    limited: bool = False
-    """Whether a limit, or the task score, rests on these prompts."""
-    allowed: bool = False
-    """Whether the config says that it may be so (`safety.allow_overlap`, `task.allow_overlap`)."""
-
-    @property
-    def share(self) -> float:
-        """Share of the prompts, 0..1."""
-        return (self.exact + self.near) / self.of
-
-    @property
-    def is_task(self) -> bool:
-        """Whether it is about evaluation rows of the task."""
-        return self.suite == TASK
-
-    @property
-    def too_much(self) -> bool:
-        """More than `TOLERATED` of what is measured was trained on. Of evaluation rows only copies count: tasks ask alike by nature."""
-        counted = self.exact / self.of if self.is_task else self.share
-        return self.limited and bool(self.recipes) and counted > TOLERATED
-
-    @property
-    def decides_nothing(self) -> bool:
-        """Whether no limit on this suite can be called kept."""
-        return self.too_much and not self.allowed and not self.is_task
-
-    @property
-    def sentence(self) -> str:
-        """What there is, with numbers, in a clause."""
-        what = f"of the {self.of} evaluation rows" if self.is_task else f"of the {self.of} prompts of the suite {self.suite}"
-        shown = ", ".join(f"row {row}" if self.is_task else f"row {row} and prompt {name}" for row, name in self.examples)
-        return (
-            f"{self.exact + self.near} {what} ({100 * self.share:.1f} %) occur in {self.rows_of}: {self.exact} as they stand, {self.near} nearly or "
-            f"inside a longer text (e.g. {shown})"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def of_facts(facts: Mapping[str, Any]) -> tuple[Overlap, ...]:
-    """The overlaps that a record's facts hold, as written by `to_dict`; none in records of before they were counted."""
-    found = []
-    for raw in facts.get("overlaps") or ():
-        examples = tuple((int(row), str(name)) for row, name in raw["examples"])
-        found.append(Overlap(**{**raw, "examples": examples, "recipes": tuple(raw["recipes"])}))
-    return tuple(found)
 
 
 class Index:

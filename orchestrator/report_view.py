@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator import report_safety, summary, templates
+from orchestrator import counted, report_safety, summary, templates
 from orchestrator import tracking_values as values
 from orchestrator.config import Experiment, dump_yaml
 from orchestrator.constraint import Configuration, Judgement, Selection
@@ -32,7 +32,7 @@ def view(
         "name": experiment.name,
         "feasible": selection.best is not None,
         "stopped": bool(facts.get("stopped")),
-        "alerts": templates.alerts([baseline, *(result for result, _ in rows)]),
+        "alerts": templates.alerts([baseline, *(result for result, _ in rows)]) + counted.alerts(baseline.facts),
         "sentence": summary.headline(selection, baseline, experiment),
         "level": f"{limits.confidence:.0%}",
         "metric": experiment.task.metric,
@@ -44,7 +44,7 @@ def view(
         "limits": _limits(experiment),
         "suites": _suites(experiment, baseline),
         "safety": report_safety.tables(baseline, shown.shown if shown else None, limits.confidence),
-        "measured": _measured(experiment, baseline, facts) + _rows_read(rows) + _sequential(experiment, rows),
+        "measured": _measured(experiment, baseline, facts) + counted.lines(baseline.facts) + _rows_read(rows) + _sequential(experiment, rows),
         "seeds": ", ".join(map(str, sorted({r.seed for r, _ in rows}))) or "none",
         "duration": duration(facts.get("seconds")),
         "versions": values.versions(),

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from orchestrator import counted
 from orchestrator.config import Experiment
 from orchestrator.constraint import Configuration, Constraint, Judgement, Selection
 from orchestrator.intervals import Estimate, mean, paired_difference, rate
@@ -98,6 +99,7 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
             + (f", as on each of {seeds} seeds." if seeds > 1 else ", on one seed.")
             + (" NOTE: its task score is not clearly above the untouched model's." if score and before and score.lower <= before.value else "")
             + "".join(f" WARNING: {line}." for line in [*unbound(baseline, experiment), *unseen(selection.best, baseline, experiment)])
+            + contaminated(baseline)
         )
     miss = selection.nearest_miss
     if not selection.measured:
@@ -115,6 +117,7 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
     return (
         f"Nothing feasible: none of {_count(selection.configurations)} keeps every limit at {confidence:.0%} confidence. Nearest miss: "
         f"{result.trial_id} ({result.recipe}), task score {figure(task_score(result, confidence))}, {standing}{by}."
+        + contaminated(baseline)
     )
 
 
@@ -145,6 +148,11 @@ def unmeasured(selection: Selection) -> str:
 def _alike(result: TrialResult) -> str:
     """A trial's error without its numbers, so that the same reason at other steps counts as one."""
     return re.sub(r"\d+", "#", f"{result.fault} {result.error}")
+
+
+def contaminated(baseline: TrialResult | None) -> str:
+    """What is measured and was trained on, as sentences with a blank before them; empty where nothing is."""
+    return "".join(f" {line}." for line in counted.alerts(baseline.facts)) if baseline is not None else ""
 
 
 def unbound(baseline: TrialResult | None, experiment: Experiment) -> list[str]:

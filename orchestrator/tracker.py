@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import summary
+from orchestrator import counted, summary
 from orchestrator import tracking_values as values
 from orchestrator.config import Experiment, dump_yaml
 from orchestrator.constraint import Judgement, Selection
@@ -116,9 +116,13 @@ class Tracker:
         self._create(spec, BASELINE, BASELINE)
 
     def finish_baseline(self, result: TrialResult) -> None:
-        """Figures of the untouched model, on its run."""
+        """Figures of the untouched model, on its run; what was counted of the data, on the parent's too."""
         self.baseline = result
-        self._finish(BASELINE, result, None, {})
+        tags = {f"safebasin.{name}": values.text_of(text) for name, text in counted.tags(result.facts).items()}
+        self._finish(BASELINE, result, None, tags)
+        found = {values.metric_name(name): value for name, value in counted.metrics(result.facts).items()}
+        self._numbers(PARENT, found, 0, _now())
+        self._log(PARENT, tags=tags)
 
     def know_baseline(self, result: TrialResult) -> None:
         """The untouched model as an earlier driver measured it; written again only where its run is missing or never ended."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator import outputs
+from orchestrator import counted, outputs
 from orchestrator.config import Experiment
 from orchestrator.constraint import Judgement
 from orchestrator.records import TrialResult, TrialSpec
@@ -80,6 +80,7 @@ def result_metrics(result: TrialResult, judgement: Judgement | None) -> dict[str
     for name, value in result.facts.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             found[metric_name("cost", name)] = float(value)
+    found |= {metric_name(name): value for name, value in counted.metrics(result.facts).items()}
     return found | (_judged(judgement) if judgement is not None else {})
 
 

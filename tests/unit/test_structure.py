@@ -39,7 +39,8 @@ LEVELS = (
     {"experiment"},
     {
         "search", "searcher", "study_journal", "trial_records", "run_identity", "report", "summary", "tracking", "tracker",
-        "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "checks_tokens", "resuming", "mirror", "mirror_files",
+        "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "checks_tokens",
+        "resuming", "mirror", "mirror_files",
     },
     {"checks_settings"},
     {"lanes", "plots_safety"},
