@@ -66,7 +66,7 @@ LEVELS = (
     {"field_kinds"},
     {"yaml_text"},
     {"addresses", "hub", "model_folders", "paths", "template_limits"},
-    {"cachedir", "cells", "overlap", "errors", "seeds", "streams", "texts"},
+    {"cachedir", "cells", "counted", "overlap", "errors", "seeds", "streams", "texts"},
 )
 
 
