@@ -41,7 +41,7 @@ class Tracker:
         self._bad: dict[str, set[str]] = {}
         self._open: set[str] = set()
         self._closed = False
-        self._spool = Spool(sink.state_path.with_name("tracking.spool.jsonl"))
+        self._spool = Spool(sink.state_path.with_name("tracking.spool.jsonl"), wrong_record)
         self._pump = Pump(self._spool, sink.send, sink.alive, f"MLflow at {values.redact_uri(sink.uri)}")
 
     def begin(self) -> None:
@@ -53,7 +53,7 @@ class Tracker:
             old = self._spool.path.with_name("tracking.spool.old.jsonl")
             self._spool.path.replace(old)
             log.warning("records of an earlier run that never reached its MLflow server were moved to %s", old)
-            self._spool = self._pump.spool = Spool(self._spool.path)
+            self._spool = self._pump.spool = Spool(self._spool.path, wrong_record)
         self._common = {
             f"safebasin.{name}": value for name, value in {"config_hash": config.digest(), "experiment": config.name, **self._facts}.items()
         }
@@ -212,6 +212,32 @@ class Tracker:
         if self.uri.startswith(("http://", "https://")):
             return f"{values.redact_uri(self.uri).rstrip('/')}/#/experiments/{self.sink.experiment_id}"
         return f"mlflow ui --backend-store-uri {values.redact_uri(self.uri)}"
+
+
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "create": {"name": str, "time": int, "tags": dict}, "log": {"metrics": list, "params": dict, "tags": dict}, "inputs": {"datasets": list},
+    "text": {"file": str, "text": str}, "artifact": {"path": str, "to": (str, type(None))}, "status": {"status": str, "time": int},
+}  # fmt: skip
+"""What a record of the queue holds beside `op` and `run`."""
+
+
+def wrong_record(record: Mapping[str, Any]) -> str | None:
+    """Why a line of the queue's file is no record of ours, in words; None where it is one."""
+    fields = _FIELDS.get(record["op"]) if isinstance(record.get("op"), str) else None
+    if fields is None or not isinstance(record.get("run"), str):
+        return "it has no `op` and `run` that are known"
+    for name, kind in fields.items():
+        if name not in record or not isinstance(record[name], kind) or isinstance(record[name], bool):
+            return f"its `{name}` is not what {record['op']!r} has"
+    for row in record.get("metrics", ()):
+        fits = isinstance(row, list) and [type(part) for part in row] in ([str, int, int, int], [str, float, int, int])
+        if not fits:
+            return "its `metrics` are no [name, value, time, step]"
+    if not all(isinstance(value, str) for value in record.get("params", {}).values()):
+        return "its `params` are no texts"
+    if not all(isinstance(data, dict) and {"name", "digest"} <= set(data) for data in record.get("datasets", ())):
+        return "its `datasets` have no name and digest"
+    return None
 
 
 class NullTracker:

@@ -6,17 +6,21 @@ import contextlib
 import json
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator import outputs
+from orchestrator import outputs, record_check
 from orchestrator import tracking_values as values
-from orchestrator.errors import TrackingError
-from orchestrator.spool import Later, Record, Rejected
+from orchestrator.errors import StorageError, TrackingError
+from orchestrator.record_check import BadRecord
+from orchestrator.spool import Away, Later, Record, Rejected
 from orchestrator.tracker import PARENT
+
+log = logging.getLogger(__name__)
 
 CHUNK = {"metrics": 900, "params": 40, "tags": 40}
 """Entries per `log_batch`: MLflow takes 1000 metrics, 100 params, 100 tags and 1 MB at a time."""
@@ -26,6 +30,14 @@ _REFUSALS = {
 """What no second try changes. Not BAD_REQUEST and NOT_FOUND: MLflow says the first of a database that is restarting, and proxies say both."""
 _REFUSED_FILE = {400, 405, 411, 413, 414, 415, 422}
 """HTTP answers to an upload that no second try changes. Not 401 and 403: MLflow's basic auth says them while its database is away."""
+_AWAY = re.compile(
+    r"database (table |schema )?is locked|database or disk is full|disk I/O error|readonly database|unable to open database file|"
+    r"No space left on device|Disk quota exceeded|Read-only file system|QueuePool limit|the database system is",
+    re.IGNORECASE,
+)  # fmt: skip
+"""What a database says that can take nothing now, though it may still be read."""
+_NOISY = ("mlflow.store", "sqlalchemy", "alembic")
+"""Loggers that print tracebacks of what is raised as well, and said by us."""
 _TEXT_SUFFIXES = {".yaml", ".yml", ".json", ".md", ".txt", ".csv", ".jsonl", ".html", ".log"}
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens its view of training runs, not of traces
 _CLIENT_SETTINGS = {
@@ -58,6 +70,7 @@ class Sink:
         self.experiment_id = ""
         self.key = ""
         self.runs: dict[str, str] = {}
+        self._unwritten = False
         self._unsure: set[str] = set()  # runs whose making was not answered, or answered late: a second one may come to be
         with _quiet():
             from mlflow import MlflowClient
@@ -124,7 +137,11 @@ class Sink:
         """
         from mlflow.exceptions import MlflowException
 
-        state = outputs.read_json(self.state_path) or {}
+        try:
+            state = record_check.guarded(self.state_path, _wrong_state) or {}
+        except BadRecord as error:
+            log.warning("%s; it was moved to %s, and MLflow gets new runs", error, record_check.move_aside(self.state_path).name)
+            state = {}
         if state.get("uri") != values.redact_uri(self.uri) or state.get("experiment_id") != self.experiment_id:
             state = {}
         self.key, unanswered = state.get("key", ""), bool(state.get("key")) and PARENT not in state.get("runs", {})
@@ -174,6 +191,8 @@ class Sink:
         key = record["run"]
         if key in self.runs:  # an interrupted trial is taken up again
             self.client.update_run(self.runs[key], status="RUNNING")
+            if self._unwritten:
+                self._write_state()
             return
         if not self.key:
             self.key = uuid.uuid4().hex
@@ -200,7 +219,9 @@ class Sink:
 
     def _write_state(self) -> None:
         state = {"uri": values.redact_uri(self.uri), "experiment_id": self.experiment_id, "key": self.key, "runs": self.runs}
+        self._unwritten = True
         outputs.write_json(self.state_path, state)
+        self._unwritten = False
 
     def _log(self, key: str, joined: Record) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -236,6 +257,8 @@ class Sink:
         path, run = Path(record["path"]), self._run(record["run"])
         if not path.exists():
             raise Rejected(f"{path} is gone")
+        if not path.resolve().is_relative_to(self.state_path.parent.resolve()):
+            raise Rejected(f"{path} is no file of this run")
         with _files():
             if path.is_file() and path.suffix in _TEXT_SUFFIXES:
                 text = path.read_text(encoding="utf-8")
@@ -262,12 +285,14 @@ def _refusals() -> Iterator[None]:
 
     try:
         yield
-    except (Rejected, Later):
+    except (Rejected, Later, Away):
         raise
     except Exception as error:
         clean, code = values.redact_uri(str(error)), getattr(error, "error_code", None)
         if isinstance(error, MlflowException) and code in _REFUSALS:
             raise Rejected(clean) from None
+        if isinstance(error, StorageError) or _AWAY.search(clean.split("\n")[0]):
+            raise Away(clean.split("\n")[0]) from None
         if clean != str(error):  # requests names the address it could not reach, with its password
             raise Trouble(clean, code) from None
         raise
@@ -285,6 +310,8 @@ def _files() -> Iterator[None]:
         refused = isinstance(error, MlflowException) and error.error_code in _REFUSALS
         if refused or status in _REFUSED_FILE or isinstance(error, Rejected):
             raise Rejected(values.redact_uri(str(error))) from None
+        if "database" in str(error).split("\n")[0] and _AWAY.search(str(error).split("\n")[0]):
+            raise Away(values.redact_uri(str(error).split("\n")[0])) from None
         raise Later(values.redact_uri(str(error))) from None
 
 
@@ -294,3 +321,13 @@ def _quiet() -> Iterator[None]:
     yield
     for name in ("mlflow", "alembic", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _wrong_state(raw: Any) -> str | None:
+    """Why the content of tracking.json is none, in words."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("runs", {}), dict):
+        return "it holds no runs"
+    texts = [raw.get(key, "") for key in ("uri", "experiment_id", "key")] + list(raw.get("runs", {}).values())
+    return None if all(isinstance(text, str) for text in texts) else "what should be text is none"
