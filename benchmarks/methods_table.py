@@ -91,8 +91,8 @@ class Bench:
         self.untouched = self._run(baseline.spec(self.experiment, self.folder))
 
     def _read(self) -> dict:
-        lines = self.records.read_text().splitlines() if self.records.exists() else []
-        return {row["key"]: row["result"] for row in map(json.loads, lines)}
+        lines = self.records.read_text().split("\n") if self.records.exists() else []  # answers may hold other line ends
+        return {row["key"]: row["result"] for row in map(json.loads, filter(None, lines))}
 
     def _run(self, spec):
         from orchestrator import trial

@@ -119,7 +119,7 @@ def exact_asr(folder: Path) -> float:
     """ASR of the stored answers on the direct suite by the world's own judge."""
     from orchestrator.evaluation.judges import get_judge
 
-    rows = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "generations.jsonl").read_text().split("\n") if line]
     rows = [r for r in rows if r.get("suite") == "harmful"]
     verdicts = get_judge("exact").judge([r["prompt"] for r in rows], [r["answer"] for r in rows])
     return sum(v.unsafe for v in verdicts) / len(verdicts)

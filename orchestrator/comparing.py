@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, evaluating, outputs, page, paths, plots_safety, screen, subjects, summary
+from orchestrator import config, evaluating, outputs, page, paths, plots_safety, record_check, screen, subjects, summary
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError
 from orchestrator.evaluating_report import WHAT, rise
@@ -111,18 +111,20 @@ def _finished(path: Path) -> Entry:
 
 def _of_run(folder: Path) -> Entry:
     """The best configuration of a run, else its nearest miss; of the seed the search used."""
-    best = outputs.read_json(folder / "best.json")
+    best = record_check.guarded(folder / "best.json", _wrong_best)
+    if best is None:
+        raise ConfigError(f"{folder} has no best.json, so its run has not ended; finish it with `safebasin resume`")
     found = best["best"] or best["nearest_miss"]
     if found is None:
         raise ConfigError(f"{folder} is a run in which no trial was measured; there is nothing to compare")
     trial = found["trials"][0]["trial_id"]
-    body = outputs.read_json(folder / "trials" / trial / "result.json")
-    if body is None:
+    result = record_check.read_result(folder / "trials" / trial / "result.json")
+    if result is None:
         raise ConfigError(f"{folder} names {trial} as its {'best' if best['best'] else 'nearest miss'}, but trials/{trial}/result.json is gone")
     made = config.load(folder / "config.resolved.yaml")
     miss = "" if best["best"] else ", not feasible"
     return Entry(
-        f"{folder.resolve().name}: {trial} ({found['recipe']}{miss})", str(folder), TrialResult.from_dict(body),
+        f"{folder.resolve().name}: {trial} ({found['recipe']}{miss})", str(folder), result,
         _settings(
             {"max_new_tokens": made.safety.max_new_tokens, "system_prompt": made.model.system_prompt},
             (body.get("facts", {}).get("template") or {}).get("hash"),
@@ -132,6 +134,18 @@ def _of_run(folder: Path) -> Entry:
 
 def _settings(body: dict[str, Any], template: str | None) -> dict[str, Any]:
     return {key: body.get(key) for key in ("max_new_tokens", "system_prompt")} | {"chat template": template}
+
+
+def _wrong_best(raw: Any) -> str | None:
+    """Why the content of best.json names no trial, in words; its ids name folders."""
+    if not isinstance(raw, dict) or not {"best", "nearest_miss"} <= set(raw):
+        return "it names neither a best nor a nearest trial"
+    for one in (raw["best"], raw["nearest_miss"]):
+        trials = one.get("trials") if isinstance(one, dict) and isinstance(one.get("recipe"), str) else None
+        first = trials[0] if isinstance(trials, list) and trials and isinstance(trials[0], dict) else {}
+        if one is not None and not record_check.TRIAL_ID.fullmatch(str(first.get("trial_id"))):
+            return f"it names {first.get('trial_id')!r:.60}, which is no trial id"
+    return None
 
 
 def _told_apart(entries: Sequence[Entry]) -> tuple[Entry, ...]:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, constraint, evaluating_report, evaluation, materials, models, outputs, screen, subjects
+from orchestrator import config, constraint, evaluating_report, evaluation, materials, models, outputs, record_check, screen, subjects
 from orchestrator.config import Experiment
 from orchestrator.constraint import Constraint, Verdict
 from orchestrator.errors import ConfigError, SafebasinError
 from orchestrator.evaluation import external, vllm_backend
 from orchestrator.evaluation.suites import PromptSuite, load_suite
 from orchestrator.paths import folder_name
+from orchestrator.record_check import BadRecord
 from orchestrator.records import TrialResult
 
 if TYPE_CHECKING:
@@ -232,10 +233,15 @@ def content(found: Evaluated) -> dict[str, Any]:
 
 def read(path: Path) -> tuple[dict[str, Any], TrialResult]:
     """(the whole content, the model's record) of an evaluation.json. Raises ConfigError for any other file, StorageError."""
-    body = outputs.read_json(path)
+    body = record_check.read_json(path)
     if not isinstance(body, dict) or "result" not in body or body.get("format") != FORMAT:
         raise ConfigError(f"{path} is no evaluation.json of this version; write one with: safebasin evaluate MODEL -o DIR")
+    named = isinstance(body.get("model"), dict) and isinstance(body["model"].get("name"), str)
     try:
-        return body, TrialResult.from_dict(body["result"])
-    except (TypeError, KeyError) as error:
-        raise SafebasinError(f"{path} cannot be read as an evaluation: {error}; write it anew with safebasin evaluate") from error
+        result = record_check.result_of(body["result"], "its result")
+        trouble = None if named and isinstance(body.get("settings"), dict) else "it names no model or settings"
+    except BadRecord as error:
+        trouble = str(error)
+    if trouble:
+        raise SafebasinError(f"{path} cannot be read as an evaluation: {trouble}; write it anew with safebasin evaluate")
+    return body, result

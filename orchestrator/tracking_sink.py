@@ -278,6 +278,11 @@ class Sink:
         self.client.set_terminated(run, record["status"], record["time"])
 
 
+def _away(text: str) -> str | None:
+    """The line of an error that says the database can take nothing now; None where none does. What was to be written is not looked at."""
+    return next((line.strip() for line in text.split("[SQL:")[0].split("\n") if _AWAY.search(line)), None)
+
+
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
     """MLflow's permanent errors as Rejected; everything else (server away, login expired, database locked) passes through, without secrets."""
@@ -291,8 +296,9 @@ def _refusals() -> Iterator[None]:
         clean, code = values.redact_uri(str(error)), getattr(error, "error_code", None)
         if isinstance(error, MlflowException) and code in _REFUSALS:
             raise Rejected(clean) from None
-        if isinstance(error, StorageError) or _AWAY.search(clean.split("\n")[0]):
-            raise Away(clean.split("\n")[0]) from None
+        away = clean if isinstance(error, StorageError) else _away(clean)
+        if away:
+            raise Away(away) from None
         if clean != str(error):  # requests names the address it could not reach, with its password
             raise Trouble(clean, code) from None
         raise
@@ -310,8 +316,9 @@ def _files() -> Iterator[None]:
         refused = isinstance(error, MlflowException) and error.error_code in _REFUSALS
         if refused or status in _REFUSED_FILE or isinstance(error, Rejected):
             raise Rejected(values.redact_uri(str(error))) from None
-        if "database" in str(error).split("\n")[0] and _AWAY.search(str(error).split("\n")[0]):
-            raise Away(values.redact_uri(str(error).split("\n")[0])) from None
+        away = _away(values.redact_uri(str(error)))
+        if away and "database" in away:  # not the file store, which nothing but files waits for
+            raise Away(away) from None
         raise Later(values.redact_uri(str(error))) from None
 
 
