@@ -127,7 +127,7 @@ def _of_run(folder: Path) -> Entry:
         f"{folder.resolve().name}: {trial} ({found['recipe']}{miss})", str(folder), result,
         _settings(
             {"max_new_tokens": made.safety.max_new_tokens, "system_prompt": made.model.system_prompt},
-            (body.get("facts", {}).get("template") or {}).get("hash"),
+            (result.facts.get("template") or {}).get("hash"),
         ),
     )  # fmt: skip
 
