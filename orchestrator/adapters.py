@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,9 @@ def attach(folder: Path, model: config.Model, *, device: str = "cpu") -> tuple[n
     network = models.network(model)
     _resize(network, fit(folder, settings, network, said.tokenizer, model.model_name_or_path))
     try:
-        network = PeftModel.from_pretrained(network, str(folder), torch_device="cpu")
+        with warnings.catch_warnings():  # tied weights are taken care of when merging, what the file lacks is an error below, unknown settings a note
+            warnings.simplefilter("ignore", UserWarning)
+            network = PeftModel.from_pretrained(network, str(folder), torch_device="cpu")
     except Exception as error:  # peft raises whatever its methods' configs raise
         raise ModelError(f"the adapter in {folder} does not fit {model.model_name_or_path!r}: {' '.join(str(error).split())[:300]}") from error
     network.get_base_model().embeddings_belong_to_the_adapter = _check_loaded(folder, network, model)

@@ -178,7 +178,8 @@ class _Measure:
         if measured:
             result.facts["external"] = measured
         result.facts["template"] = {
-            "hash": models.template_hash(tokenizer), "evaluation_system_prompt": experiment.model.system_prompt, **subject.voice.facts, "notes": told,
+            "hash": models.template_hash(tokenizer), "evaluation_system_prompt": experiment.model.system_prompt, **subject.voice.facts,
+            **({"template_of": "the model measured"} if self.like not in (None, experiment.model) else {}), "notes": told,
         }  # fmt: skip
         result.seconds = {"total": time.perf_counter() - started}
         if answers is not None:

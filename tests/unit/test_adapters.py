@@ -147,6 +147,7 @@ def test_evaluate_measures_under_the_adapters_template_and_the_base_under_its_ow
         subjects.voice(str(mute), Model())
     found = evaluating.run(made, evaluating.Request(str(where), str(mute), tmp_path / "out2"), out)
     assert found.before.facts["template"]["notes"] == ["has no chat template of its own and is asked under that of the model"]
+    assert found.before.facts["template"]["template_of"] == "the model measured"
     assert "the base has none" in found.result.facts["template"]["notes"][0]
 
 
