@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator import capacity, checks_settings, engine_config, shared_cache
+from orchestrator import capacity, checks_settings, engine_config, ownership, places, shared_cache
 from orchestrator.config import Experiment, recipe_items
 from orchestrator.errors import ConfigError, StorageError, UnknownNameError
 
@@ -270,24 +271,39 @@ def check_recipes(experiment: Experiment, num_layers: int | None) -> list[str]:
 
 def check_destination(experiment: Experiment) -> None:
     """Where the run leaves its files can be written and holds no earlier run. Raises ConfigError, StorageError."""
-    folder, overwrite = experiment.output_dir.absolute(), experiment.output.overwrite
+    folder, overwrite, resume = experiment.output_dir.absolute(), experiment.output.overwrite, experiment.output.resume
     if experiment.output_address is None:
-        return check_output(folder, overwrite)
-    from orchestrator import storage
+        return check_output(folder, overwrite, resume, places.inputs(experiment))
+    from orchestrator import mirror_objects, storage
 
     store = storage.open(experiment.output_address)
     store.check()
-    check_output(folder, True)  # this machine's copy
-    if store.exists("trials.csv") and not (overwrite or experiment.output.resume):
-        raise ConfigError(f"output.dir {store.shown!r} holds an earlier run; give another output.dir, or output.overwrite=true to empty it")
+    check_output(folder, False, True, kind="mirror")  # this machine's copy
+    mirror_objects.check(store, overwrite=overwrite, resume=resume)
 
 
-def check_output(folder: Path, overwrite: bool, shown: str | None = None) -> None:
-    """The output folder can be written and holds no earlier run. Raises ConfigError, StorageError."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output.dir {str(folder)!r} is a file; give a folder")
-    if (folder / "trials.csv").exists() and not overwrite:
-        raise ConfigError(f"output.dir {shown or str(folder)!r} holds an earlier run; give another output.dir, or output.overwrite=true to empty it")
+def check_output(folder: Path, overwrite: bool, resume: bool = False, inputs: Sequence[places.Input] = (), *, kind: str = "run") -> None:
+    """The output folder is a run's to take, can be written and holds no earlier run. Looks only. Raises ConfigError, StorageError."""
+    config = folder / "config.resolved.yaml"
+    owned = ownership.read(folder, kind)
+    own = owned is not None and config.name in owned.made  # a run's own config, which it writes anew, is no one else's file
+    places.check(folder, [(what, path) for what, path in inputs if not (own and what == "the config" and path == config)])
+    if owned is None and (folder / "trials.csv").exists() and config.exists():
+        raise ConfigError(
+            f"output.dir {str(folder)!r} holds a run of an earlier version of safebasin, without the list of what it made "
+            f"({ownership.marker_name(kind)}), so nothing in it is touched; give another output.dir, move the folder away, or finish the run with "
+            "the version that began it"
+        )
+    if owned is not None and (folder / "trials.csv").exists() and not (overwrite or resume):
+        raise ConfigError(
+            f"output.dir {str(folder)!r} holds an earlier run; give another output.dir, or output.overwrite=true to remove what that run made"
+        )
+    places.refuse_foreign(folder, kind, owned, "output.dir")
+    if overwrite and owned is not None and owned.links():
+        raise ConfigError(
+            f"output.dir {str(folder)!r}: {', '.join(owned.links())} became links since the run made them, and what they point to is not removed; "
+            "put the folders back, or give another output.dir"
+        )
     parent = folder
     while not parent.exists():
         parent = parent.parent

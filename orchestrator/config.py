@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from orchestrator import addresses, redaction
 from orchestrator.config_sections import (
@@ -45,8 +46,20 @@ __all__ = [
 ]  # fmt: skip
 
 
+class _Origin(tuple):
+    """Files a config was read from. No part of what it says: all are equal."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Origin)
+
+    def __hash__(self) -> int:
+        return 0
+
+
 class Experiment(Section):
     """Everything that decides what a run does."""
+
+    _origin: _Origin = PrivateAttr(default_factory=_Origin)
 
     variables: dict[str, str] = Field(
         default_factory=dict,
@@ -111,6 +124,17 @@ class Experiment(Section):
             f"{key} ({shown}) holds a secret, which would lie in files, logs and process lists of the run; {where} in the environment of safebasin "
             "and of the cluster's nodes"
         )
+
+    @property
+    def origin(self) -> tuple[Path, ...]:
+        """The files it was read from (config, DeepSpeed's), absolute; none where it was made otherwise."""
+        return tuple(self._origin)
+
+    def with_origin(self, paths: Iterable[Path]) -> Experiment:
+        """The same experiment, said to be read from these files."""
+        found = self.model_copy()
+        found._origin = _Origin(paths)
+        return found
 
     @property
     def zero_stage(self) -> int:
@@ -184,9 +208,11 @@ def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
     from orchestrator import config_text
 
     raw, folder = config_text.read(path)
+    named = raw.get("deepspeed")  # an override of a key in it reads it in
     config_text.override(raw, overrides, folder, Experiment)
-    raw = config_text.resolve_paths(config_text.expand(raw), folder)
-    return config_text.build(Experiment, raw)
+    raw = config_text.expand(raw)
+    origin = [file for text in (path, named, raw.get("deepspeed")) for file in config_text.files_of(text, folder)]
+    return config_text.build(Experiment, config_text.resolve_paths(raw, folder)).with_origin(origin)
 
 
 def from_dict(raw: dict[str, Any]) -> Experiment:

@@ -101,6 +101,14 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "variables": known} if known else rest
 
 
+def files_of(text: Any, folder: Path) -> list[Path]:
+    """The files that a config's path, or the path of DeepSpeed's settings in it, may stand for; none for a preset, or settings inline."""
+    if not isinstance(text, (str, Path)) or "\n" in str(text) or "\0" in str(text):
+        return []
+    path = Path(os.path.expanduser(text))
+    return [Path(os.path.abspath(p)) for p in (folder / path, path) if os.path.isfile(p)]
+
+
 def resolve_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Relative data, model, template and DeepSpeed paths that exist below `folder` become absolute; DeepSpeed's file is read in."""
     raw = copy.deepcopy(raw)

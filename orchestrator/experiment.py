@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -13,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import (
     baseline,
     checks,
-    config,
     constraint,
     crash,
     handover,
     lanes,
     mirror,
     outputs,
+    ownership,
+    places,
     ranges,
     report,
     resuming,
+    run_folder,
     screen,
     search,
     summary,
@@ -35,6 +36,7 @@ from orchestrator.errors import SafebasinError
 from orchestrator.evaluation import sequential
 from orchestrator.progress import Dashboard, duration
 from orchestrator.records import TrialResult, TrialSpec
+from orchestrator.run_folder import prepare_folder
 from orchestrator.searcher import Asked, Earlier
 
 if TYPE_CHECKING:
@@ -121,6 +123,7 @@ class Run:
         return spec
 
     def trial_folder(self, trial_id: str) -> str:
+        ownership.claim(self.folder / "trials" / trial_id, folder=True)
         return str(self.folder / "trials" / trial_id)
 
     def event(self, event: dict[str, Any]) -> None:
@@ -204,18 +207,20 @@ def run(
     folder = experiment.output_dir.absolute()
     if experiment.output_address is None:
         resumed = experiment.output.resume and resuming.interrupted(experiment, folder)
-        checks.check_output(folder, experiment.output.overwrite or resumed)
-        with resuming.held(folder):
-            return _run(experiment, folder, Standing(resumed, retry_failed), console, stop, on_checked, mirror.Folder())
+        checks.check_output(folder, experiment.output.overwrite and not resumed, resumed, places.inputs(experiment))
+        checked = _checked(experiment, console, resumed)  # before anything is made: a folder that is refused stays as it is
+        with ownership.active(folder, "run"), resuming.held(folder):
+            return _run(experiment, folder, Standing(resumed, retry_failed), console, stop, on_checked, mirror.Folder(), checked)
 
     def say(line: str) -> None:
         screen.say(console, line, "bold yellow" if line.startswith("warning") else "", whole=True)
 
-    with resuming.held(folder), mirror.opened(experiment, stop, say) as copy:
+    checks.check_output(folder, False, True, kind="mirror")
+    checked = _checked(experiment, console, experiment.output.resume and mirror.begun(experiment))
+    with ownership.active(folder, "mirror"), resuming.held(folder), mirror.opened(experiment, stop, say) as copy:
         resumed = experiment.output.resume and resuming.interrupted(experiment, folder)
-        checks.check_output(folder, True)
         try:
-            outcome = _run(experiment, folder, Standing(resumed, retry_failed), console, stop, on_checked, copy)
+            outcome = _run(experiment, folder, Standing(resumed, retry_failed), console, stop, on_checked, copy, checked)
         except BaseException:
             trouble = copy.close()
             if trouble:
@@ -225,21 +230,27 @@ def run(
         return outcome if trouble is None else replace(outcome, exit_code=1, sentence=f"{outcome.sentence}; but {trouble}")
 
 
-def _run(
-    experiment: Experiment, folder: Path, standing: Standing, console: Console, stop: threading.Event, on_checked: Callable[[], None],
-    copy: mirror.Copy,
-) -> Outcome:
-    started = time.time()
-    checked = checks.check(experiment, resumed=standing.resumed)
+def _checked(experiment: Experiment, console: Console, resumed: bool) -> checks.Checked:
+    """Everything that can be known without a cluster, said. Raises ConfigError (or a subclass), StorageError."""
+    checked = checks.check(experiment, resumed=resumed)
     for line in checked.facts:
         screen.say(console, line)
     for line in checked.warnings:
         screen.say(console, f"warning: {line}", "bold yellow")
+    return checked
+
+
+def _run(
+    experiment: Experiment, folder: Path, standing: Standing, console: Console, stop: threading.Event, on_checked: Callable[[], None],
+    copy: mirror.Copy, checked: checks.Checked,
+) -> Outcome:  # fmt: skip
+    started = time.time()
     on_checked()
     if not standing.resumed:
         if experiment.output.overwrite:
             copy.empty()
         prepare_folder(experiment, folder)
+    run_folder.claim_others(experiment, folder)
     copy.begin()
     facts = baseline.identity(experiment)
 
@@ -258,16 +269,6 @@ def _run(
     finally:
         tracker.close("FINISHED" if outcome and outcome.exit_code in (0, 3) else "KILLED" if stop.is_set() else "FAILED")
     return outcome
-
-
-def prepare_folder(experiment: Experiment, folder: Path) -> None:
-    """Empty the folder where `output.overwrite` says so; write the resolved config."""
-    if experiment.output.overwrite and (folder / "trials.csv").exists():
-        for path in folder.iterdir():
-            if path.name == resuming.LOCK:
-                continue
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    outputs.write_text(folder / "config.resolved.yaml", config.dump_yaml(experiment))
 
 
 def _with_cluster(experiment, folder, console, stop, tracker, cluster, checked, started, standing, copy) -> Outcome:

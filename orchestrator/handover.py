@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, constraint, outputs
+from orchestrator import config, constraint, outputs, ownership
 from orchestrator.config import Experiment
 from orchestrator.errors import StorageError
 from orchestrator.records import TrialResult, TrialSpec
@@ -35,16 +35,16 @@ def best_experiment(experiment: Experiment, spec: TrialSpec) -> Experiment:
 
 def write_best(folder: Path, experiment: Experiment, selection: constraint.Selection, specs: dict[str, TrialSpec], card: str) -> None:
     """Write `best.json` in every case; `best.yaml` and `model/` where a configuration is feasible."""
-    outputs.write_json(folder / "best.json", _summary(experiment, selection))
-    for name in ("best.yaml", "model"):
-        _remove(folder / name)
-    winner = selection.best_trial
-    if winner is None:
-        return
-    outputs.write_text(folder / "best.yaml", config.dump_yaml(best_experiment(experiment, specs[winner.trial_id])))
-    if winner.model_dir and Path(winner.model_dir).is_dir():
-        _copy_model(Path(winner.model_dir), folder / "model")
-        outputs.write_text(folder / "model" / "README.md", card)
+    with ownership.active(folder, "run" if experiment.output_address is None else "mirror"):
+        outputs.write_json(folder / "best.json", _summary(experiment, selection))
+        ownership.remove(folder / "best.yaml")
+        winner = selection.best_trial
+        _remove_model(folder / "model", winner is not None)
+        if winner is None:
+            return
+        outputs.write_text(folder / "best.yaml", config.dump_yaml(best_experiment(experiment, specs[winner.trial_id])))
+        if winner.model_dir and Path(winner.model_dir).is_dir():
+            _copy_model(Path(winner.model_dir), folder / "model", card)
 
 
 def fetch_winner(folder: Path, selection: constraint.Selection, copy: Copy) -> str | None:
@@ -65,15 +65,38 @@ def fetch_winner(folder: Path, selection: constraint.Selection, copy: Copy) -> s
     return f"the model of {winner.trial_id}, the best one, cannot be handed over: {why}; best.yaml trains it again"
 
 
-def _copy_model(source: Path, target: Path) -> None:
-    """Copy through a temporary name, so that `model/` is whole or absent."""
+def _copy_model(source: Path, target: Path, card: str) -> None:
+    """Copy through a temporary name, so that `model/` is whole or absent. It has a list of its own: a model that somebody puts in its place is
+    not taken for it. Raises StorageError."""
     partial = target.with_name(".model.partial")
-    _remove(partial)
+    ownership.remove(partial)
+    ownership.claim(partial, folder=True)
+    ownership.claim(target, folder=True)
     try:
         shutil.copytree(source, partial)
-        partial.replace(target)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / ownership.marker_name("model")).unlink(missing_ok=True)  # the trial's
+        names = ownership.sealed(partial, "model")
+        if not target.exists():
+            partial.replace(target)
+            return
+        with ownership.active(target, "model") as owned:  # somebody's own files are in it and stay
+            for name in names:
+                owned.claim(name)
+                (target / name).parent.mkdir(exist_ok=True)
+                (partial / name).replace(target / name)
+        ownership.remove(partial)
     except OSError as error:
         raise outputs.storage_error(target, error) from error
+
+
+def _remove_model(folder: Path, needed: bool) -> None:
+    """Remove a model that we handed over; what somebody else put into its folder stays. Raises StorageError where its place is `needed` and the
+    folder is not ours."""
+    if ownership.remove(folder) or not needed:
+        return
+    if folder.is_symlink() or not folder.is_dir() or ownership.read(folder, "model") is None:
+        raise StorageError(f"cannot replace {folder}: it was not written by this run; move it away, then `safebasin resume` writes the model")
 
 
 def _summary(experiment: Experiment, selection: constraint.Selection) -> dict[str, Any]:
@@ -114,23 +137,16 @@ def prune_models(rows: Sequence[tuple[TrialResult, constraint.Judgement]], keep:
     kept = {r.trial_id for c in [*feasible[:3], *([miss] if miss else [])] for r, _ in c.trials}
     for result, _ in rows:
         if result.trial_id not in kept and result.model_dir:
-            (remove or _remove)(Path(result.model_dir))
+            (remove or ownership.remove)(Path(result.model_dir))
 
 
 def remove_trained(folder: Path, keep: str, remove: Callable[[Path], None] | None = None) -> None:
     """Trainings that trials shared: none is needed once the search has ended, unless all models are kept."""
     if keep != "all":
-        (remove or _remove)(folder / "trained")
+        (remove or ownership.remove)(folder / "trained")
 
 
 def remove_checkpoint(result: TrialResult, folder: Path, remove: Callable[[Path], None] | None = None) -> None:
     """A trial that ended needs no checkpoint to continue from, nor one to go back to."""
     for name in ("checkpoint", "good"):
-        (remove or _remove)(folder / "trials" / result.trial_id / name)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    elif path.exists():
-        path.unlink()
+        (remove or ownership.remove)(folder / "trials" / result.trial_id / name)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
 import sqlite3
 import threading
 import time
@@ -20,12 +19,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator import addresses, cells, mirror_files, outputs, storage
+from orchestrator import addresses, cells, mirror_files, mirror_objects, outputs, ownership, storage
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError, StorageError
-from orchestrator.lease import NAME as LEASE
 from orchestrator.lease import Lease
-from orchestrator.resuming import CONFIG
+from orchestrator.resuming import CONFIG, LOCK
 from orchestrator.trial_files import MANIFEST
 
 log = logging.getLogger(__name__)
@@ -77,10 +75,7 @@ class Folder:
     def empty(self) -> None: ...
 
     def remove(self, path: Path) -> None:
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
+        ownership.remove(path)
 
     def close(self) -> str | None:
         return None
@@ -100,6 +95,8 @@ class Mirror(Folder):
         self._away_since: float | None = None
         self._next_lazy = 0.0
         self._handing_over = False
+        self._objects = mirror_objects.Objects(store, self._quick)
+        self._own = ownership.opened(folder, "mirror")
 
     # -- before the run ------------------------------------------------------------------------------------------------
 
@@ -115,7 +112,8 @@ class Mirror(Folder):
         if resume and theirs is not None:
             names = [name for name in self.store.list() if not mirror_files.skipped(name)]
             self._state["files"] |= {name: (0, 0) for name in names if name.startswith(WINNER)}  # stays there until there is another
-            for name in self._in_order([name for name in names if not name.startswith(WINNER)]):
+            for name in self._in_order([n for n in names if not n.startswith(WINNER) and self._objects.owned.owns(n)]):
+                ownership.claim(self.folder / name)
                 self.store.get(name, self.folder / name)
                 self._state["files"][name] = mirror_files.signature(self.folder / name)
             mirror_files.relocate(self.folder, theirs["folder"])
@@ -138,18 +136,18 @@ class Mirror(Folder):
             aside = self.folder.with_name(f"{self.folder.name}.aside-{int(time.time())}")
             aside.mkdir()
             say(f"warning: {len(waiting)} files of an earlier run on this machine never reached {self.store.shown}; they are kept in {aside}")
-        for path in self.folder.iterdir():
-            if path.name.startswith(".running"):
-                continue
-            if waiting:
-                path.rename(aside / path.name)
-            else:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            for path in sorted(self.folder.iterdir()):  # what is not ours too: set aside is not removed
+                if path.name not in (LOCK, ownership.marker_name("mirror")):
+                    path.rename(aside / path.name)
+            self._own.prune()
+        self._own.empty(keep=[LOCK])
         self._state = {"files": {}}
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
+        for name in ("workers", "mlartifacts", "mlflow.db", "mlflow.db.lock"):  # made by workers and MLflow
+            self._own.claim(name, folder="." not in name)
         if not self._state.get("writer"):
             self._state["writer"] = self.lease.owner
         self._save_state()
@@ -177,8 +175,8 @@ class Mirror(Folder):
             self._removals.append(name)
 
     def empty(self) -> None:
-        for name in sorted({name.partition("/")[0] for name in self.store.list()} - {LEASE}):
-            self.store.delete(name)
+        mirror_objects.empty(self.store)
+        self._objects = mirror_objects.Objects(self.store, self._quick)
 
     def close(self) -> str | None:
         if self._thread is None:
@@ -232,6 +230,8 @@ class Mirror(Folder):
             self._next_lazy = time.monotonic() + LAZY_S
         else:
             changed = [name for name in changed if not mirror_files.lazy(name)]
+        self._objects.claim([MANIFEST, *changed], {name for name in self._own.made if name.endswith("/")})
+        changed = [name for name in changed if name not in self._objects.foreign]
         if changed and not self._state.get("told"):
             self._quick.write(MANIFEST, json.dumps({"writer": self._state["writer"], "folder": str(self.folder)}).encode())
             self._state["told"] = True
@@ -241,7 +241,7 @@ class Mirror(Folder):
                 path = self.folder / name
                 signature, content = early[name] if name in early else self._read(name)
                 if signature is None:
-                    self._quick.delete(name)
+                    self._objects.delete(name)
                     files.pop(name, None)
                     continue
                 if content is None:
@@ -250,7 +250,7 @@ class Mirror(Folder):
                     self._quick.write(name, content)
                 files[name] = signature
             while self._removals:
-                self._quick.delete(self._removals[0])
+                self._objects.delete(self._removals[0])
                 self._removals.pop(0)
         finally:
             if changed:
@@ -289,16 +289,16 @@ def opened(experiment: Experiment, stop: threading.Event, say: Callable[[str], N
     """
     store = storage.open(experiment.output_address)
     store.check()
+    mirror_objects.check(store, overwrite=experiment.output.overwrite, resume=experiment.output.resume)  # before the lease is an object there
     lease = Lease(store)
     lease.take(say)
+    stack = contextlib.ExitStack()
     try:
         output = experiment.output
-        if not (output.resume or output.overwrite) and (store.exists("trials.csv") or store.exists(CONFIG)):
-            raise ConfigError(
-                f"output.dir {store.shown!r} holds an earlier run; go on with it (`safebasin resume`), give another output.dir, or "
-                "output.overwrite=true to empty it"
-            )
-        copy = Mirror(experiment.output_dir.absolute(), store, lease)
+        mirror_objects.check(store, overwrite=output.overwrite, resume=output.resume)
+        folder = experiment.output_dir.absolute()
+        stack.enter_context(ownership.active(folder, "mirror"))
+        copy = Mirror(folder, store, lease)
         copy.take_up(say, resume=output.resume)
 
         def lost() -> None:
@@ -308,10 +308,16 @@ def opened(experiment: Experiment, stop: threading.Event, say: Callable[[str], N
         lease.start(lost)
         yield copy
     finally:
+        stack.close()
         try:
             lease.release()
         except StorageError as error:
             log.warning("%s; the next run waits until this one's hold has lapsed", error)
+
+
+def begun(experiment: Experiment) -> bool:
+    """Whether there is a run at the experiment's address, or in this machine's copy of it. Raises ConfigError, StorageError."""
+    return (experiment.output_dir / CONFIG).is_file() or storage.open(experiment.output_address, patience=5.0).exists(CONFIG)
 
 
 def read_config(address: str) -> Path:

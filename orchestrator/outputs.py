@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator import cells
+from orchestrator import cells, ownership
 from orchestrator.errors import StorageError
 
 TRIAL_COLUMNS = (
@@ -46,10 +46,11 @@ def storage_error(path: Path, error: OSError) -> StorageError:
 def write_bytes(path: str | Path, data: bytes, *, mode: int | None = None) -> Path:
     """Replace `path` by `data` in one step, making its folder; `mode` e.g. 0o600 (the umask's mode without it).
 
-    Raises StorageError; an earlier file at `path` is then left as it was.
+    Raises StorageError; an earlier file at `path` is then left as it was. So it is where the folder is `ownership.active` and the file not ours.
     """
     path = Path(path)
     temporary: str | None = None
+    ownership.claim(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

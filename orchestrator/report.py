@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from orchestrator import outputs, report_safety, summary, texts
+from orchestrator import outputs, ownership, report_safety, summary, texts
 from orchestrator.config import Experiment
 from orchestrator.constraint import Judgement, Selection
 from orchestrator.records import TrialResult
@@ -36,18 +36,23 @@ def write_report(
 
     folder, facts = Path(folder), facts or {}
     pictures = [*plots.all_plots(experiment, baseline, rows, selection), *plots_safety.report_plots(experiment, baseline, selection)]
+    with ownership.active(folder, "run" if experiment.output_address is None else "mirror"):
+        return _written(folder, experiment, baseline, view(experiment, baseline, rows, selection, facts), pictures, selection)
+
+
+def _written(folder, experiment, baseline, content, pictures, selection) -> list[Path]:
     paths = []
     for plot in pictures:
         path = folder / "plots" / f"{plot.name}.png"
         if plot.png is not None:
             paths.append(outputs.write_bytes(path, plot.png))
-        elif path.exists():
-            path.unlink()  # of an earlier report on this folder
+        else:
+            ownership.remove(path)  # of an earlier report on this folder
     shown = [
         {"name": p.name, "title": p.title, "text": p.text, "data": base64.b64encode(p.png).decode() if p.png is not None else None}
         for p in pictures
     ]
-    content = view(experiment, baseline, rows, selection, facts) | {"plots": shown}
+    content |= {"plots": shown}
     configuration = selection.best or selection.nearest_miss
     if configuration is not None:
         paths += report_safety.write_csv(folder, baseline, configuration.shown)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from orchestrator import addresses, config, outputs, record_check, run_identity, search
+from orchestrator import addresses, config, outputs, ownership, record_check, run_identity, search
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError
 from orchestrator.record_check import BadRecord
@@ -35,7 +35,7 @@ def load(folder: str | Path) -> Experiment:
         path, place = Path(folder).absolute() / CONFIG, str(Path(folder).absolute())
     found = _config(path, place)
     output = found.output.model_copy(update={"dir": place, "overwrite": False, "resume": True})
-    return found.model_copy(update={"output": output})
+    return found.model_copy(update={"output": output}).with_origin(())
 
 
 def _config(path: Path, place: str) -> Experiment:
@@ -118,6 +118,7 @@ def take_over(folder: Path, experiment: Experiment, content: dict[str, str], say
 def held(folder: Path) -> Iterator[None]:
     """This driver's hold on the folder. Raises ConfigError where another driver that lives has it."""
     folder.mkdir(parents=True, exist_ok=True)
+    ownership.claim(folder / LOCK)  # the lock empties the file it is taken on
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import ownership
 from orchestrator.errors import ModelError
 
 if TYPE_CHECKING:
@@ -17,12 +18,14 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, extra_meta: Mappi
     """As `models.save`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    before = ownership.names_in(folder, "model")
     write(model, folder)
     tokenizer.save_pretrained(folder)
     check_saved(folder, model)
     (folder / "safebasin.json").write_text(
         json.dumps(dict(extra_meta or {}), indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8"
     )
+    ownership.sealed(folder, "model", before)
     return folder
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orchestrator import outputs
+from orchestrator import outputs, ownership
 from orchestrator.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -138,6 +138,7 @@ class Spool:
                 self._write(self._rewrite)
 
     def _append_line(self, line: str) -> None:
+        ownership.claim(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line)
@@ -309,9 +310,10 @@ class Pump(threading.Thread):
         self._teller.say("refused", "%s refused a record of run %s: %s", self.receiver, record.get("run"), reason)
         path = self.spool.path.with_suffix(".rejected.jsonl")
         try:
+            ownership.claim(path)
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"reason": str(error)[:1000], "record": record}) + "\n")
-        except OSError as trouble:
+        except (OSError, StorageError) as trouble:
             self._teller.say("unwritten", "%s cannot be written: %s", path, trouble)
 
     def close(self, timeout: float) -> int:

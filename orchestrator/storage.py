@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,10 +64,20 @@ class Store:
     def check(self) -> None:
         """Write, read and delete a small object. Raises StorageError; there is one more try at most, so that a typing error is told soon."""
         name, quick = f".probe-{uuid.uuid4().hex[:12]}", Store(self.fs, self.root, self.shown, min(self.patience, 5.0))
+        made = self._missing_folders()
         quick.write(name, b"safebasin")
         if quick.read(name) != b"safebasin":
             raise StorageError(f"{self.shown} does not hold what was just written there; is it cached or versioned by something in between?")
         quick.delete(name)
+        for folder in made:  # looking leaves nothing behind
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+    def _missing_folders(self) -> list[str]:
+        """Folders that a first file would make, the innermost first; of a store that is a file system of this machine."""
+        if self.fs.type_name != "local":
+            return []
+        return [str(path) for path in (Path(self.root), *Path(self.root).parents) if not path.exists()]
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -128,6 +138,37 @@ class Store:
     def exists(self, name: str) -> bool:
         """Whether a file of this name is there."""
         return self._tried(f"look for {name}", lambda: self.fs.get_file_info(self._path(name)).is_file)
+
+    def there(self, names: Sequence[str]) -> set[str]:
+        """Those of the names that a file or a folder has."""
+        from pyarrow.fs import FileType
+
+        def attempt() -> set[str]:
+            found = self.fs.get_file_info([self._path(name) for name in names])
+            return {name for name, info in zip(names, found, strict=True) if info.type != FileType.NotFound}
+
+        return self._tried("look for files", attempt)
+
+    def delete_file(self, name: str) -> None:
+        """Remove a file; none there, or a folder, is no error."""
+
+        def attempt() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                if self.fs.get_file_info(self._path(name)).is_file:
+                    self.fs.delete_file(self._path(name))
+
+        self._tried(f"delete {name}", attempt)
+
+    def delete_if_empty(self, name: str) -> None:
+        """Remove a folder, and those in it, where there are no files in them. Object stores have none."""
+        from pyarrow.fs import FileType
+
+        def attempt() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                if self.fs.get_file_info(self._path(name)).type == FileType.Directory and not self.list(name):
+                    self.fs.delete_dir(self._path(name))
+
+        self._tried(f"delete {name}", attempt)
 
     def delete(self, name: str) -> None:
         """Remove a file, or a folder with everything in it; nothing there is no error."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import counted, summary
+from orchestrator import counted, ownership, summary
 from orchestrator import tracking_values as values
 from orchestrator.config import Experiment, dump_yaml
 from orchestrator.constraint import Judgement, Selection
@@ -51,6 +51,7 @@ class Tracker:
         sink.runs = sink.known_runs()
         if not sink.runs and len(self._spool):
             old = self._spool.path.with_name("tracking.spool.old.jsonl")
+            ownership.claim(old)
             self._spool.path.replace(old)
             log.warning("records of an earlier run that never reached its MLflow server were moved to %s", old)
             self._spool = self._pump.spool = Spool(self._spool.path, wrong_record)

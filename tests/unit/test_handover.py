@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import made_up
 import pytest
 
-from orchestrator import baseline, config, constraint, handover, search
+from orchestrator import baseline, config, constraint, handover, ownership, search
 from orchestrator.config import Limits
 from orchestrator.errors import StorageError
 from orchestrator.records import TrialResult
@@ -20,7 +21,7 @@ BASE = made_up.result("baseline", "", {}, phase="baseline", asr=0.02)
 def rows(folder: Path, *results: TrialResult):
     for result in results:
         result.model_dir = str(folder / "trials" / result.trial_id / "model")
-        Path(result.model_dir).mkdir(parents=True)
+        Path(result.model_dir).mkdir(parents=True, exist_ok=True)
         (Path(result.model_dir) / "model.safetensors").write_bytes(result.trial_id.encode())
     return [(result, constraint.judge(result, BASE, LIMITS)) for result in results]
 
@@ -51,15 +52,44 @@ def test_best_yaml_pins_everything_and_reads_back(tmp_path):
     assert written["best"]["recipe"] == "safegrad" and written["nearest_miss"] is None
 
 
-def test_nothing_feasible_leaves_no_model_of_an_earlier_run(tmp_path):
+def handed_over(folder, experiment, *results):
+    found = rows(folder, *results)
+    handover.write_best(folder, experiment, constraint.best(found), {r.trial_id: spec(experiment, r) for r, _ in found}, "card")
+
+
+def test_nothing_feasible_leaves_no_model_of_its_own_from_before(tmp_path):
     experiment = made_up.experiment(tmp_path)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "best.yaml").write_text("old")
-    found = rows(tmp_path, trial("t3", "full", asr=0.9))
-    handover.write_best(tmp_path, experiment, constraint.best(found), {}, "")
+    handed_over(tmp_path, experiment, trial("t1"))
+    assert (tmp_path / "model" / "model.safetensors").exists() and (tmp_path / "best.yaml").exists()
+    handed_over(tmp_path, experiment, trial("t3", "full", asr=0.9))
     assert not (tmp_path / "model").exists() and not (tmp_path / "best.yaml").exists()
     written = json.loads((tmp_path / "best.json").read_text())
     assert written["outcome"] == "nothing feasible" and written["nearest_miss"]["recipe"] == "full"
+
+
+@pytest.mark.parametrize("where", ["before", "instead"])
+def test_a_model_of_somebody_elses_is_neither_replaced_nor_removed(tmp_path, where):
+    """Also where it took the place of one that was handed over: the folder's own list says which is which."""
+    experiment = made_up.experiment(tmp_path)
+    if where == "instead":
+        handed_over(tmp_path, experiment, trial("t1"))
+        shutil.rmtree(tmp_path / "model")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"mine")
+    with pytest.raises(StorageError, match=r"cannot replace .*model: it was not written by this run; move it away"):
+        handed_over(tmp_path, experiment, trial("t2"))
+    handed_over(tmp_path, experiment, trial("t3", "full", asr=0.9))  # nothing feasible: its place is not needed
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "model").iterdir()] == [("model.safetensors", b"mine")]
+
+
+def test_a_file_that_somebody_put_beside_the_handed_over_model_stays(tmp_path):
+    experiment = made_up.experiment(tmp_path)
+    handed_over(tmp_path, experiment, trial("t1"))
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    handed_over(tmp_path, experiment, trial("t2"))
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == b"t2" and (tmp_path / "model" / "notes.txt").read_text() == "mine"
+    handed_over(tmp_path, experiment, trial("t3", "full", asr=0.9))
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"notes.txt", ownership.marker_name("model")}
 
 
 def test_models_that_cannot_win_leave_the_disk(tmp_path):
@@ -67,6 +97,10 @@ def test_models_that_cannot_win_leave_the_disk(tmp_path):
     results[-1].params = {"learning_rate": 0.1}
     found = rows(tmp_path, *results)
     best = sorted((r.trial_id for r in results[:5]), key=lambda t: -next(r.task.score for r in results if r.trial_id == t))[:3]
+    with ownership.active(tmp_path / "run", "run") as owned:
+        for result, _ in found:
+            owned.claim(f"trials/{result.trial_id}", folder=True)
+    found = rows(tmp_path / "run", *results)
     handover.prune_models(found, "all")
     assert all(Path(r.model_dir).exists() for r, _ in found)
     handover.prune_models(found, "best")
@@ -78,7 +112,7 @@ def test_a_disk_that_fills_up_leaves_no_half_model(tmp_path, monkeypatch):
     source.mkdir()
     monkeypatch.setattr(handover.shutil, "copytree", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(StorageError, match="disk is full"):
-        handover._copy_model(source, tmp_path / "model")
+        handover._copy_model(source, tmp_path / "model", "")
     assert not (tmp_path / "model").exists()
 
 

@@ -40,7 +40,7 @@ LEVELS = (
     {
         "search", "searcher", "study_journal", "trial_records", "run_identity", "report", "summary", "tracking", "tracker",
         "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "checks_tokens",
-        "resuming", "mirror", "mirror_files",
+        "resuming", "mirror", "mirror_files", "mirror_objects", "run_folder",
     },
     {"checks_settings"},
     {"lanes", "plots_safety"},
@@ -58,7 +58,7 @@ LEVELS = (
     {"pocket"},
     {"storage", "lease", "shared_cache"},
     {"record_check"},
-    {"outputs", "records", "evidence"},
+    {"outputs", "records", "evidence", "places"},
     {"config", "config_text", "overrides", "kustomize"},
     {"config_sections"},
     {"crash", "screen"},
@@ -66,6 +66,8 @@ LEVELS = (
     {"field_kinds"},
     {"yaml_text"},
     {"addresses", "hub", "model_folders", "paths", "template_limits"},
+    {"ownership"},
+    {"ownership_names"},
     {"cachedir", "cells", "counted", "overlap", "errors", "seeds", "streams", "texts"},
 )
 
