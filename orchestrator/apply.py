@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import __version__, adapters, config, models, overrides, paths, reach, screen, subjects, weights
-from orchestrator.errors import ConfigError, UnknownNameError
+from orchestrator.errors import ConfigError, StorageError, UnknownNameError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,6 +77,8 @@ def run(request: Request, console: Console) -> Applied:
         applied, model, tokenizer = _apply(request, recipe)
     except StrategyError as error:
         raise ConfigError(f"apply {request.strategy}: {error}") from error
+    if request.output.is_dir() and any(request.output.iterdir()):
+        raise StorageError(f"--output {str(request.output)!r} was filled by somebody else meanwhile; nothing is written, give another folder")
     models.save(model, tokenizer, request.output, _record(request, applied))
     _show(request, applied, console)
     return applied
@@ -125,6 +127,8 @@ def _check(request: Request, recipe: Recipe) -> None:
     output = Path(paths.folder_name(request.output, "--output"))
     if paths.exists(output) and (not paths.is_folder(output) or any(output.iterdir())):
         raise ConfigError(f"--output {str(output)!r} exists already; give a folder that does not")
+    named = {key: getattr(request, key) for key in ("model", "aligned", "unaligned", "safety", "harmful", "task")}
+    places.check(output, [(f"--{key}", path) for key, text in named.items() if text and (path := places.local(text))], field="--output")
     aligned = config.Model(model_name_or_path=request.aligned, dtype="auto")
     method.check(num_layers=models.num_layers(aligned), num_workers=1)
     subjects.voice(request.model, aligned, request.aligned)

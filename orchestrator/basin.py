@@ -224,7 +224,8 @@ def _mean(values: Sequence[float]) -> float:
 
 def run(experiment: Experiment, request: Request, console: Console) -> dict[str, Any]:
     """Measure, write basin.json, basin.html and plots/basin.png, print; returns the content of the JSON."""
-    evaluating.check_output(request.folder, experiment.output.overwrite, basin_report.FILE)
+    read = evaluating.inputs(experiment, request.model, request.tuned)
+    evaluating.check_output(request.folder, experiment.output.overwrite, basin_report.FILE, kind="basin", inputs=read)
     checks.check_names(experiment)
     body = measure(experiment, request, console)
     screen.show(console, basin_report.table(body))

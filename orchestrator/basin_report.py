@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config, outputs, page, plots, subjects, summary
+from orchestrator import config, outputs, ownership, page, plots, subjects, summary
 from orchestrator.config import Experiment
 from orchestrator.plots import Plot
 from orchestrator.screen import Grid
@@ -82,7 +82,8 @@ def write(experiment: Experiment, body: dict[str, Any], folder: Path) -> list[Pa
         tables=[{"title": "Points", "note": POINTS, "head": HEAD, "rows": rows(body)}],
         facts=_facts(body), config=config.dump_yaml(experiment),
     )  # fmt: skip
-    return [outputs.write_json(folder / FILE, body), *page.write(made, folder / "basin.html")]
+    with ownership.active(folder, "basin"):
+        return [outputs.write_json(folder / FILE, body), *page.write(made, folder / "basin.html")]
 
 
 def _notes(experiment: Experiment, body: dict[str, Any]) -> list[str]:

@@ -181,7 +181,10 @@ def render(
     from orchestrator import render as rendering
 
     # output.dir is below the results volume whatever the file says; its variables exist in the pods only
-    manifests = rendering.render(_load(config, [*(overrides or []), "output.dir=results"]), overlay, image)
+    settings = _load(config, [*(overrides or []), "output.dir=results"])
+    if output != "-":
+        rendering.check_output(output, settings)
+    manifests = rendering.render(settings, overlay, image)
     for line in manifests.warnings:
         streams.tell(f"warning: {texts.clean(line)}", sys.stderr)
     if output == "-":
@@ -203,14 +206,16 @@ def locate_layers(
     seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Draws of prompts and pairs, for the intervals.")] = 10,
 ) -> None:
     """Measure in which layers a model tells malicious from normal prompts; for freeze_layers with range=auto."""
-    from orchestrator import locating, screen
+    from orchestrator import locating, places, screen
 
     words = list(overrides or [])
     if words and "=" not in words[0]:
         words[0] = f"model.model_name_or_path={words[0]}"
     settings = _load(config, words)
+    folder = settings.output_dir.absolute()
+    places.check_output(folder, "locate", places.inputs(settings), field="output.dir")
     found = locating.measure(settings, locating.Settings(onset, alpha, prompts, seeds=seeds))
-    locating.show(found, settings.output_dir.absolute(), screen.console())
+    locating.show(found, folder, screen.console())
 
 
 @app.command()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, evaluating, outputs, page, paths, plots_safety, record_check, screen, subjects, summary
+from orchestrator import config, evaluating, outputs, ownership, page, paths, plots_safety, record_check, screen, subjects, summary
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError
 from orchestrator.evaluating_report import WHAT, rise
@@ -68,7 +68,11 @@ def compare(experiment: Experiment, names: Sequence[str], folder: Path, console:
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise ConfigError(f"{twice[0]!r} is named twice; name each model once")
-    evaluating.check_output(folder, experiment.output.overwrite, FILE)
+    asked = [name for name in names if not _measured(name)]
+    read = evaluating.inputs(experiment, *asked, baseline)
+    evaluating.check_output(folder, experiment.output.overwrite, FILE, kind="comparison", inputs=read)
+    for name in asked:
+        evaluating.check_output(folder / subjects.slug(name), experiment.output.overwrite)
     for name in names:
         if not _measured(name):  # what cannot be asked is said before hours are spent on the models before it
             subjects.voice(name, experiment.model, baseline if subjects.is_adapter(name) else None)
@@ -240,4 +244,5 @@ def write(found: Comparison, folder: Path) -> list[Path]:
         plots=[plots_safety.failures(arms, found.level), *plots_safety.pictures(arms, found.level)],
         facts=[(one.label, one.source) for one in found.entries],
     )  # fmt: skip
-    return [outputs.write_csv(folder / FILE, rows(found), COLUMNS), *page.write(made, folder / "comparison.html")]
+    with ownership.active(folder, "comparison"):
+        return [outputs.write_csv(folder / FILE, rows(found), COLUMNS), *page.write(made, folder / "comparison.html")]

@@ -11,7 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, constraint, evaluating_report, evaluation, materials, models, outputs, record_check, screen, subjects
+from orchestrator import (
+    config,
+    constraint,
+    evaluating_report,
+    evaluation,
+    materials,
+    models,
+    outputs,
+    ownership,
+    places,
+    record_check,
+    screen,
+    subjects,
+)  # fmt: skip
 from orchestrator.config import Experiment
 from orchestrator.constraint import Constraint, Verdict
 from orchestrator.errors import ConfigError, SafebasinError
@@ -88,7 +101,7 @@ def evaluate(experiment: Experiment, request: Request, console: Console) -> Eval
     Raises ConfigError (or a subclass) for what cannot work, before any model is asked; JudgeError and NonFiniteLogitsError as they come:
     no file then says that a model was measured.
     """
-    check_output(request.folder, experiment.output.overwrite)
+    check_output(request.folder, experiment.output.overwrite, inputs=inputs(experiment, request.model, request.baseline))
     found = run(experiment, request, console)
     paths = write(found, request.folder)
     evaluating_report.show(found, console)
@@ -99,13 +112,17 @@ def evaluate(experiment: Experiment, request: Request, console: Console) -> Eval
     return found
 
 
-def check_output(folder: Path, overwrite: bool, name: str = FILE) -> None:
-    """Refuse a folder that holds an earlier result, or no folder at all. Raises ConfigError."""
+def check_output(
+    folder: Path, overwrite: bool, name: str = FILE, *, kind: str = "evaluation", inputs: Sequence[places.Input] = ()
+) -> None:  # fmt: skip
+    """Refuse a folder that is not ours to take, holds an earlier result or somebody else's files of our names, or is none. Raises ConfigError."""
     folder_name(folder, "--output")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--output {str(folder)!r} is a file; give a folder")
-    if (folder / name).exists() and not overwrite:
-        raise ConfigError(f"--output {str(folder)!r} holds an earlier {name}; give another folder, or output.overwrite=true")
+    places.check_output(folder, kind, inputs, field="--output", result=name, overwrite=overwrite)
+
+
+def inputs(experiment: Experiment, *models: str | None) -> list[places.Input]:
+    """What is read: the experiment's files, and models beside its own."""
+    return places.inputs(experiment) + [("the model", path) for name in models if name and (path := places.local(name)) is not None]
 
 
 def run(experiment: Experiment, request: Request, console: Console) -> Evaluated:
@@ -183,7 +200,8 @@ class _Measure:
         }  # fmt: skip
         result.seconds = {"total": time.perf_counter() - started}
         if answers is not None:
-            evaluation.write_generations(self.folder / ("generations.jsonl" if trial_id == "model" else f"generations-{trial_id}.jsonl"), answers)
+            with ownership.active(self.folder, "evaluation"):
+                evaluation.write_generations(self.folder / ("generations.jsonl" if trial_id == "model" else f"generations-{trial_id}.jsonl"), answers)
         return result
 
 
@@ -205,8 +223,9 @@ class bar:
 
 def write(found: Evaluated, folder: Path) -> list[Path]:
     """evaluation.json, evaluation.html, rates.csv and, with a baseline, transitions.csv, flipped.csv, categories.csv; their paths."""
-    html = evaluating_report.write(found, folder)
-    return [outputs.write_json(folder / FILE, content(found)), *html]
+    with ownership.active(folder, "evaluation"):
+        html = evaluating_report.write(found, folder)
+        return [outputs.write_json(folder / FILE, content(found)), *html]
 
 
 def content(found: Evaluated) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import materials, models, outputs, plots, screen
+from orchestrator import materials, models, outputs, ownership, plots, screen
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError
 from orchestrator.records import LaneContext
@@ -108,7 +108,8 @@ def show(measured: Measured, folder: Path, console: Console) -> list[Path]:
     rejections = body["over_rejection"]
     if rejections["scaled"]:
         screen.show(console, _counts(body))
-    paths = [outputs.write_json(folder / "safety_layers.json", body), outputs.write_bytes(folder / "safety_layers.png", picture(body))]
+    with ownership.active(folder, "locate"):  # in a run's folder too: the run's files are not touched
+        paths = [outputs.write_json(folder / "safety_layers.json", body), outputs.write_bytes(folder / "safety_layers.png", picture(body))]
     for path in paths:
         screen.say(console, str(path), whole=True)
     return paths

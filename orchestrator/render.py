@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator import capacity, config, kustomize, outputs, paths, tracking_values
+from orchestrator import capacity, config, kustomize, outputs, ownership, paths, places, tracking_values
 from orchestrator.config import Experiment
 from orchestrator.errors import CapacityError, ConfigError, UnknownNameError
 from orchestrator.yaml_text import FLOAT
@@ -260,4 +260,10 @@ def to_yaml(documents: list[dict[str, Any]]) -> str:
 def write(manifests: Manifests, folder: str | Path) -> list[Path]:
     """Write `shared.yaml` and `run.yaml` into `folder`; raises StorageError."""
     parts = {"shared.yaml": manifests.shared, "run.yaml": manifests.run}
-    return [outputs.write_text(Path(folder) / name, to_yaml(documents)) for name, documents in parts.items()]
+    with ownership.active(Path(folder), "render"):
+        return [outputs.write_text(Path(folder) / name, to_yaml(documents)) for name, documents in parts.items()]
+
+
+def check_output(folder: str | Path, experiment: Experiment) -> None:
+    """Refuse a folder that is not ours to take, or that holds files of these names which `render` did not write. Raises ConfigError."""
+    places.check_output(Path(folder), "render", places.inputs(experiment), field="--output")

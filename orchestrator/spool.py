@@ -120,6 +120,7 @@ class Spool:
         return found
 
     def _keep(self, path: Path, data: bytes) -> None:
+        ownership.claim(path)
         with path.open("ab") as file:
             file.write(data)
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, data_special
+from orchestrator import config, data_special, ownership
 from orchestrator.data import Conversation
 from orchestrator.errors import TrialError
 from orchestrator.records import SuiteResult, TaskResult
@@ -92,6 +92,7 @@ def _judge(experiment: config.Experiment, suites: Sequence[PromptSuite]) -> Judg
 
 def write_generations(path: Path, generations: dict[str, list[dict[str, Any]]]) -> None:
     """Answers to safety prompts as JSONL, one row per prompt with its suite; the file is readable by its owner only, from the start."""
+    ownership.claim(path)  # only what we made before is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # an older file would keep its own mode
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
