@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import __version__, adapters, config, models, overrides, paths, reach, screen, subjects, weights
+from orchestrator import __version__, adapters, config, models, overrides, paths, places, reach, screen, subjects, weights
 from orchestrator.errors import ConfigError, StorageError, UnknownNameError
 
 if TYPE_CHECKING:
