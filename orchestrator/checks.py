@@ -122,7 +122,7 @@ def check_combinations(experiment: Experiment) -> None:
     if training.engine == "deepspeed":
         from orchestrator import engine
 
-        engine.validate(experiment.deepspeed, training)
+        engine.validate(experiment.deepspeed, training, experiment.ray.num_workers)
     settings = experiment.ray
     if settings.use_gpu and settings.gpus_per_worker < 1 and settings.num_workers > 1:
         raise ConfigError(

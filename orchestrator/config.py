@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from orchestrator import addresses, redaction
+from orchestrator import addresses, engine_keys, redaction
 from orchestrator.config_sections import (
     Columns,
     Escalation,
@@ -107,6 +107,14 @@ class Experiment(Section):
     def _screenings_are_confirmed(self):
         if self.safety.sequential.enabled and not self.search.finalists:
             raise ValueError("safety.sequential stops evaluations early and only finalists are asked in full, so search.finalists must be at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_has_its_form(self):
+        try:
+            engine_keys.check_form(self.deepspeed)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ import copy
 import difflib
 from typing import Any
 
+from orchestrator import engine_keys
 from orchestrator.errors import ConfigError
 
 PASSED = {
@@ -45,6 +46,8 @@ REFUSED = {
     "tensorboard": "it writes outside output.dir; loss, rate and gradient norm of every step are in MLflow",
     "csv_monitor": "it writes outside output.dir; loss, rate and gradient norm of every step are in MLflow",
 }
+OFF_BY_DEFAULT = {"fp16", "amp", "tensorboard", "csv_monitor", "hybrid_engine", "elasticity", "torch_autocast", "curriculum_learning"}
+"""Sections that DeepSpeed leaves off where they do not say `enabled`."""
 REFUSED_ZERO = {
     "cpu_offload": "DeepSpeed renamed it; write offload_optimizer: {device: cpu}",
     "cpu_offload_param": "DeepSpeed renamed it; write offload_param: {device: cpu}",
@@ -64,23 +67,23 @@ BUCKET = 500_000_000
 
 def stage_of(deepspeed: dict[str, Any]) -> int:
     """The ZeRO stage a config asks for; 0 without one. Raises ConfigError where it is not 0..3."""
-    stage = (deepspeed.get("zero_optimization") or {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise ConfigError(f"deepspeed.zero_optimization.stage={stage!r} is not 0, 1, 2 or 3")
-    return int(stage)
+    engine_keys.check_form(deepspeed)
+    return int(engine_keys.section(deepspeed, "zero_optimization").get("stage", 0))
 
 
 def validate(deepspeed: dict[str, Any], training: Any, num_workers: int | None = None) -> None:
     """Refuse what the engine cannot do right, before any device is taken. Raises ConfigError: the key, the value, the remedy."""
     stage_of(deepspeed)
     for key, value in deepspeed.items():
-        if key in REFUSED:
-            if not _off(value):
+        if key == "optimizer" and not _off(value):
+            engine_keys.check_optimizer(value, training)
+        elif key in REFUSED:
+            if not _off(value, key):
                 raise ConfigError(f"deepspeed.{key} cannot be used: {REFUSED[key]}")
         elif key not in PASSED | OWNED:
             close = difflib.get_close_matches(key, PASSED | OWNED, n=2)
             raise ConfigError(f"unknown key deepspeed.{key}; " + (f"did you mean {' or '.join(close)}?" if close else "remove it"))
-    if (deepspeed.get("flops_profiler") or {}).get("output_file"):
+    if engine_keys.section(deepspeed, "flops_profiler").get("output_file"):
         raise ConfigError("deepspeed.flops_profiler.output_file would be written outside output.dir; remove it: the profile goes to the worker's log")
     if deepspeed.get("gradient_allreduce_op", "mean") != "mean":
         raise ConfigError("deepspeed.gradient_allreduce_op must be mean: the engine undoes the mean itself; remove the key")
@@ -162,7 +165,7 @@ def _check_owned(deepspeed: dict[str, Any], training: Any, num_workers: int | No
     if num_workers is not None:
         ours["train_batch_size"] = (rows * steps * num_workers, "training's batch size x accumulation x ray.num_workers")
     for key, (value, name) in ours.items():
-        if deepspeed.get(key, "auto") not in ("auto", value):
+        if deepspeed.get(key, "auto") not in ("auto", value) or isinstance(deepspeed.get(key), bool):
             raise ConfigError(f"deepspeed.{key}={deepspeed[key]!r} contradicts {name}={value}; remove the one under deepspeed")
     for key in ("bf16", "bfloat16"):
         enabled = (deepspeed.get(key) or {}).get("enabled", "auto")
@@ -170,10 +173,12 @@ def _check_owned(deepspeed: dict[str, Any], training: Any, num_workers: int | No
             raise ConfigError(f"deepspeed.{key}.enabled={enabled} contradicts training.bf16={training.bf16}; remove deepspeed.{key}")
 
 
-def _off(value: Any) -> bool:
+def _off(value: Any, key: str = "") -> bool:
+    """Whether a section or switch asks for nothing. "auto" switches on what `training` switches on: neither fp16 nor amp, which there is not."""
     if isinstance(value, dict):
-        return value.get("enabled", True) is False
-    return value in (None, False, 0, "auto")
+        enabled = value.get("enabled", key not in OFF_BY_DEFAULT)
+        return enabled is False or (enabled == "auto" and key in ("fp16", "amp"))
+    return value is None or value is False or (value == 0 and not isinstance(value, bool))
 
 
 def complete(deepspeed: dict[str, Any], training: Any, world_size: int) -> dict[str, Any]:
@@ -182,7 +187,7 @@ def complete(deepspeed: dict[str, Any], training: Any, world_size: int) -> dict[
     Accumulation is 1 and clipping 0 there because the engine accumulates and clips itself, after surgery; DeepSpeed's default is 1.0.
     bfloat16 is autocast around the forward, so DeepSpeed sees float32 weights, gradients and moments.
     """
-    config = {k: copy.deepcopy(v) for k, v in deepspeed.items() if k in PASSED}
+    config = {k: copy.deepcopy(v) for k, v in engine_keys.filled(deepspeed).items() if k in PASSED}
     rows = training.per_device_train_batch_size
     config |= {
         "train_micro_batch_size_per_gpu": rows,

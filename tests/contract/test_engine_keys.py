@@ -1,0 +1,15 @@
+"""The keys of `zero_optimization` that we know are those DeepSpeed knows."""
+
+from __future__ import annotations
+
+from orchestrator import engine_keys
+
+
+def test_the_installed_deepspeed_knows_the_same_keys():
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig, DeepSpeedZeroOffloadParamConfig
+
+    fields = DeepSpeedZeroConfig.model_fields
+    assert {*fields, *(f.alias for f in fields.values() if f.alias)} == engine_keys.ZERO_FLAGS | engine_keys.ZERO_NUMBERS | engine_keys.ZERO_OTHERS
+    offload = {*DeepSpeedZeroOffloadOptimizerConfig.model_fields, *DeepSpeedZeroOffloadParamConfig.model_fields}
+    assert offload == engine_keys.OFFLOAD_FLAGS | engine_keys.OFFLOAD_NUMBERS | engine_keys.OFFLOAD_OTHERS
