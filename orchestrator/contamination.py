@@ -29,8 +29,11 @@ class Contamination:
 
     def facts(self) -> list[str]:
         """One line on what was compared."""
-        found = "no overlap" if not self.overlaps else f"{len(self.overlaps)} overlap{'s' * (len(self.overlaps) > 1)}"
-        return [f"overlap: {self.rows} rows compared with {self.prompts} prompts and evaluation rows in {self.seconds:.1f} s: {found}"]
+        learnt = {one.suite for one in self.overlaps if one.recipes}
+        others = {one.suite for one in self.overlaps} - learnt
+        found = f"{len(learnt)} with prompts in rows that are trained on" if learnt else "no prompt in rows that are trained on"
+        asked = f", {len(others)} with some in rows that are only asked" if others else ""
+        return [f"overlap: {self.rows} rows compared with {self.prompts} prompts and evaluation rows ({self.seconds:.1f} s): {found}{asked}"]
 
     def refuse(self, *, resumed: bool = False) -> list[str]:
         """Warnings; raises ConfigError where what decides was trained on and the config does not allow it.
@@ -40,7 +43,7 @@ class Contamination:
         for one in self.overlaps:
             if one.too_much and not one.allowed and not resumed:
                 raise ConfigError(_refusal(one))
-        return [_warning(one) for one in self.overlaps]
+        return [_warning(one) for one in self.overlaps if one.recipes or one.rows_of.startswith("safety.")]  # what is only asked harms nobody
 
 
 def look(experiment: Experiment, found: Materials, recipes: Sequence[str]) -> Contamination:

@@ -150,7 +150,7 @@ class Fit:
         return asdict(self)
 
 
-def fits_of(facts: dict[str, Any]) -> tuple[Fit, ...]:
+def fits_of(facts: Mapping[str, Any]) -> tuple[Fit, ...]:
     """The counts that a record's facts hold; none in records of before they were kept."""
     return tuple(Fit(**raw) for raw in facts.get("fits") or ())
 

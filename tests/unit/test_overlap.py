@@ -187,7 +187,7 @@ def test_what_may_be_is_warned_of(tmp_path):
     assert len(measured.refuse()) == 1 and "CONTAMINATED" not in measured.refuse()[0]
     unused = look(experiment(tmp_path, safety=[REQUESTS[4]], recipes=[["full"], ["lora"]]))
     assert "no recipe trains on these rows" in unused.refuse()[0]
-    assert look(experiment(tmp_path)).refuse() == [] and "no overlap" in look(experiment(tmp_path)).facts()[0]
+    assert look(experiment(tmp_path)).refuse() == [] and "no prompt in rows that are trained on" in look(experiment(tmp_path)).facts()[0]
 
 
 def test_one_prompt_of_many_is_tolerated(tmp_path):
