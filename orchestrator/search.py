@@ -303,6 +303,9 @@ def _tuner(experiment: Experiment, search: BasinSearch) -> tune.Tuner:
     }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+    # Tune's copy of its own state is never read, and a disk that is full is said by us: not a traceback each time it cannot be written
+    for name in ("ray.tune.execution.experiment_state", "ray.train._internal.syncer"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # Tune would copy them from the environment into its actors' runtime env, which Ray writes into its logs. Our trials only wait on the broker.
     class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
     # A sliver of the resource every machine has under its own address: always fits beside lanes that hold every CPU. The label
