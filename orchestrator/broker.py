@@ -4,7 +4,7 @@ It is a plain asyncio class (lanes.py makes it a Ray actor), so its rules are te
 queue of specs, knows which lane runs what, and collects events and results. Life of a trial:
 
     submitted -> queued -> running on a lane -> finished (complete, stopped or failed)
-                    ^            | worker died: handed out again with attempt + 1, up to `max_trial_failures`;
+                    ^            | worker died, or a machine's fault: handed out again with attempt + 1, up to `max_trial_failures`;
                     |            | machine left: the same, and it does not count
 
 Every rank takes its assignment from the broker itself, by number; nothing is broadcast. So an idle lane waits in no collective:
@@ -22,7 +22,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from orchestrator.records import TrialResult, TrialSpec
+from orchestrator import faults
+from orchestrator.records import Fault, TrialResult, TrialSpec
 
 POLL_S = 20.0
 """Longest time a call waits for news before it answers "nothing yet" and is asked again."""
@@ -60,11 +61,15 @@ class Broker:
         self._specs: dict[str, TrialSpec] = {}
         self._results: dict[str, dict[str, Any]] = {}
         self._events: list[dict[str, Any]] = []
+        """Those not taken yet; `_forgotten` were before them."""
+        self._forgotten = 0
         self._cancelled: set[str] = set()
         self._deaths: dict[str, int] = {}
         """Interruptions that count against a trial."""
         self._closing = False
         self._tokens = 0
+        self._shun: dict[str, int] = {}
+        """Trial -> the lane whose machine failed it: another one takes it up where there is another."""
         self._members: dict[int, list[Any]] = {}
         self._expected = self._present = 0
         self._leaving = False
@@ -79,11 +84,12 @@ class Broker:
         self._results.pop(spec.trial_id, None)
         self._cancelled.discard(spec.trial_id)
         self._deaths.pop(spec.trial_id, None)
+        self._shun.pop(spec.trial_id, None)
         self._specs[spec.trial_id] = spec
         if self._closing:
             self._finish(spec, "stopped", error="stopped before it started", facts={"started": False, "cancelled": True})
         elif self._all_gone():
-            self._finish(spec, "failed", error=f"no lane is left to run it: {self._gone_sentence()}")
+            self._lost(spec)
         else:
             self._queue.append(spec)
         await self._wake()
@@ -94,9 +100,12 @@ class Broker:
         return self._results.get(trial_id)
 
     async def events(self, cursor: int, timeout: float = POLL_S) -> tuple[int, list[dict[str, Any]]]:
-        """Events from number `cursor` on and the next cursor; empty after `timeout` seconds without any."""
-        await self._until(lambda: len(self._events) > cursor, timeout)
-        return len(self._events), self._events[cursor:]
+        """Events from number `cursor` on and the next cursor; empty after `timeout` seconds without any. Those before are forgotten."""
+        if cursor > self._forgotten:
+            del self._events[: cursor - self._forgotten]
+            self._forgotten = cursor
+        await self._until(lambda: len(self._events) + self._forgotten > cursor, timeout)
+        return len(self._events) + self._forgotten, self._events[max(0, cursor - self._forgotten) :]
 
     async def cancel(self, trial_ids: list[str] | None = None, *, running: bool = True) -> None:
         """Ask trials (all of them with None) to stop: queued ones end at once, running ones at their next report.
@@ -147,7 +156,7 @@ class Broker:
         return deaths
 
     async def lane_gone(self, lane: int, sentence: str) -> bool:
-        """The lane is given up; its trial goes to another one. True where this was the last lane: then every trial is told failed."""
+        """The lane is given up; its trial goes to another one. True where this was the last lane: then no trial goes on in this run."""
         state = self._lanes[lane]
         state.gone, state.token = sentence, 0
         self._log({"kind": "lane_gone", "lane": lane, "error": sentence})
@@ -155,7 +164,7 @@ class Broker:
         last = self._all_gone()
         if last:
             for spec in list(self._queue):
-                self._finish(spec, "failed", error=f"no lane is left to run it: {self._gone_sentence()}")
+                self._lost(spec)
             self._queue.clear()
         await self._wake()
         return last
@@ -249,10 +258,11 @@ class Broker:
         return self._closing or trial_id in self._cancelled
 
     async def done(self, lane: int, token: int, rank: int, outcome: dict[str, Any]) -> str:
-        """A rank is through with the trial: {"result": dict} or {"error": text, "traceback": text, "poisoned": bool}.
+        """A rank is through with the trial: {"result": dict} or {"error": text, "fault": whose, "traceback": text, "poisoned": bool}.
 
         Answers "next", "reset" (leave the group, so that Train starts a new one) or "stop". The trial is finished when every
-        rank is through, or at an error: of a rank of several, when the group has left and had lost no worker.
+        rank is through, or at an error: of a rank of several, when the group has left and had lost no worker. An error that is a
+        machine's fault interrupts the trial as a death does.
         """
         state = self._lanes[lane]
         if state.token != token:
@@ -262,7 +272,8 @@ class Broker:
         if "error" in outcome:
             # Other ranks may sit in a collective that this rank will never join: only a new group is surely sound.
             state.resetting = state.world_size > 1 or bool(outcome.get("poisoned"))
-            state.failure = {"error": outcome["error"], "facts": {"traceback": outcome.get("traceback", ""), "lane": lane}}
+            facts = {"traceback": outcome.get("traceback", ""), "lane": lane}
+            state.failure = {"error": outcome["error"], "fault": outcome.get("fault", "safebasin"), "facts": facts}
             if state.world_size == 1:
                 self._interrupted(state, died=False)
         else:
@@ -285,14 +296,20 @@ class Broker:
             return "trial", state.spec
         if self._closing:
             return "stop", None
-        if rank == 0 and state.spec is None and self._queue:
-            self._assign(lane, state, index)
+        chosen = self._next_for(lane) if rank == 0 and state.spec is None else None
+        if chosen is not None:
+            self._assign(chosen, lane, state, index)
             return "trial", state.spec
         return None
 
-    def _assign(self, lane: int, state: LaneState, index: int) -> None:
-        state.spec, state.index, state.done = self._queue.popleft(), index, {}
-        spec = state.spec
+    def _next_for(self, lane: int) -> TrialSpec | None:
+        """The first trial in the queue, but none that this lane's machine has failed while another lane is up."""
+        others = any(state.token and not state.gone for number, state in self._lanes.items() if number != lane)
+        return next((spec for spec in self._queue if not others or self._shun.get(spec.trial_id) != lane), None)
+
+    def _assign(self, spec: TrialSpec, lane: int, state: LaneState, index: int) -> None:
+        self._queue.remove(spec)
+        state.spec, state.index, state.done = spec, index, {}
         self._log({"kind": "started", "trial_id": spec.trial_id, "recipe": spec.recipe, "phase": spec.phase, "params": spec.params,
                    "seed": spec.seed, "attempt": spec.attempt, "lane": lane})
 
@@ -302,25 +319,35 @@ class Broker:
         failure, state.failure = state.failure, None
         if spec is None:
             return
-        if failure is not None and not died:
-            self._finish(spec, "failed", **failure)
+        if failure is not None and not died and failure["fault"] != "machine":
+            self._finish(spec, "failed", **{**failure, "error": faults.said(failure["error"], failure["fault"])})
             return
+        said = failure["error"] if failure is not None and not died else None
         deaths = self._deaths[spec.trial_id] = self._deaths.get(spec.trial_id, 0) + int(not machines)
-        self._log({"kind": "interrupted", "trial_id": spec.trial_id, "attempt": spec.attempt, "deaths": deaths, "machines": list(machines)})
+        event = {"kind": "interrupted", "trial_id": spec.trial_id, "attempt": spec.attempt, "deaths": deaths, "machines": list(machines)}
+        self._log(event | ({"error": said} if said else {}))
         if self._closing or spec.trial_id in self._cancelled:
-            self._finish(spec, "stopped", error="stopped after its worker died", facts={"cancelled": True})
+            self._finish(spec, "stopped", error=f"stopped after {said or 'its worker died'}", facts={"cancelled": True})
         elif deaths > self._max_trial_failures:
-            self._finish(spec, "failed", error=f"its worker died {deaths} times (killed, or out of memory); "
-                         f"ray.max_trial_failures={self._max_trial_failures} takes a trial up again that often")
+            why = f"it failed {deaths} times, the last time with {said}" if said else f"its worker died {deaths} times (killed, or out of memory)"
+            why = f"{why}; ray.max_trial_failures={self._max_trial_failures} takes a trial up again that often"
+            self._finish(spec, "failed", error=faults.said(why, "machine"), fault="machine", facts=failure["facts"] if said else None)
         elif spec.attempt + 1 >= MOST_ATTEMPTS:
-            who = " and ".join(machines) or "its worker"
-            self._finish(spec, "failed", error=f"it was interrupted {spec.attempt + 1} times, the last time because {who} left; "
-                         "no trial is taken up more often")
+            why = said or f"{' and '.join(machines) or 'its worker'} left"
+            why = f"it was interrupted {spec.attempt + 1} times, the last time because {why}; no trial is taken up more often"
+            self._finish(spec, "failed", error=faults.said(why, "machine"), fault="machine")
         else:
+            if said:
+                self._shun[spec.trial_id] = next(number for number, one in self._lanes.items() if one is state)
             self._queue.appendleft(dataclasses.replace(spec, attempt=spec.attempt + 1))
 
-    def _finish(self, spec: TrialSpec, state: str, *, error: str, facts: dict[str, Any] | None = None) -> None:
-        result = TrialResult(spec.trial_id, spec.recipe, dict(spec.params), spec.seed, spec.phase, state, error=error, facts=facts or {})
+    def _lost(self, spec: TrialSpec) -> None:
+        """No lane is left: a resumed run takes it up."""
+        why = f"no lane is left to run it: {self._gone_sentence()}"
+        self._finish(spec, "stopped", error=why, facts={"started": spec.attempt > 0, "cancelled": True})
+
+    def _finish(self, spec: TrialSpec, state: str, *, error: str, fault: Fault | None = None, facts: dict[str, Any] | None = None) -> None:
+        result = TrialResult(spec.trial_id, spec.recipe, dict(spec.params), spec.seed, spec.phase, state, error=error, fault=fault, facts=facts or {})
         self._store(spec, result.to_dict())
 
     def _finish_with(self, spec: TrialSpec, result: dict[str, Any], lane: int) -> None:

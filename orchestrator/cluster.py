@@ -9,17 +9,27 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config
+from orchestrator import cluster_reach, cluster_start, config
+from orchestrator.cluster_folder import Folder
 from orchestrator.errors import ConfigError
 
 OBJECT_STORE_BYTES = 200 * 1024**2
 """Only specs and results pass through it; models never do."""
+
+
+GONE_S = 30.0
+"""A head that takes no connection for so long is gone; Ray would end this process after a minute."""
+
+_folder: Folder | None = None
+"""Of the cluster that this process started."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +55,15 @@ class Machine:
     """All it has, as Ray names it."""
 
 
-def connect(settings: config.Ray) -> ClusterInfo:
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def connect(settings: config.Ray, say: Callable[[str], None] = _print) -> ClusterInfo:
     """Join the cluster at `ray.address` (else RAY_ADDRESS), or start one on this machine that nobody else can reach.
 
-    A process that is connected already stays so. Raises ConfigError where the address cannot be joined.
+    A process that is connected already stays so. Raises ConfigError where the address cannot be joined, within about 30 s, and
+    SafebasinError where no cluster comes up here. `say` hears what is waited for.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -64,7 +79,7 @@ def connect(settings: config.Ray) -> ClusterInfo:
     started = False
     if not ray.is_initialized():
         started = address == "local"
-        _init(ray, address, settings.init_kwargs)
+        _init(ray, address, settings.init_kwargs, say)
     nodes = tuple(dict(node["Resources"]) for node in ray.nodes() if node["Alive"])
     context = ray.get_runtime_context()
     session = ray._private.worker.global_worker.node.get_session_dir_path()
@@ -72,7 +87,7 @@ def connect(settings: config.Ray) -> ClusterInfo:
     return ClusterInfo(context.gcs_address, nodes, started, str(Path(session) / "logs"), dashboard)
 
 
-def _init(ray, address: str, extra: dict[str, Any]) -> None:
+def _init(ray, address: str, extra: dict[str, Any], say: Callable[[str], None]) -> None:
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     root = str(Path(__file__).resolve().parent.parent)
     installed = Path(root).name in ("site-packages", "dist-packages")
@@ -81,8 +96,7 @@ def _init(ray, address: str, extra: dict[str, Any]) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Ray gives its workers the lowest priority but four; here they are the work, and any other process would starve them.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        # A short path: Ray puts sockets below it, whose names may have 107 characters at most.
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": f"/tmp/safebasin-{os.getuid()}"}
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         if not installed:
             # Workers started by this cluster inherit the environment, so a checkout works from any folder.
             paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -91,12 +105,22 @@ def _init(ray, address: str, extra: dict[str, Any]) -> None:
         options["runtime_env"] = {"py_modules": [str(Path(root) / name) for name in ("orchestrator", "strategies", "search_spaces")]}
     try:
         with _own_signals():
-            ray.init(**(options | extra))
-        if address == "local":
-            keep_token_private()
-    except (ConnectionError, ValueError, RuntimeError) as error:
+            if address == "local":
+                global _folder
+                _folder = cluster_start.start(ray, options | extra, say)
+                keep_token_private()
+            else:
+                cluster_reach.check(_resolved(ray, address), say)
+                ray.init(**(options | extra))
+    except (ConnectionError, TypeError, ValueError, RuntimeError) as error:
         where = "start a cluster on this machine" if address == "local" else f"join the Ray cluster at {address!r}"
-        raise ConfigError(f"could not {where}: {error}; see ray.address and ray.init_kwargs (RAY_ADDRESS is read too)") from error
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"could not {where}: {said}; see ray.address and ray.init_kwargs (RAY_ADDRESS is read too)") from error
+
+
+def _resolved(ray, address: str) -> str:
+    """`host:port` of the cluster that an address means. Raises ConnectionError where `auto` finds none."""
+    return ray._private.services.canonicalize_bootstrap_address_or_die(address) if address == "auto" else address
 
 
 def keep_token_private(path: Path | None = None) -> None:
@@ -122,11 +146,35 @@ def _own_signals() -> Iterator[None]:
 
 
 def shutdown(cluster: ClusterInfo) -> None:
-    """End a cluster that `connect` started; leave a joined one as it is (our actors end with this process)."""
+    """End a cluster that `connect` started, with every process, port and file of it; leave a joined one as it is."""
     import ray
 
-    if cluster.started and ray.is_initialized():
+    global _folder
+    if not cluster.started:
+        return
+    if ray.is_initialized():
         ray.shutdown()
+    if _folder is not None:
+        folder, _folder = _folder, None
+        folder.remove()
+
+
+def lost() -> str | None:
+    """Why the cluster this process is connected to can do no more work, in words; None while it lives. Answers within seconds."""
+    import ray
+
+    node = ray._private.worker._global_node
+    if node is None:
+        return None
+    if _folder is not None:
+        dead = sorted({str(kind) for kind, _ in node.dead_processes()} & {"raylet", "gcs_server"})
+        return f"its {' and '.join(dead)} ended: killed, or out of memory?" if dead else None
+    until = time.monotonic() + GONE_S
+    while not cluster_reach.listening(node.gcs_address):
+        if time.monotonic() > until:
+            return f"nothing answers at {node.gcs_address} any more"
+        time.sleep(1.0)
+    return None
 
 
 def machines() -> dict[str, Machine]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator import cachedir, screen
-from orchestrator.errors import SafebasinError
+from orchestrator import cachedir, cluster_reach, screen
+from orchestrator.errors import ConfigError, SafebasinError
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "datasets", "mlflow", "optuna", "pydantic")
 LOW_DISK_GIB = 5
@@ -155,7 +155,7 @@ def _ray(experiment) -> Iterator[Finding]:
     if not address:
         yield Finding("ray cluster", "ok", "none named: a cluster of this machine is started for the run, with token authentication, on loopback")
         return
-    yield Finding("ray cluster", "ok", f"joins {address}")
+    yield _joinable(address)
     has_token = bool(token) or (Path.home() / ".ray" / "auth_token").exists()
     if mode != "token":
         yield Finding("ray auth", "warn", "RAY_AUTH_MODE is not token: who reaches the cluster runs code on it; start it with RAY_AUTH_MODE=token")
@@ -164,6 +164,17 @@ def _ray(experiment) -> Iterator[Finding]:
     else:
         yield Finding("ray auth", "ok", "token")
     yield from _strangers("127.0.0.1" if address == "auto" else address.rpartition("://")[2].rpartition(":")[0] or address)
+
+
+def _joinable(address: str) -> Finding:
+    if address == "auto":
+        return Finding("ray cluster", "ok", "joins the one of this machine (auto)")
+    try:
+        if cluster_reach.listening(address):
+            return Finding("ray cluster", "ok", f"joins {address}")
+    except ConfigError as error:
+        return Finding("ray cluster", "fail", str(error))
+    return Finding("ray cluster", "fail", f"nothing answers at {address} (ray.address, or RAY_ADDRESS); start the cluster, or correct the address")
 
 
 def _strangers(host: str, port: int = DASHBOARD_PORT) -> Iterator[Finding]:

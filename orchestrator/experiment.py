@@ -134,7 +134,7 @@ class Run:
         if kind in ("lane_up", "lane_gone", "lane_added", "no_room", "machines"):
             self._lane(event)
         elif kind == "interrupted":
-            why = f"{' and '.join(event['machines'])} left the cluster" if event.get("machines") else "its worker died"
+            why = f"{' and '.join(event['machines'])} left the cluster" if event.get("machines") else event.get("error") or "its worker died"
             again = event["deaths"] <= self.experiment.ray.max_trial_failures
             self.dashboard.say(f"{trial_id}: {why}{', it is taken up again' if again else ''}")
         elif kind == "finished":

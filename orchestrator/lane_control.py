@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 from typing import Any
 
@@ -79,9 +80,29 @@ class NodeInterface(WorkerCallback):
 
     def after_init_train_context(self) -> None:
         """Before the process group is made."""
-        name = interface_of(ray.util.get_node_ip_address())
+        address = ray.util.get_node_ip_address()
+        name = interface_of(address)
         if name is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        if address.startswith("127."):
+            keep_store_on(address)
+
+
+def keep_store_on(address: str) -> None:
+    """Let the store by which a group's workers find each other take connections at this address only; torch would listen everywhere."""
+    import torch.distributed  # noqa: F401 - brings the module below, which torch hides behind a function of its name
+
+    rendezvous = sys.modules["torch.distributed.rendezvous"]
+    if rendezvous.TCPStore.__name__ == "LocalStore":
+        return
+
+    class LocalStore(rendezvous.TCPStore):
+        def __init__(self, *args: Any, **options: Any):
+            if options.get("is_master"):
+                options["master_listen_fd"] = socket.create_server((address, options["port"])).detach()
+            super().__init__(*args, **options)
+
+    rendezvous.TCPStore = LocalStore
 
 
 def interface_of(address: str) -> str | None:

@@ -10,7 +10,7 @@ import sys
 import traceback
 from typing import Any
 
-from orchestrator import streams
+from orchestrator import faults, streams
 from orchestrator.records import LaneContext, TrialSpec
 from orchestrator.redaction import redact_text
 
@@ -118,7 +118,8 @@ def run_trial(runner, spec: TrialSpec, reporter, context: LaneContext) -> dict[s
     except Exception as error:  # the boundary between a user's trial and the lane: anything it raises is that trial's failure
         text = redact_text(traceback.format_exc())
         streams.tell(f"trial {spec.trial_id} failed\n{text}", sys.stderr)
-        return {"error": f"{type(error).__name__}: {error}", "traceback": text, "poisoned": is_poisoned(error)}
+        fault = faults.of(error)
+        return {"error": f"{type(error).__name__}: {error}", "fault": fault, "traceback": text, "poisoned": is_poisoned(error)}
     finally:
         gc.collect()
         if context.device.startswith("cuda"):

@@ -17,6 +17,7 @@ from orchestrator import config
 from orchestrator.broker import Broker
 from orchestrator.capacity import LanePlan, plan
 from orchestrator.cluster import ClusterInfo, connect, shutdown
+from orchestrator.cluster import lost as cluster_lost
 from orchestrator.errors import LaneError
 from orchestrator.lane_pool import Pool
 from orchestrator.records import TrialResult, TrialSpec
@@ -24,6 +25,9 @@ from orchestrator.records import TrialResult, TrialSpec
 __all__ = ["ClusterInfo", "LanePlan", "Lanes", "connect", "plan", "shutdown"]
 
 log = logging.getLogger(__name__)
+
+WATCH_S = 1.0
+"""How often it is looked whether the cluster lives."""
 
 
 class Lanes:
@@ -36,9 +40,13 @@ class Lanes:
         self._pending: dict[str, TrialSpec] = {}
         self._news = threading.Condition()
         self._gone: dict[int, str] = {}
+        self._started: set[str] = set()
         self._pool: Pool | None = None
         self.broken: str | None = None
-        """Why no trial can run any more; None while all is well."""
+        """Why no trial can run any more and how to go on; None while all is well."""
+        self.dead = False
+        """Whether the cluster itself is gone: nothing of it is asked any more."""
+        self._again = ""
         self.broker: Any = None
         self.broker_name = ""
         self.helpers: list[threading.Thread] = []
@@ -57,6 +65,7 @@ class Lanes:
 
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         self.plan = plan
+        self._again = f"`safebasin resume {experiment.output_place}` goes on from what is finished"
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.broker_name = f"safebasin-broker-{uuid.uuid4().hex[:8]}"
         actor = ray.remote(num_cpus=0, max_concurrency=10_000)(Broker)
@@ -65,6 +74,7 @@ class Lanes:
         self._pump_thread = threading.Thread(target=self._pump, name="safebasin-events", daemon=True)
         self._pump_thread.start()
         self._pool.start()
+        threading.Thread(target=self._watch_cluster, name="safebasin-cluster", daemon=True).start()
 
     def wait_ready(self, timeout: float = 300.0) -> int:
         """Wait until a lane is up; the number of lanes that are. Raises LaneError where none came up in `timeout` seconds."""
@@ -119,6 +129,10 @@ class Lanes:
         if self.broker is None:
             return
         self._pool.close()
+        if self.dead:
+            self._give_up("stopped with its lane")
+            self.broker = None
+            return
         try:
             ray.get(self.broker.close.remote())
             ray.get(self.broker.idle.remote(grace_s))
@@ -143,7 +157,7 @@ class Lanes:
         try:
             return ray.get(getattr(self.broker, method).remote(*args, **kwargs))
         except ray.exceptions.RayActorError as error:
-            self._give_up(f"the broker actor died ({type(error).__name__}); worker logs are in Ray's session folder")
+            self._give_up(self._lost(f"its broker died: {type(error).__name__}"))
             raise LaneError(self.broken) from error
 
     def _find(self, trial_id: str | None) -> int | None:
@@ -158,7 +172,7 @@ class Lanes:
             ray.kill(handle, no_restart=True)
 
     def _pump(self) -> None:
-        """Bring events from the broker into this process; if the broker dies, tell every waiting trial failed."""
+        """Bring events from the broker into this process; if the broker dies, no trial goes on."""
         import ray
 
         cursor = 0
@@ -167,7 +181,7 @@ class Lanes:
                 cursor, events = ray.get(self.broker.events.remote(cursor))
             except Exception as error:  # the actor or the whole cluster is gone; whatever the class, the answer is the same
                 if not self._pool.closing:
-                    self._give_up(f"the broker actor died ({type(error).__name__}: {error})")
+                    self._give_up(self._lost(f"its broker died: {type(error).__name__}"))
                 return
             with self._news:
                 for event in events:
@@ -181,21 +195,43 @@ class Lanes:
             self._pending.pop(result.trial_id, None)
             if result.state == "failed":  # the screen says it; the traceback is in the trial's result.json
                 log.debug("trial %s failed: %s\n%s", result.trial_id, result.error, result.facts.get("traceback", ""))
+        elif event["kind"] == "started":
+            self._started.add(event["trial_id"])
         elif event["kind"] == "lane_gone":
             self._gone[event["lane"]] = event["error"]
             if not self._pool.alive and not self._pool.closing:
-                self.broken = "every lane is gone: " + "; ".join(f"lane {lane}: {why}" for lane, why in sorted(self._gone.items()))
+                why = "; ".join(f"lane {lane}: {why}" for lane, why in sorted(self._gone.items()))
+                self.broken = f"every lane is gone: {why}; {self._again}"
         self._events.append(event)
 
     def _give_up(self, sentence: str) -> None:
-        """Tell every trial that waits failed (stopped, while closing), here in the driver: the broker cannot any more."""
+        """Every trial that waits is interrupted, here in the driver: the broker cannot tell any more. A resumed run takes them up."""
         with self._news:
             self.broken = self.broken or sentence
             for spec in list(self._pending.values()):
-                state = "stopped" if self._pool.closing else "failed"
-                result = TrialResult(spec.trial_id, spec.recipe, dict(spec.params), spec.seed, spec.phase, state, error=sentence)
+                facts = {"cancelled": True, "started": spec.trial_id in self._started}
+                result = TrialResult(spec.trial_id, spec.recipe, dict(spec.params), spec.seed, spec.phase, "stopped", error=sentence, facts=facts)
                 self._take_in({"kind": "finished", "time": time.time(), "trial_id": spec.trial_id, "result": result.to_dict()})
             self._news.notify_all()
+
+    def _lost(self, what: str) -> str:
+        """That the cluster is lost, in a sentence; waits a moment for the watch to see why."""
+        until = time.monotonic() + 2 * WATCH_S
+        while not self.dead and time.monotonic() < until:
+            time.sleep(0.1)
+        if self.broken and self.dead:
+            return self.broken
+        return f"the Ray cluster was lost ({what}); {self._again}. Worker logs are in Ray's session folder"
+
+    def _watch_cluster(self) -> None:
+        """Notice within seconds that the cluster died: Ray itself waits for a minute or longer, and then ends this process."""
+        while not self._pool.closing:
+            why = cluster_lost()
+            if why is not None and not self._pool.closing:
+                self.dead = True
+                self._give_up(f"the Ray cluster died ({why}); {self._again}")
+                return
+            time.sleep(WATCH_S)
 
     def _say(self, kind: str, sentence: str, **more: Any) -> None:
         with self._news:

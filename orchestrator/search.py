@@ -211,13 +211,13 @@ def run_search(
     watch = _Watch(lanes, search, stop_flag, experiment.search.time_budget_s, stop_grace_s)
     try:
         # Tune's own end (5-10 s of waiting for its processes) goes on in its thread; `Lanes.stop` waits for that.
-        _drain(lanes, on_event, lambda: not search.finished.is_set(), watch)
+        _drain(lanes, on_event, lambda: not search.finished.is_set() and not lanes.dead, watch)
     finally:
-        if not search.finished.is_set():  # on_event raised, or a second Ctrl-C: nothing may be left running
+        if not search.finished.is_set():  # on_event raised, a second Ctrl-C, or the cluster died: nothing may be left running
             search.closed.set()
             lanes.stop(grace_s=0.0)
-            thread.join(30.0)
-    if failure:
+            thread.join(1.0 if lanes.dead else 30.0)
+    if failure and not lanes.broken:
         raise failure[0]
     results = [result for trial in search.asked if (result := lanes.wait(trial, 0.0)) is not None and result.facts.get("started", True)]
     if lanes.broken and not watch.killed:

@@ -23,6 +23,8 @@ MAX_BYTES = 200 << 20
 """Of uploaded files together; Ray's own limit is near, and a model belongs on a hub or on shared storage."""
 FILES = "files"
 STOP_SECONDS = "90"
+CONNECT_S, ANSWER_S = 10.0, 300.0
+"""Seconds a job server may take to accept a connection, and to answer."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def _client(address: str | None, console: Any) -> Any:
         """Shows how far an upload is."""
 
         def _do_request(self, method: str, endpoint: str, *, data: bytes | None = None, **options: Any):
+            options.setdefault("timeout", (CONNECT_S, ANSWER_S))  # Ray itself would wait for ever
             if not data:
                 return super()._do_request(method, endpoint, data=data, **options)
             import io

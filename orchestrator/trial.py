@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config, data_report, data_tokens, evaluation, materials, models, seeds, templates, trained, trial_files
+from orchestrator import config, data_report, data_tokens, evaluation, faults, materials, models, seeds, templates, trained, trial_files
 from orchestrator.config import Experiment
 from orchestrator.errors import JudgeError, NonFiniteLossError, TrialError
 from orchestrator.evaluation import external, sequential, vllm_backend
@@ -79,7 +79,9 @@ def run(spec: TrialSpec, reporter: Reporter, context: LaneContext) -> TrialResul
     except Stopped as stop:
         result.state, result.error = "stopped", str(stop)
     except (NonFiniteLossError, JudgeError, FloatingPointError) as error:
-        result.state, result.error = "failed", f"{type(error).__name__}: {error}"
+        if faults.of(error) == "machine":  # a judge that cannot be reached: the lane says whether it is tried again
+            raise
+        result.state, result.error, result.fault = "failed", f"{type(error).__name__}: {error}", "trial"
     if result.error != STOPPED:
         files.end()
     if files.troubles:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import stat
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
+import orchestrator.cluster
 from orchestrator.errors import CapacityError, ConfigError, LaneError
 from orchestrator.lanes import connect, plan
 
@@ -46,6 +50,17 @@ def test_a_process_that_is_connected_stays_so(cluster, make_experiment):
     assert sum(node.get("CPU", 0) for node in again.nodes) == 3
 
 
+def test_a_cluster_of_ours_listens_on_loopback_and_its_folder_is_ours_alone(cluster, pair):
+    folder = orchestrator.cluster._folder.path
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and folder.stat().st_uid == os.getuid()
+    assert cluster.address.startswith("127.0.0.1:") and Path(cluster.log_dir).is_relative_to(folder)
+    watch = orchestrator.cluster._folder._watch.pid
+    processes = [p for p in psutil.Process().children(recursive=True) if p.pid != watch]
+    assert any(p.name() == "ray::RayTrainWorker" or "RayTrainWorker" in " ".join(p.cmdline()) for p in processes)
+    open_ = {f"{c.laddr.ip}:{c.laddr.port} of {p.name()}" for p in processes for c in p.net_connections("inet") if c.status == "LISTEN"}
+    assert open_ and not [one for one in open_ if not one.startswith(("127.", "::1", "::ffff:127."))], open_
+
+
 def test_the_ray_client_is_refused_with_the_way_out(make_experiment):
     with pytest.raises(ConfigError, match="ray job submit"):
         connect(make_experiment(ray={"address": "ray://head:10001"}).ray)
@@ -74,7 +89,8 @@ def test_an_exception_fails_its_trial_and_no_other(pair, make_spec):
     pair.submit(bad)
     pair.submit(good)
     failed = pair.wait(bad.trial_id, WAIT)
-    assert failed.state == "failed" and failed.error == "ValueError: this trial cannot work"
+    assert failed.state == "failed" and failed.error.startswith("ValueError: this trial cannot work (a defect of safebasin")
+    assert failed.fault == "safebasin"
     assert "do_raise" in failed.facts["traceback"]
     assert pair.wait(good.trial_id, WAIT).state == "complete"
 
@@ -124,6 +140,7 @@ def test_a_trial_that_kills_its_worker_every_time_is_told_failed(pair, make_spec
     pair.submit(deadly)
     result = pair.wait(deadly.trial_id, WAIT)
     assert result.state == "failed" and "died 2 times" in result.error and "ray.max_trial_failures=1" in result.error
+    assert result.fault == "machine"
     pair.submit(after)
     assert pair.wait(after.trial_id, WAIT).state == "complete", "a lane is left"
 
@@ -137,7 +154,7 @@ def test_two_workers_train_together_and_an_error_on_one_rank_hangs_nobody(start_
         result = lanes.wait(together.trial_id, WAIT)
         assert result.facts["total"] == 3.0 and (result.facts["world"], result.facts["rank"]) == (2, 0)
         failed = lanes.wait(broken.trial_id, WAIT)
-        assert failed.state == "failed" and failed.error == "RuntimeError: only rank 1 fails"
+        assert failed.state == "failed" and failed.error.startswith("RuntimeError: only rank 1 fails")
         # A fresh group goes on, though the lane may not lose a single worker: it left because it was asked to.
         assert lanes.wait(after.trial_id, WAIT).facts["total"] == 3.0
     finally:
@@ -167,17 +184,18 @@ def test_isolate_gives_every_trial_its_own_process_and_a_deaf_one_is_ended(start
     assert gone(pid), "the process of a trial that never reports was ended"
 
 
-def test_without_any_lane_left_every_trial_is_told_failed(start_lanes, make_spec):
+def test_without_any_lane_left_every_trial_waits_for_a_resumed_run(start_lanes, make_spec):
     lanes = start_lanes(runner="fakes:no_such_runner", ray={"lanes": 1, "max_failures": 0, "cpus_per_worker": 0.5})
     try:
         waiting = make_spec()
         lanes.submit(waiting)
         result = lanes.wait(waiting.trial_id, WAIT)
-        assert result.state == "failed" and "no lane is left" in result.error and "no_such_runner" in result.error
+        assert result.state == "stopped" and "no lane is left" in result.error and "no_such_runner" in result.error
+        assert result.facts == {"started": False, "cancelled": True}
         late = make_spec()
         lanes.submit(late)
-        assert lanes.wait(late.trial_id, 10).state == "failed"
-        with pytest.raises(LaneError, match="every lane is gone"):
+        assert lanes.wait(late.trial_id, 10).state == "stopped"
+        with pytest.raises(LaneError, match="every lane is gone.*safebasin resume"):
             lanes.wait_ready(5)
     finally:
         lanes.stop(1)

@@ -72,6 +72,7 @@ def test_an_interrupted_trial_goes_out_again_and_a_stale_group_is_refused():
 
     result = play(story)
     assert result["state"] == "failed" and "died 2 times" in result["error"]
+    assert result["fault"] == "machine" and "`safebasin resume` takes it up again" in result["error"]
 
 
 def test_an_error_on_one_of_two_ranks_sends_the_group_home_without_counting_a_death():
@@ -91,7 +92,53 @@ def test_an_error_on_one_of_two_ranks_sends_the_group_home_without_counting_a_de
         return await broker.wait("a")
 
     result = play(story)
-    assert result["state"] == "failed" and result["error"] == "ValueError: x"
+    assert result["state"] == "failed" and result["error"].startswith("ValueError: x (a defect of safebasin") and result["fault"] == "safebasin"
+
+
+def test_a_trial_whose_machine_failed_it_is_taken_up_by_another_lane():
+    full = {"error": "OSError: No space left on device", "fault": "machine", "traceback": "..."}
+
+    async def story(broker):
+        await broker.submit(spec("a"))
+        one, two = await broker.register(0, 1, 1, "h", []), await broker.register(1, 1, 2, "h", [])
+        await broker.take(0, one, 0, 0)
+        assert await broker.done(0, one, 0, full) == "next"
+        assert await broker.take(0, one, 0, 1, 0.01) == ("idle", None), "the other lane is up"
+        again = (await broker.take(1, two, 0, 0))[1]
+        assert again.trial_id == "a" and again.attempt == 1
+        assert await broker.done(1, two, 0, full) == "next"
+        events = (await broker.events(0))[1]
+        return await broker.wait("a"), [event.get("error") for event in events if event["kind"] == "interrupted"]
+
+    result, told = play(story)
+    assert result["state"] == "failed" and result["fault"] == "machine" and result["facts"]["traceback"] == "..."
+    assert "failed 2 times, the last time with OSError: No space left" in result["error"] and told == [full["error"]] * 2
+
+
+def test_the_only_lane_takes_a_trial_up_again_itself():
+    async def story(broker):
+        await broker.lane_gone(1, "gone")
+        await broker.submit(spec("a"))
+        one = await broker.register(0, 1, 1, "h", [])
+        await broker.take(0, one, 0, 0)
+        await broker.done(0, one, 0, {"error": "OSError: x", "fault": "machine"})
+        return (await broker.take(0, one, 0, 1))[1].attempt
+
+    assert play(story) == 1
+
+
+def test_events_that_were_taken_are_forgotten():
+    async def story(broker):
+        for name in "abc":
+            await broker.submit(spec(name))
+            token = await broker.register(0, 1, 1, "h", [])
+        cursor, first = await broker.events(0)
+        await broker.register(1, 1, 1, "h", [])
+        again, then = await broker.events(cursor)
+        return len(first), again - cursor, len(then), len(broker._events), await broker.events(again, 0.01), token
+
+    first, more, then, held, none, _ = play(story)
+    assert (first, more, then, held, none) == (3, 1, 1, 1, (4, []))
 
 
 @pytest.mark.parametrize(("why", "machines"), [("died", []), ("died", ["10.0.0.2"])])
@@ -134,9 +181,10 @@ def test_a_lane_given_up_leaves_its_trial_to_another_and_the_last_one_tells_all(
         assert (again.trial_id, again.attempt) == ("a", 1)
         assert await broker.lane_gone(1, "also dead")
         await broker.submit(spec("d"))
-        return {name: (await broker.wait(name))["state"] for name in "abcd"}
+        results = [await broker.wait(name) for name in "abcd"]
+        return [(result["state"], result["fault"]) for result in results]
 
-    assert play(story) == {"a": "failed", "b": "complete", "c": "failed", "d": "failed"}
+    assert play(story) == [("failed", "machine"), ("complete", None), ("stopped", None), ("stopped", None)], "a resumed run takes all of them up"
 
 
 def test_a_machine_that_left_costs_a_trial_nothing_and_its_lane_nothing():
