@@ -10,10 +10,14 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 # Two test processes, a file each at a time, the longest files first: waiting for clusters to start overlaps with computing.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
-FAST := tests/contract tests/unit
+FAST := tests/contract tests/unit tests/fuzz
 SLOW := tests/e2e/test_main_job.py tests/ray tests/e2e/test_resume.py tests/e2e/test_bad_input.py
 
-.PHONY: demo test check install clean
+# `make fuzz`: so many mutations of configs, texts, overrides and data files per test; SEED tries others.
+EXAMPLES ?= 5000
+SEED ?= 0
+
+.PHONY: demo test check fuzz install clean
 
 demo: $(STAMP)
 	$(BIN)/safebasin run output.overwrite=true
@@ -25,6 +29,9 @@ test: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(FAST)
+
+fuzz: $(STAMP)
+	SAFEBASIN_FUZZ_EXAMPLES=$(EXAMPLES) SAFEBASIN_FUZZ_SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load --timeout 7200 tests/fuzz
 
 install: $(STAMP)
 

@@ -20,6 +20,22 @@ Made from the code by `python -m orchestrator.config_docs`. `safebasin config-sc
 `safebasin run -c job.yaml search.trials=60 safety.limits.max_degradation=0.03`. Unknown keys are
 refused, with the nearest ones named. Knobs of strategies stand in [Strategies](strategies.md); `${name}` stands for a variable of
 the file or the environment.
+
+## How it is read
+
+A file is YAML (UTF-8, at most 300 kB) in which nothing is read as something else than it looks like: a key that stands twice, a number with a
+leading zero, `yes` where a number is wanted, `2024` or `no` where a text is (put it in quotes), `.inf` and `.nan` are refused, and so are tags and
+keys that are no texts. `3e-4` is a number; dates and `1:30` are texts. Bounds of numbers catch slips of the pen; seeds are 0 to 2147483647.
+
+On the command line a value whose type is `text`, or one of several words, is taken letter by letter: in
+`'model.system_prompt=Ticket #1: yes'` nothing needs quotes beside the shell's. `null`, or nothing after the `=`, is null where the type says
+`or null`. Every other value is YAML, without comments: `'safety.judge={name: refusal, list: xstest}'`, `search.trials=3`; a text inside such a
+value, or below `deepspeed`, `search.space` or a judge's options, wants quotes of its own where it holds signs of YAML.
+
+Paths start from the file's folder or from here; `~` is the home folder, in `output.dir` too. A text that names nothing there is taken for what else
+the key allows (a hub id, a data set, a template). `deepspeed` may be a file of Hugging Face's: `auto` then means what `training` says, or, for
+sizes of buffers, DeepSpeed's default; any other `auto`, and a scheduler, are refused by name. A chat template is tried in a small process first, with
+5 s and 1 GiB: one that is broken, has no end or leaves out what was said is refused.
 """
 
 
