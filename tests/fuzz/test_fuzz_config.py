@@ -100,7 +100,7 @@ def places(tmp_path_factory):
     words = tiny_llama.WORDS
     rows = [{"prompt": f"{words[i]} {words[i + 1]} {words[i + 2]}", "response": words[i + 3]} for i in range(24)]
     (where / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    safe = [{"prompt": f"{words[i + 2]} {words[i]}", "response": words[-1]} for i in range(12)]
+    safe = [{"prompt": f"{words[i + 2]} {words[i]}", "response": "I am sorry, I cannot help with that."} for i in range(12)]
     (where / "safe.jsonl").write_text("".join(json.dumps(row) + "\n" for row in safe))
     (where / "asked.txt").write_text("\n".join(f"{words[i + 4]} {words[i + 9]} {words[i]}" for i in range(12)))
     (where / "ds.json").write_text('{"zero_optimization": {"stage": 1}}')
