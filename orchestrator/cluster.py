@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import cluster_reach, cluster_start, config
+from orchestrator import cluster_reach, cluster_start, config, streams
 from orchestrator.cluster_folder import Folder
 from orchestrator.errors import ConfigError
 
 OBJECT_STORE_BYTES = 200 * 1024**2
 """Only specs and results pass through it; models never do."""
 
+
+log = logging.getLogger(__name__)
 
 GONE_S = 30.0
 """A head that takes no connection for so long is gone; Ray would end this process after a minute."""
@@ -56,7 +58,7 @@ class Machine:
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    streams.tell(line, sys.stderr)
 
 
 def connect(settings: config.Ray, say: Callable[[str], None] = _print) -> ClusterInfo:
@@ -103,6 +105,7 @@ def _init(ray, address: str, extra: dict[str, Any], say: Callable[[str], None]) 
             os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     elif not installed and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         options["runtime_env"] = {"py_modules": [str(Path(root) / name) for name in ("orchestrator", "strategies", "search_spaces")]}
+    _shorten_errors(ray)
     try:
         with _own_signals():
             if address == "local":
@@ -116,6 +119,25 @@ def _init(ray, address: str, extra: dict[str, Any], say: Callable[[str], None]) 
         where = "start a cluster on this machine" if address == "local" else f"join the Ray cluster at {address!r}"
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"could not {where}: {said}; see ray.address and ray.init_kwargs (RAY_ADDRESS is read too)") from error
+
+
+def _shorten_errors(ray) -> None:
+    """Ray prints what its machines report, with pages of their logs. Of such a report the first line is shown; that a raylet ended we say."""
+    worker = ray._private.worker
+    show = worker.print_to_stdstream
+    if show.__name__ == "brief":
+        return
+
+    def brief(data: dict[str, Any], ignore_prefix: bool) -> None:
+        text = "\n".join(str(line) for line in data.get("lines", []))
+        if data.get("pid") != "raylet":
+            show(data, ignore_prefix)
+        elif text.startswith("Raylet is terminated"):
+            log.debug("%s", text)
+        else:
+            show(data | {"lines": [text.strip().partition("\n")[0][:300]]}, ignore_prefix)
+
+    worker.print_to_stdstream = brief
 
 
 def _resolved(ray, address: str) -> str:
@@ -189,3 +211,22 @@ def free() -> list[dict[str, float]]:
     import ray
 
     return list(ray._private.state.available_resources_per_node().values())
+
+
+def free_orphans() -> int:
+    """Remove placement groups of this job whose maker, an actor of Train, is dead: where the start of a group fails, Train leaves its own
+    behind, and it would hold CPUs and GPUs for as long as this process lives. Returns how many there were."""
+    import ray
+    from ray.core.generated import gcs_pb2
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    job, data, removed = ray.get_runtime_context().get_job_id(), gcs_pb2.PlacementGroupTableData, 0
+    for found in map(data.FromString, accessor.get_placement_group_table()):
+        if found.state == data.REMOVED or found.creator_job_id.hex() != job or not found.creator_actor_id:
+            continue
+        info = accessor.get_actor_info(ray.ActorID(found.creator_actor_id))
+        if info is None or gcs_pb2.ActorTableData.FromString(info).state == gcs_pb2.ActorTableData.DEAD:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(found.placement_group_id)))
+            removed += 1
+    return removed

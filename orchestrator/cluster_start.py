@@ -145,7 +145,8 @@ def _quiet(folder: Folder) -> Iterator[int | None]:
 
 
 def _print(out: int, line: str) -> None:
-    os.write(out, f"{line}\n".encode())
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        os.write(out, f"{line}\n".encode())
 
 
 def _reason(error: BaseException) -> str:

@@ -120,6 +120,8 @@ class Pool:
                 return
         except Exception as error:  # the boundary of this thread: whatever ends it, the lane is gone and its trial must be told
             sentence = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(Exception):  # with the cluster gone there is nothing to free
+            cluster.free_orphans()
         with self._changing:
             self.alive.discard(lane)
         if not self._stopping.is_set():
@@ -142,6 +144,7 @@ class Pool:
                 ray.get(self._broker.take_deaths.remote(lane))
                 deaths = 0
             except ray.train.TrainingFailedError as error:
+                cluster.free_orphans()
                 # Train counts more as failures than we do: exits we asked for, and machines that left.
                 reason = str(error).strip().splitlines()[-1]
                 deaths += ray.get(self._broker.take_deaths.remote(lane))
@@ -178,10 +181,13 @@ class Pool:
         from orchestrator.lane_control import LaneControl, NodeInterface
 
         class Trainer(TorchTrainer):
-            """Without the actor that hands out Ray Data sets: lanes read rows themselves, and it is a process more for every group."""
+            """Without two actors: that which hands out Ray Data sets (lanes read rows themselves), and that which removes the placement group
+            of a controller that was killed (`cluster.free_orphans` does; Train's is detached, asks Ray's dashboard, and stays for ever where
+            there is none). Each is a process more for every group."""
 
             def _create_default_callbacks(self):
-                return [one for one in super()._create_default_callbacks() if type(one).__name__ != "DatasetsCallback"]
+                left_out = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+                return [one for one in super()._create_default_callbacks() if type(one).__name__ not in left_out]
 
         experiment, plan = self._experiment, self._plan
         use_gpu = experiment.ray.use_gpu

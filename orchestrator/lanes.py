@@ -6,6 +6,7 @@ process start, no imports and no process-group set-up. How many there are, and w
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 from orchestrator import config
 from orchestrator.broker import Broker
 from orchestrator.capacity import LanePlan, plan
-from orchestrator.cluster import ClusterInfo, connect, shutdown
+from orchestrator.cluster import ClusterInfo, connect, free_orphans, shutdown
 from orchestrator.cluster import lost as cluster_lost
 from orchestrator.errors import LaneError
 from orchestrator.lane_pool import Pool
@@ -145,11 +146,21 @@ class Lanes:
         for thread in self.helpers:
             thread.join(30.0)
         ray.kill(self.broker, no_restart=True)
+        self._free()
         self._pump_thread.join(10.0)
         self._give_up("stopped with its lane")
         self.broker = None
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _free(self) -> None:
+        """Placement groups of controllers that were killed; the cluster learns of their death a moment later."""
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError, RuntimeError):  # with the cluster gone there is nothing to free
+            for _ in range(3):
+                free_orphans()
+                time.sleep(0.2)
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         import ray

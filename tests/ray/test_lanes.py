@@ -161,6 +161,35 @@ def test_two_workers_train_together_and_an_error_on_one_rank_hangs_nobody(start_
         lanes.stop(5)
 
 
+def test_a_placement_group_whose_maker_is_dead_is_removed_and_no_other(cluster, pair):
+    import ray
+    from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+
+    @ray.remote(num_cpus=0)
+    class Maker:
+        def make(self):
+            made = placement_group([{"CPU": 0.01}])
+            ray.get(made.ready())
+            return made.id.hex(), placement_group([{"CPU": 999}]).id.hex()  # one that is held, one that waits
+
+    def states():
+        return {key: one["state"] for key, one in placement_group_table().items()}
+
+    own = placement_group([{"CPU": 0.01}])
+    maker = Maker.remote()
+    orphans = ray.get(maker.make.remote())
+    before = states()
+    orchestrator.cluster.free_orphans()
+    assert states() == before, "its maker lives"
+    ray.kill(maker)
+    until = time.monotonic() + 10
+    while any(states()[one] != "REMOVED" for one in orphans) and time.monotonic() < until:
+        orchestrator.cluster.free_orphans()
+        time.sleep(0.1)
+    assert {key for key, state in states().items() if state != before[key]} == set(orphans)
+    remove_placement_group(own)
+
+
 def test_isolate_gives_every_trial_its_own_process_and_a_deaf_one_is_ended(start_lanes, make_spec):
     lanes = start_lanes(ray={"isolate": True, "lanes": 1, "cpus_per_worker": 0.5})
     try:
