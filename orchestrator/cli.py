@@ -14,9 +14,10 @@ import sys
 from typing import Annotated
 
 import typer
+import typer.completion
 from typer.core import TyperGroup
 
-from orchestrator import __version__, cli_models, crash, streams, texts
+from orchestrator import __version__, cli_models, completion, crash, streams, texts
 
 
 class _Verbs(TyperGroup):
@@ -25,6 +26,8 @@ class _Verbs(TyperGroup):
     def invoke(self, ctx):
         return crash.carry(lambda: super(_Verbs, self).invoke(ctx))
 
+
+typer.completion.install = completion.install  # Typer's own rewrites the user's shell files
 
 app = typer.Typer(
     name="safebasin",

@@ -32,7 +32,7 @@ DOORS = {
 # a module may import those of its own level or lower
 LEVELS = (
     {"cli", "__main__"},
-    {"doctor", "listing", "submit", "render", "locating", "cli_models", "config_docs"},
+    {"completion", "doctor", "listing", "submit", "render", "locating", "cli_models", "config_docs"},
     {"comparing"},
     {"evaluating", "evaluating_report", "basin", "basin_report"},
     {"page"},
