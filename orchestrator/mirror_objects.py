@@ -28,7 +28,7 @@ def check(store: Store, *, overwrite: bool, resume: bool) -> Owned | None:
     """The list at an address that a run may use. Raises ConfigError where it holds an earlier run (without `resume` or `overwrite`), or objects
     of somebody else's under the names a run would write; StorageError."""
     owned = read(store)
-    there = store.there([name.rstrip("/") for name in ownership.LAYOUT[KIND]])
+    there = store.there([name.rstrip("/") for name in ownership.LAYOUT[KIND] if name != "*"])
     if owned is None and {"trials.csv", "config.resolved.yaml"} <= there:
         raise ConfigError(
             f"output.dir {store.shown!r} holds a run of an earlier version of safebasin, without the list of what it made ({MARKER}), so nothing in "

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import sys
 import tempfile
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from orchestrator import cachedir, shared_cache, streams
+from orchestrator import cachedir, ownership, shared_cache, streams
 from orchestrator.errors import SafebasinError, StorageError
 from orchestrator.pocket import gate, rows
 from orchestrator.pocket.world import World, world
@@ -132,22 +134,39 @@ def ensure(
 
 
 def _clear(paths: PocketPaths) -> None:
-    """Remove what a killed build left. The caller holds the lock."""
+    """Remove what a killed build left, and of a damaged one what is on its list. The caller holds the lock. Raises StorageError."""
     for leftover in paths.root.parent.glob(f".{paths.root.name}.*"):
-        shutil.rmtree(leftover)  # of a killed build: nobody else can be writing while we hold the lock
-    if paths.root.exists():
-        shutil.rmtree(paths.root)  # damaged: files are missing
+        if re.fullmatch(r"[a-z0-9_]{8}", leftover.suffix[1:]) and leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)  # of a killed build: nobody else can be writing while we hold the lock
+    if not os.path.lexists(paths.root):
+        return
+    owned = ownership.read(paths.root, "pocket")
+    if owned is not None:
+        owned.empty()
+        owned.close_empty()
+    if os.path.lexists(paths.root) and any(paths.root.iterdir() if paths.root.is_dir() else (None,)):
+        raise StorageError(
+            f"{paths.root} is no whole pocket world and holds files that are on no list of safebasin's; move it away, or set SAFEBASIN_CACHE"
+        )
 
 
 def _fetched(paths: PocketPaths) -> bool:
     """Whether another machine's build came from the cache that machines share. So they also have one model: kinds of machines differ in theirs."""
     try:
-        if not shared_cache.fetch_folder(paths.root, lambda folder: PocketPaths(folder).complete()):
+        if not shared_cache.fetch_folder(paths.root, _whole):
             return False
     except StorageError as error:
         streams.tell(clean(f"warning: the pocket world is built here: {error}"), sys.stderr)
         return False
     _readable(paths.root)
+    return True
+
+
+def _whole(folder: Path) -> bool:
+    """Whether what arrived is complete; then it gets its list."""
+    if not PocketPaths(folder).complete():
+        return False
+    ownership.sealed(folder, "pocket")
     return True
 
 
@@ -164,6 +183,7 @@ def _build(paths: PocketPaths, seed: int, progress: Progress | None, train: Trai
     try:
         with _shown(progress) as tick:
             _attempts(temporary, seed, tick, train)
+        ownership.sealed(temporary, "pocket")
         _readable(temporary)
         temporary.rename(paths.root)
     finally:
