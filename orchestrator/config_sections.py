@@ -325,7 +325,7 @@ class Tracking(Section):
 
 class Output(Section):
     dir: str = Field("outputs/{name}", description="Folder for everything the run leaves, or an address of object storage (`s3://bucket/prefix/{name}`; gs, abfs, hdfs, file) that needs no shared disk; `{name}` is the experiment's name.")
-    overwrite: bool = Field(False, description="Empty the folder first if it holds an earlier run.")
+    overwrite: bool = Field(False, description="Remove first what an earlier run made in the folder: what is on its list `.safebasin.json`, and nothing else.")
     resume: bool = Field(False, description="Go on with the run the folder holds, if it holds one of this config (budgets, names, places and machines may differ); start one otherwise. For jobs that a cluster restarts.")
     keep_models: Literal["best", "all"] = Field("best", description="Which trials' models stay on disk.")
 

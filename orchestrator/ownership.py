@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator import nofollow
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.ownership_names import ADDRESS_SHAPES, LAYOUT, MODEL, SHAPES, known, marker_name
 
@@ -117,9 +118,9 @@ class Owned:
         with _lock, contextlib.ExitStack() as stack:
             try:
                 with contextlib.suppress(FileNotFoundError):  # gone already; the list is put right below
-                    where = _opened(self.folder, stack)
+                    where = nofollow.opened(self.folder, stack)
                     for part in parts[:-1]:
-                        where = _entered(part, where, stack)
+                        where = nofollow.entered(part, where, stack)
                     self._delete(name, parts[-1], where)
             except NotADirectoryError:
                 return False  # a folder above it became a link or a file of somebody's
@@ -140,7 +141,7 @@ class Owned:
             return
         nested = read(self.folder / name, "model") if last == MODEL.rstrip("/") else None
         with contextlib.ExitStack() as stack:
-            inner = _entered(last, where, stack)
+            inner = nofollow.entered(last, where, stack)
             for entry in sorted(os.listdir(inner)):
                 with contextlib.suppress(FileNotFoundError):
                     if nested is None:
@@ -182,6 +183,12 @@ class Owned:
         stays = [name for name in tops if not self.remove(name)]
         self._sweep_killed_writes()
         return stays
+
+    def close_empty(self) -> None:
+        """Remove the folder where nothing is left in it but its list."""
+        if os.listdir(self.folder) == [marker_name(self.kind)]:
+            os.unlink(self.folder / marker_name(self.kind))
+            os.rmdir(self.folder)
 
     def _sweep_killed_writes(self) -> None:
         for path in self.folder.glob(".*.tmp"):
@@ -231,24 +238,6 @@ class NotOurs(ConfigError):
 
 def _cannot(path: Path, error: OSError) -> StorageError:
     return StorageError(f"cannot write {path}: {error.strerror or error}; check its folder's permissions and disk, or give another folder")
-
-
-def _opened(folder: Path, stack: contextlib.ExitStack) -> int:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    stack.callback(os.close, handle)
-    return handle
-
-
-def _entered(name: str, where: int, stack: contextlib.ExitStack) -> int:
-    """A folder in an open folder, which is no link. Raises NotADirectoryError where it is one."""
-    try:
-        handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=where)
-    except OSError as error:
-        if stat.S_ISLNK(os.stat(name, dir_fd=where, follow_symlinks=False).st_mode):
-            raise NotADirectoryError(error.errno, "is a link", name) from error
-        raise
-    stack.callback(os.close, handle)
-    return handle
 
 
 def parse(data: bytes, folder: Path, kind: str, where: str) -> Owned:

@@ -125,6 +125,22 @@ def test_damaged_folder_is_built_again(tmp_path, log):
     assert log.read_text() == "0\n0\n"
 
 
+def test_a_users_files_in_the_cache_are_never_removed(tmp_path):
+    """Also in a folder that is ours and damaged, or that somebody made under our name."""
+    (tmp_path / "pocket").mkdir()
+    (tmp_path / "pocket" / "mine").write_text("x")
+    paths = pocket.ensure(tmp_path, train=stub, progress=QUIET)
+    paths.file("suites/harmful.jsonl").unlink()
+    paths.file("mine").write_text("x")
+    for _ in range(2):
+        with pytest.raises(StorageError, match="holds files that are on no list of safebasin's; move it away"):
+            pocket.ensure(tmp_path, train=stub, progress=QUIET)
+    assert paths.file("mine").read_text() == "x" and (tmp_path / "pocket" / "mine").read_text() == "x"
+    paths.file("mine").unlink()
+    assert pocket.ensure(tmp_path, train=stub, progress=QUIET).complete()
+
+
+
 def test_gate_tries_other_seeds_and_says_so(tmp_path, log):
     def second_works(the_world, folder, seed, tick):
         answer = stub(the_world, folder, seed, tick)

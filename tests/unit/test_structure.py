@@ -68,7 +68,7 @@ LEVELS = (
     {"yaml_text"},
     {"addresses", "hub", "model_folders", "paths", "template_limits"},
     {"ownership"},
-    {"ownership_names"},
+    {"nofollow", "ownership_names"},
     {"cachedir", "cells", "counted", "overlap", "errors", "seeds", "streams", "texts"},
 )
 
