@@ -125,7 +125,7 @@ def test_damaged_folder_is_built_again(tmp_path, log):
     assert log.read_text() == "0\n0\n"
 
 
-def test_a_users_files_in_the_cache_are_never_removed(tmp_path):
+def test_a_users_files_in_the_cache_are_never_removed(tmp_path, log):
     """Also in a folder that is ours and damaged, or that somebody made under our name."""
     (tmp_path / "pocket").mkdir()
     (tmp_path / "pocket" / "mine").write_text("x")
