@@ -5,7 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import tiny_llama
 import torch
+from safetensors.torch import save_file
 
 from orchestrator import checks, config, doctor, memory
 from orchestrator.errors import ConfigError
@@ -17,13 +19,14 @@ FULL = memory.Parameters(trained=LLAMA_8B, frozen=0, bytes_each=2, largest=12825
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    """A folder that says what Llama 3.1 8B is and holds not one weight."""
+    """A folder that says what Llama 3.1 8B is and holds one number."""
     from transformers import LlamaConfig
 
     folder = tmp_path_factory.mktemp("llama")
     sizes = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
     LlamaConfig(**sizes, num_attention_heads=32, num_key_value_heads=8, dtype="bfloat16").save_pretrained(folder)
-    (folder / "model.safetensors").touch()
+    save_file({"lm_head.weight": torch.zeros(1)}, folder / "model.safetensors")  # sizes are read off the config
+    tiny_llama.tokenizer().save_pretrained(folder)
     return folder
 
 

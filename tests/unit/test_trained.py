@@ -88,7 +88,7 @@ def test_a_recipe_in_which_every_method_trains_keeps_nothing(folder, unaligned, 
 
 
 def test_a_training_that_failed_is_not_kept(folder, unaligned, tmp_path):  # noqa: F811
-    result, _ = run(searched(folder, unaligned, max_grad_norm=0), tmp_path, "t1", learning_rate=1e30)
+    result, _ = run(searched(folder, unaligned, max_grad_norm=0, weight_decay=10.0), tmp_path, "t1", learning_rate=10.0)
     assert result.state == "failed" and not (tmp_path / "trained").exists()
 
 

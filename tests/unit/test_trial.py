@@ -109,7 +109,7 @@ def test_a_stop_on_request_is_a_stopped_trial_without_figures(folder, tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_fails_the_trial_and_names_the_remedy(folder, tmp_path):
-    result = trial.run(spec_of(experiment(folder, max_grad_norm=0), tmp_path, learning_rate=1e30), Recorder(), LaneContext())
+    result = trial.run(spec_of(experiment(folder, max_grad_norm=0, weight_decay=10.0), tmp_path, learning_rate=10.0), Recorder(), LaneContext())
     assert result.state == "failed" and "learning_rate" in result.error
 
 
