@@ -112,6 +112,7 @@ def check_combinations(experiment: Experiment) -> None:
             "leave search.storage out: the study then lies with the results"
         )
     check_generation(experiment)
+    checks_settings.check_database(experiment)
     if training.engine == "plain" and experiment.ray.num_workers > 1:
         raise ConfigError(f"training.engine=plain trains on one worker, but ray.num_workers={experiment.ray.num_workers}; use deepspeed")
     if experiment.search.sampler == "nsga2" and experiment.monitor.actions - {"log"}:

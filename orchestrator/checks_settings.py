@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from orchestrator.config import Escalation, Experiment, recipe_items
-from orchestrator.errors import ConfigError, ModelError, UnknownNameError
+from orchestrator.errors import ConfigError, ModelError, UnknownNameError, brief
 
 
 def check_attention(experiment: Experiment) -> None:
@@ -36,6 +37,21 @@ def check_escalation(experiment: Experiment) -> None:
             strategies.recipe.build([], [(name, knobs)])
         except StrategyError as error:
             raise ConfigError(f"monitor.on_breach.add: {error}") from None
+
+
+def check_database(experiment: Experiment) -> None:
+    """MLflow's sqlite file lies where MLflow finds it: it reads `%20`, `#` and `?` in a path as parts of an address, waits two minutes for a
+    folder of another name, or writes into one. Raises ConfigError."""
+    from orchestrator import tracking
+
+    if not experiment.tracking.enabled:
+        return
+    uri = tracking.resolve_uri(experiment, experiment.output_dir)
+    named = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    where = uri.removeprefix("sqlite:///").partition("?" if named else "\0")[0]
+    if uri.startswith("sqlite:///") and (odd := next((sign for sign in "%#?" if sign in where), None)) is not None:
+        remedy = "correct tracking.uri" if named else "name output.dir below a folder without it, or set tracking.uri"
+        raise ConfigError(f"MLflow's database would be {brief(where)}, and MLflow reads {odd} in a path as a sign of an address; {remedy}")
 
 
 def idle_monitor(experiment: Experiment) -> list[str]:

@@ -22,6 +22,14 @@ SECONDS = 10**8
 """Three years."""
 
 
+def _place(text: str, key: str) -> str:
+    """`paths.folder_name` as pydantic wants it. Raises ValueError."""
+    try:
+        return paths.folder_name(text, key)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
 class Section(BaseModel):
     """A block of the config: frozen, unknown keys refused."""
 
@@ -207,6 +215,12 @@ class Search(Section):
         return value
 
 
+    @field_validator("storage")
+    @classmethod
+    def _file(cls, value: str | None) -> str | None:
+        return None if value is None else _place(value, "search.storage")
+
+
 class Training(Section):
     learning_rate: float = Field(2e-3, gt=0, le=10, description="Peak rate of AdamW; the centre of the searched range.")
     per_device_train_batch_size: int = Field(16, gt=0, le=100_000, description="Rows per worker and micro-batch.")
@@ -334,10 +348,7 @@ class Output(Section):
     def _folder(cls, value: str) -> str:
         if addresses.is_address(value):
             return addresses.checked(value)
-        try:
-            made = paths.folder_name(value, "output.dir")
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
+        made = _place(value, "output.dir")
         odd = next((found for found in re.findall(r"(?<!\$)\{(\w*)\}", made) if found != "name"), None)
         if odd is not None:
             raise ValueError(f"{{{odd}}} stands for nothing here; only {{name}} is replaced, and ${{variable}} is")

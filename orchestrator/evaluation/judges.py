@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from orchestrator.errors import ConfigError, UnknownNameError
+import pydantic
+
+from orchestrator import field_kinds
+from orchestrator.errors import ConfigError, UnknownNameError, brief
 from orchestrator.evaluation.classifiers import ClassifierJudge
 from orchestrator.evaluation.llm_judge import EndpointJudge
 from orchestrator.evaluation.refusals import PHRASES, RefusalJudge, fold
@@ -133,18 +137,41 @@ def get_judge(name: str, **options: Any) -> Judge:
     for option in options:
         if option not in known:
             raise UnknownNameError(f"option of the judge {name!r}", option, known or ["(it has none)"])
+    options = {option: _option(name, option, value) for option, value in options.items()}
     try:
         return JUDGES[name](**options)
     except TypeError as error:  # an option that is missing, or of a type its constructor cannot compare
         raise ConfigError(f"safety.judge: the judge {name!r} cannot be made of {options}: {error}") from error
 
 
+LARGEST = 1_000_000
+"""Bound of a judge's numbers (seconds, tokens, requests, prices): it catches slips of the pen."""
+
+
+def _option(name: str, option: str, value: Any) -> Any:
+    """The value of an option as its constructor's annotation wants it. Raises ConfigError for another kind, and for numbers nobody means."""
+    where = f"safety.judge: {option}={brief(value)} of the judge {name!r}"
+    if option == "judges":
+        return value  # settings of judges, each looked at when it is made
+    hint = typing.get_type_hints(JUDGES[name].__init__).get(option, Any)
+    adapter = pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(allow_inf_nan=False))
+    try:
+        made = adapter.validate_python(field_kinds.checked(hint, value, empty=True))
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{where}: {error.errors()[0]['msg']}") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if isinstance(made, int | float) and not isinstance(made, bool) and not 0 <= made <= LARGEST:
+        raise ConfigError(f"{where} is not between 0 and {LARGEST:,}")
+    return made
+
+
 def from_setting(setting: Setting) -> Judge:
     """The judge of a config, the same object for the same setting within a process: models are loaded once, costs are added up."""
     if isinstance(setting, str):
         setting = {"name": setting}
-    if not isinstance(setting.get("name"), str):
-        raise ConfigError(f"safety.judge: {dict(setting)} names no judge; write a name or {{name: ..., option: ...}}")
+    if not isinstance(setting, Mapping) or not isinstance(setting.get("name"), str):
+        raise ConfigError(f"safety.judge: {brief(setting)} names no judge; write a name or {{name: ..., option: ...}}")
     return _made(json.dumps(dict(setting), sort_keys=True, default=str))
 
 

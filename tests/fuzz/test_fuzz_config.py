@@ -82,7 +82,8 @@ ODD = [
     {"choices": [[1]]}, {"type": "int", "low": 0.5, "high": 1e300}, {"step": 0, "low": 0, "high": 1}, {"add": "nope"}, {"add": {}}, {1: 2}, {None: 1},
     {"x" * 300: 1}, ("a",), b"a", {"stage": "auto"}, {"enabled": "auto"}, {"device": "nvme"}, [{"name": "a", "data": "b"}] * 3,
     [{"name": "a", "data": "helm_safety", "attack": ["direct", "nope"]}], [{"name": "a", "data": "pocket:harmful", "attack": [3]}],
-    {"messages": 3}, {"password": "hunter2"},
+    {"messages": 3}, {"password": "hunter2"}, {"name": "llm", "model": "x", "timeout": "x"}, {"name": "refusal", "phrases": [3]},
+    {"name": "majority", "judges": [{"name": "refusal"}, 3]}, {"name": "hf_classifier", "model": "x" * 300, "template": "y" * 300},
 ]  # fmt: skip
 VALUES = st.one_of(
     st.sampled_from(ODD), st.sampled_from(WORDS), st.integers(), st.floats(), st.text(max_size=40),

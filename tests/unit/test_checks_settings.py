@@ -136,3 +136,33 @@ def test_adapters_that_fit(tiny):
     searched = {"model": {"model_name_or_path": tiny}, "recipes": [["lora"]], "search": {"space": {"lora.lora_r": {"choices": [4, 5000]}}}}
     with pytest.raises(ConfigError, match="lora.lora_r=5000"):
         checks_settings.check_adapters(config.from_dict(searched))
+
+
+@pytest.mark.parametrize(("setting", "expected"), [
+    ({"name": "refusal", "phrases": [3]}, "phrases=\\[3\\] of the judge 'refusal'"),
+    ({"name": "refusal", "window": True}, "a number is wanted"),
+    ({"name": "llm", "model": "x", "timeout": "soon"}, "a number is wanted"),
+    ({"name": "llm", "model": "x", "timeout": float("inf")}, "finite"),
+    ({"name": "llm", "model": 3}, "a text is wanted"),
+    ({"name": "llm", "model": "x", "concurrency": 10**9}, "not between 0 and 1,000,000"),
+    ({"name": "llm", "model": "x", "rubric": "y" * 300}, "a rubric is a text"),
+    ({"name": "hf_classifier", "model": "x", "threshold": True}, "a number is wanted"),
+    ({"name": "majority", "judges": 3}, "cannot be made of"),
+    ({"name": "majority", "judges": [3, 4]}, "3 names no judge"),
+])  # fmt: skip
+def test_options_of_judges_are_of_their_kind(setting, expected):
+    from orchestrator.evaluation import judges
+
+    with pytest.raises(ConfigError, match=expected):
+        judges.from_setting(setting)
+
+
+@pytest.mark.parametrize("name", ["a%20b", "try #2", "a?b"])
+def test_mlflows_database_is_not_put_where_mlflow_looks_elsewhere(tmp_path, monkeypatch, name):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    checks_settings.check_database(config.load(None, [f"output.dir={tmp_path}/{name}"]))  # the database lies beside the folder
+    below = f"output.dir={tmp_path}/{name}/run"
+    with pytest.raises(ConfigError, match="in a path as a sign of an address; name output.dir below a folder without it"):
+        checks_settings.check_database(config.load(None, [below]))
+    for other in ("tracking.enabled=false", "tracking.uri=http://127.0.0.1:1", f"tracking.uri=sqlite:///{tmp_path}/m.db?timeout=30"):
+        checks_settings.check_database(config.load(None, [below, other]))

@@ -42,7 +42,6 @@ LEVELS = (
         "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "checks_tokens",
         "resuming", "mirror", "mirror_files", "mirror_objects", "run_folder",
     },
-    {"checks_settings"},
     {"lanes", "plots_safety"},
     {"plots"},
     {"plots_monitor"},
