@@ -79,6 +79,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     ("output: {dir: $HOME/x}", "write ${HOME}"),
     ("output: {dir: 'outputs/{nmae}'}", "{nmae} stands for nothing here"),
     ("output: {dir: " + "x" * 300 + "}", "is too long"),
+    ("search: {storage: " + "x" * 300 + "}", "is too long"),
 ])  # fmt: skip
 def test_what_is_refused(tmp_path, text, expected):
     assert expected in refused(tmp_path, text)
@@ -199,7 +200,7 @@ def test_a_long_template_in_one_line_is_no_file(tmp_path):
 
 @pytest.mark.parametrize("key", [
     "model.model_name_or_path", "model.unaligned_name_or_path", "model.chat_template", "task.data", "task.eval_data", "safety.data",
-    "safety.harmful_data", "safety.suites.0.data", "safety.suites.0.local", "search.storage",
+    "safety.harmful_data", "safety.suites.0.data", "safety.suites.0.local",
 ])  # fmt: skip
 @pytest.mark.parametrize("text", ["x" * 300, "y/" * 3000, LONG, "/etc/passwd/x"])
 def test_long_texts_are_looked_for_in_peace(key, text):

@@ -39,7 +39,7 @@ LEVELS = (
     {"experiment"},
     {
         "search", "searcher", "study_journal", "trial_records", "run_identity", "report", "summary", "tracking", "tracker",
-        "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "checks_tokens",
+        "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "checks_tokens", "checks_settings",
         "resuming", "mirror", "mirror_files", "mirror_objects", "run_folder",
     },
     {"lanes", "plots_safety"},
