@@ -300,7 +300,7 @@ def sealed(folder: Path, kind: str, before: Iterable[str] = ()) -> list[str]:
     known_before = read(folder, kind)
     if known_before is not None:
         made |= known_before.made & set(before)
-    Owned(folder, kind, uuid.uuid4().hex, made)._write()
+    Owned(folder, kind, uuid.uuid5(uuid.NAMESPACE_OID, "\n".join(sorted(made))).hex, made)._write()  # the same model gives the same files
     return sorted(name for name in made if not name.endswith("/"))
 
 
