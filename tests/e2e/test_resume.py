@@ -36,7 +36,7 @@ def config_file(tmp_path_factory):
         "name": "resume",
         "model": {"model_name_or_path": "model"},
         "task": {"data": "task.jsonl", "max_new_tokens": 4, "eval_size": 10},
-        "safety": {"data": None, "max_new_tokens": 4, "suites": [
+        "safety": {"data": None, "allow_overlap": True, "max_new_tokens": 4, "suites": [
             {"name": "harm", "data": "harm.csv", "kind": "harmful", "group_column": "topic"},
             {"name": "easy", "data": "easy.csv", "kind": "benign"}]},
         "recipes": [["full"], ["lora"]],
