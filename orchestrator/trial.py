@@ -200,6 +200,7 @@ def _loop(spec, experiment, recipe, engine, rows, guard, tokenizer, teller, last
     if step is None:
         guard.start(engine, recipe, last)
         step = 0
+    teller.result.steps = step  # a training whose monitor had ended it takes no further step
     teller.tell({"kind": "phase", "phase": "train", "step": step, "steps": last})
     started, done = time.perf_counter(), 0
     while step < last and not guard.ended:

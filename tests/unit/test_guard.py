@@ -137,6 +137,9 @@ def test_after_the_last_rollback_the_last_safe_state_is_what_is_evaluated(folder
     assert saved["extra"]["step"] == 4
     kept = sorted(w.numpy().tobytes() for w in saved["weights"])
     assert set(kept) <= set(weights(result).values())
+    # its worker dies during the evaluation: the training that was at its end is taken up there
+    again = trial.run(spec_of(folder, tmp_path, {"on_breach": "rollback", "max_rollbacks": 2}, attempt=1), Recorder(), LaneContext())
+    assert (again.steps, again.facts["resumed_from_step"]) == (4, 4) and weights(again) == weights(result)
 
 
 def test_where_only_the_untouched_model_is_safe_the_trial_is_stopped(folder, tmp_path, breaches):
