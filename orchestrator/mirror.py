@@ -329,4 +329,5 @@ def read_config(address: str) -> Path:
         if (folder / CONFIG).is_file() and _read_manifest(folder).get("writer"):
             return folder / CONFIG  # a run that never reached the store
         raise ConfigError(f"{store.shown} holds no {CONFIG}, so there is no run to resume; give the output.dir of a run")
-    return outputs.write_bytes(folder / ".theirs" / CONFIG, text)
+    with ownership.active(folder, "mirror"):
+        return outputs.write_bytes(folder / ".theirs" / CONFIG, text)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from orchestrator import nofollow
 from orchestrator.errors import ConfigError, StorageError
-from orchestrator.ownership_names import ADDRESS_SHAPES, LAYOUT, MODEL, SHAPES, known, marker_name
+from orchestrator.ownership_names import ADDRESS_SHAPES, LAYOUT, MODEL, SHAPES, WORKERS, known, marker_name
 
 __all__ = ["LAYOUT", "NotOurs", "Owned", "active", "claim", "collisions", "known", "marker_name", "opened", "parse", "read", "remove", "sealed"]
 
@@ -94,6 +94,8 @@ class Owned:
         path = self.folder / name.rstrip("/")
         if name in self.made and name == MODEL and any(path.iterdir() if path.is_dir() else (None,)):
             return path.is_symlink() or read(path, "model") is None
+        if self.kind == "mirror" and name in WORKERS and path.is_dir() and not path.is_symlink():
+            return False
         return name not in self.made and not (name.endswith("/") and self._shared(name))
 
     def links(self) -> list[str]:
@@ -194,6 +196,15 @@ class Owned:
         for path in self.folder.glob(".*.tmp"):
             if path.is_file() and not path.is_symlink() and re.fullmatch(rf"\.{re.escape(marker_name(self.kind))}\.[a-z0-9_]{{8}}\.tmp", path.name):
                 path.unlink(missing_ok=True)
+
+    def _adopt(self) -> None:
+        """List the folders that workers of ours made here, whose driver was elsewhere: the copy of an address has a name that nobody else uses."""
+        tops = [self.folder / name for name in WORKERS]
+        places = [path for top in tops for path in (top, *(top.glob("*") if top.name == "trials" else ()))]
+        found = {path.relative_to(self.folder).as_posix() + "/" for path in places if path.is_dir() and not path.is_symlink()}
+        if found - self.made:
+            self.made |= found
+            self._write()
 
     def prune(self) -> None:
         """Take off the list what is not there: what comes to be under such a name is somebody else's."""
@@ -326,6 +337,8 @@ def opened(folder: Path, kind: str) -> Owned:
             found._write(first=True)
         else:
             found.prune()
+        if kind == "mirror":
+            found._adopt()
         return found
 
 

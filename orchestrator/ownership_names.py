@@ -26,6 +26,8 @@ LAYOUT: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Kind of a folder -> the names a command may make in it, a folder's with a slash at its end. "*": any."""
 
+WORKERS = ("trials/", "trained/", "workers/")
+"""What workers make in this machine's copy of an address, also while the driver, and its list, is on another machine."""
 MODEL = "model/"
 """Of a run; has a list of its own, so that a model which somebody puts in its place is not taken for ours."""
 _TRIAL = r"((?:workers/rank-\d+/)?trials/[^/]+/)"

@@ -326,6 +326,22 @@ def test_locate_layers_leaves_a_finished_run_alone(tmp_path):
     assert set(tree(folder)) - set(before) == {"safety_layers.json", ".safebasin.locate.json"}
 
 
+def test_the_copy_of_an_address_takes_up_what_workers_left_before_a_driver_came(tmp_path, monkeypatch):
+    """A machine whose worker wrote into the copy, while the driver and its list were elsewhere, can be the driver's next."""
+    monkeypatch.setenv("SAFEBASIN_CACHE", str(tmp_path / "cache"))
+    made = config.load(None, [f"output.dir={(tmp_path / 'bucket').as_uri()}/run"])
+    folder = made.output_dir
+    files = ["trials/t0001/checkpoint/latest", "trials/t0001/notes.txt", "workers/rank-1/trials/t0001/checkpoint/latest"]
+    for path in [folder / name for name in files]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    checks.check_output(folder, False, True, kind="mirror")
+    with ownership.active(folder, "mirror") as owned:
+        ownership.claim(folder / "trials" / "t0001", folder=True)
+        owned.empty()
+    assert [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()] == [".safebasin.json", "trials/t0001/notes.txt"]
+
+
 def test_objects_of_somebody_elses_at_an_address_are_neither_replaced_nor_deleted(tmp_path, monkeypatch):
     import threading
 
