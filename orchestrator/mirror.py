@@ -102,9 +102,13 @@ class Mirror(Folder):
 
     def take_up(self, say: Callable[[str], None], *, resume: bool) -> None:
         """Make the folder what the store holds (with `resume`), or empty. What only this machine has is set aside, not deleted."""
-        theirs = self._theirs()
+        theirs = self._theirs(say)
         mine = self._state.get("writer")
-        if resume and mine is not None and (theirs is None or theirs["writer"] == mine) and (self.folder / CONFIG).is_file():
+        damaged = self._state.get("damaged")
+        if damaged:
+            say(f"warning: {damaged}; what this machine's copy holds beside {self.store.shown} cannot be told from it")
+        newest = theirs is None and (mine or damaged) or theirs is not None and theirs["writer"] == mine
+        if resume and newest and (self.folder / CONFIG).is_file():
             if theirs is None:
                 say(f"going on with this machine's copy {self.folder}: {self.store.shown} holds none of it yet")
             return
@@ -116,7 +120,8 @@ class Mirror(Folder):
                 ownership.claim(self.folder / name)
                 self.store.get(name, self.folder / name)
                 self._state["files"][name] = mirror_files.signature(self.folder / name)
-            mirror_files.relocate(self.folder, theirs["folder"])
+            if theirs["folder"]:
+                mirror_files.relocate(self.folder, theirs["folder"])
             self._state["writer"] = theirs["writer"]
             self._save_state()
 
@@ -126,12 +131,20 @@ class Mirror(Folder):
         ended = {row["trial_id"]: number for number, row in enumerate(cells.from_csv(table)) if row.get("trial_id")}
         return sorted(names, key=lambda name: (ended.get(name.split("/")[1], len(ended)) if name.startswith("trials/") else -1, name))
 
-    def _theirs(self) -> dict[str, Any] | None:
+    def _theirs(self, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """The store's manifest, None where it has none. Of one that is damaged only this is known: that somebody wrote there."""
         text = self.store.read(MANIFEST)
-        return None if text is None else json.loads(text)
+        if text is None:
+            return None
+        found = _parsed(text, f"{self.store.shown}/{MANIFEST}")
+        if "damaged" in found:
+            say(f"warning: {found['damaged']}; every file there is fetched, and paths in MLflow stay those of the machine that wrote them")
+            return {"writer": "", "folder": ""}
+        return {"writer": str(found.get("writer", "")), "folder": str(found.get("folder", ""))}
 
     def _clear(self, say: Callable[[str], None]) -> None:
-        waiting = [name for name in self._changed() if not name.startswith(WINNER)] if self._state.get("writer") else []
+        known = self._state.get("writer") or self._state.get("damaged")
+        waiting = [name for name in self._changed() if not name.startswith(WINNER)] if known else []
         if waiting:
             aside = self.folder.with_name(f"{self.folder.name}.aside-{int(time.time())}")
             aside.mkdir()
@@ -277,7 +290,20 @@ class Mirror(Folder):
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"files": {}}
+    return _parsed(path.read_bytes(), str(path)) if path.is_file() else {"files": {}}
+
+
+def _parsed(text: bytes, where: str) -> dict[str, Any]:
+    """A manifest; {"files": {}, "damaged": sentence} of what is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return {"files": {}, "damaged": f"{where} is damaged ({str(error)[:100]})"}
+    files = found.get("files", {}) if isinstance(found, dict) else None
+    whole = isinstance(files, dict) and all(isinstance(value, (list, tuple)) for value in files.values())
+    if not whole or not isinstance(found.get("writer", ""), str):
+        return {"files": {}, "damaged": f"{where} is damaged (it holds no list of files)"}
+    return found | {"files": files}
 
 
 @contextlib.contextmanager

@@ -367,3 +367,25 @@ def test_what_only_this_machine_has_is_set_aside_where_another_went_on(machine, 
         assert not (again.output_dir / "mine").exists() and (again.output_dir / "trials.csv").is_file()
     (aside,) = again.output_dir.parent.glob("*.aside-*")
     assert (aside / "mine").read_text() == "x" and str(aside) in said[0]
+
+
+@pytest.mark.parametrize("torn", ["", "{", "[]", "7", '{"files": 3}', '{"files": {"a": 1}}', '{"writer": []}', "[" * 100_000, "\0\xff"])
+def test_a_damaged_manifest_loses_nothing(machine, tmp_path, torn):
+    one = machine("one")
+    with opened(one) as copy:
+        copy.begin()
+        write_run(one)
+        copy.close()
+    (one.output_dir / "mine").write_text("x")
+    (one.output_dir / mirror.MANIFEST).write_bytes(torn.encode("latin-1"))
+    (tmp_path / "bucket" / "run" / mirror.MANIFEST).write_bytes(torn.encode("latin-1"))
+    said: list[str] = []
+    again = machine("one", "output.resume=true")
+    with opened(again, said) as copy:
+        assert (again.output_dir / "trials.csv").is_file(), "what the store holds is here again"
+        copy.begin()
+        outputs.write_text(again.output_dir / "late", "x")
+        assert copy.close() is None
+    (aside,) = again.output_dir.parent.glob("*.aside-*")
+    assert (aside / "mine").read_text() == "x" and sum("is damaged" in line for line in said) == 2
+    assert json.loads((tmp_path / "bucket" / "run" / mirror.MANIFEST).read_text())["writer"]
