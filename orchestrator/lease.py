@@ -86,10 +86,15 @@ class Lease:
 
     def _read(self) -> dict[str, Any] | None:
         text = self.store.read(NAME)
+        if not text:
+            return None
         try:
-            return None if not text else json.loads(text)
-        except ValueError as error:
-            raise StorageError(f"{self.store.shown}/{NAME} is no lease of ours; remove that object") from error
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not isinstance(found.get("owner"), str):
+            raise StorageError(f"{self.store.shown}/{NAME} is no lease of ours; move that object away, or give another output.dir")
+        return found
 
     def _write(self, **more: Any) -> None:
         body = {"owner": self.owner, "host": _host(), "pid": os.getpid(), "time": time.time(), **more}
