@@ -95,8 +95,6 @@ def remove_leftovers(base: Path) -> list[Path]:
             found = path.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
                 continue
-            if set(os.listdir(path)) - {LOCK, INNER}:  # something that we never put there
-                continue
             with _locked(path, make=False):
                 shutil.rmtree(path)
             removed.append(path)
