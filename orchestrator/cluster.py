@@ -106,6 +106,8 @@ def _init(ray, address: str, extra: dict[str, Any], say: Callable[[str], None]) 
     elif not installed and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         options["runtime_env"] = {"py_modules": [str(Path(root) / name) for name in ("orchestrator", "strategies", "search_spaces")]}
     _shorten_errors(ray)
+    # Any call of Ray's without a cluster would start one: a thread of Tune's that outlives ours, in /tmp/ray and for everyone to reach.
+    ray._private.auto_init_hook.enable_auto_connect = False
     try:
         with _own_signals():
             if address == "local":
@@ -122,7 +124,7 @@ def _init(ray, address: str, extra: dict[str, Any], say: Callable[[str], None]) 
 
 
 def _shorten_errors(ray) -> None:
-    """Ray prints what its machines report, with pages of their logs. Of such a report the first line is shown; that a raylet ended we say."""
+    """Ray prints what its machines report, with pages of their logs. Of such a report the first line is shown; that a raylet or a worker ended we say ourselves."""
     worker = ray._private.worker
     show = worker.print_to_stdstream
     if show.__name__ == "brief":
@@ -132,7 +134,7 @@ def _shorten_errors(ray) -> None:
         text = "\n".join(str(line) for line in data.get("lines", []))
         if data.get("pid") != "raylet":
             show(data, ignore_prefix)
-        elif text.startswith("Raylet is terminated"):
+        elif text.startswith(("Raylet is terminated", "A worker died")):
             log.debug("%s", text)
         else:
             show(data | {"lines": [text.strip().partition("\n")[0][:300]]}, ignore_prefix)

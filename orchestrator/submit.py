@@ -95,17 +95,31 @@ def submit(
     """
     console = console or screen.console()
     client = _client(address, console)
-    known = _known(client, submission_id)
+    with _answering(address):
+        known = _known(client, submission_id)
     if known is not None:
         if known.status.is_terminal() or not follow:
             raise ConfigError(f"submission id {submission_id!r} was used before and its job is {known.status}; {_remedy(known)}")
         screen.say(console, f"job {submission_id} is {known.status} already; following it")
     else:
-        submission_id = _send(client, experiment, submission_id, console, shared_paths)
+        with _answering(address):
+            submission_id = _send(client, experiment, submission_id, console, shared_paths)
     if not follow:
         screen.say(console, f"ray job logs --follow {submission_id} shows its log, ray job stop {submission_id} ends it cleanly")
         return 0
-    return _follow(client, submission_id)
+    with _answering(address, f"; the job goes on: `ray job status {submission_id}` says how it stands"):
+        return _follow(client, submission_id)
+
+
+@contextlib.contextmanager
+def _answering(address: str | None, more: str = "") -> Iterator[None]:
+    """What a job server that goes away raises, of several libraries, as one LaneError."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("aiohttp"):
+            raise
+        raise LaneError(f"the Ray job server at {address or 'RAY_ADDRESS'} does not answer any more: {_first_line(error)}{more}") from error
 
 
 def _remedy(details: Any) -> str:
@@ -135,7 +149,7 @@ def _client(address: str | None, console: Any) -> Any:
     except AuthenticationError as error:
         raise LaneError(f"the Ray cluster at {address or 'RAY_ADDRESS'} refused us: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
                         f"(or ~/.ray/auth_token) to its token ({_first_line(error)})") from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise LaneError(
             f"no Ray job server answers at {address or 'RAY_ADDRESS'}: {_first_line(error)}; give --address http://HEAD:8265 "
             "(for Kubernetes after `kubectl port-forward svc/<name>-head-svc 8265`)"

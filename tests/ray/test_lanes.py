@@ -61,6 +61,12 @@ def test_a_cluster_of_ours_listens_on_loopback_and_its_folder_is_ours_alone(clus
     assert open_ and not [one for one in open_ if not one.startswith(("127.", "::1", "::ffff:127."))], open_
 
 
+def test_no_call_of_rays_starts_a_second_cluster(cluster):
+    from ray._private import auto_init_hook
+
+    assert auto_init_hook.enable_auto_connect is False, "a thread that outlives the cluster would start another, in /tmp/ray"
+
+
 def test_the_ray_client_is_refused_with_the_way_out(make_experiment):
     with pytest.raises(ConfigError, match="ray job submit"):
         connect(make_experiment(ray={"address": "ray://head:10001"}).ray)
