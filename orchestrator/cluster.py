@@ -124,7 +124,7 @@ def _init(ray, address: str, extra: dict[str, Any], say: Callable[[str], None]) 
 
 
 def _shorten_errors(ray) -> None:
-    """Ray prints what its machines report, with pages of their logs. Of such a report the first line is shown; that a raylet or a worker ended we say ourselves."""
+    """Ray prints what its machines report, with pages of their logs. The first line of a report is shown; that something died we say ourselves."""
     worker = ray._private.worker
     show = worker.print_to_stdstream
     if show.__name__ == "brief":
@@ -225,9 +225,10 @@ def free_orphans() -> int:
     accessor = ray._private.state.state._connect_and_get_accessor()
     job, data, removed = ray.get_runtime_context().get_job_id(), gcs_pb2.PlacementGroupTableData, 0
     for found in map(data.FromString, accessor.get_placement_group_table()):
-        if found.state == data.REMOVED or found.creator_job_id.hex() != job or not found.creator_actor_id:
+        maker = ray.ActorID(found.creator_actor_id) if found.creator_actor_id else ray.ActorID.nil()
+        if found.state == data.REMOVED or found.creator_job_id.hex() != job or maker.is_nil():  # nil: this process made it
             continue
-        info = accessor.get_actor_info(ray.ActorID(found.creator_actor_id))
+        info = accessor.get_actor_info(maker)
         if info is None or gcs_pb2.ActorTableData.FromString(info).state == gcs_pb2.ActorTableData.DEAD:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(found.placement_group_id)))
             removed += 1
