@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator import cluster_folder
+
 SECRETS = {
     "HF_TOKEN": "hf_plantedPlantedPlantedPlanted0001",
     "MLFLOW_TRACKING_USERNAME": "somebody",
@@ -29,6 +31,7 @@ class Watched:
     def __init__(self, command: list[str], *, cwd: Path, environment: dict[str, str], timeout: float):
         self.command_lines: set[str] = set()
         self.modes: set[str | None] = set()
+        self._kept = cwd.with_name(f"{cwd.name}-ray")
         process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.pid, over = process.pid, threading.Event()
         watcher = threading.Thread(target=self._watch, args=(process.pid, over))
@@ -46,6 +49,7 @@ class Watched:
     def _watch(self, pid: int, over: threading.Event) -> None:
         looked: set[int] = set()
         while not over.wait(0.5):
+            self._keep_sessions(pid)
             with contextlib.suppress(psutil.NoSuchProcess):
                 for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
                     with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -55,9 +59,19 @@ class Watched:
                             looked.add(process.pid)
                             self.modes.add(process.environ().get("RAY_AUTH_MODE"))
 
+    def _keep_sessions(self, pid: int) -> None:
+        """A second name for each file below the session folders of its clusters, which are gone at its end; what is written later is in it, too."""
+        base = cluster_folder.place()
+        for path in base.glob(f"{cluster_folder.PREFIX}*/{cluster_folder.INNER}/session_*_{pid}/**/*"):
+            kept = self._kept / Path(*path.relative_to(base).parts[2:])
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                if path.is_file() and not path.is_symlink():
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    os.link(path, kept)
+
     def ray_sessions(self) -> list[Path]:
-        """Session folders of the clusters it started; Ray ends their names with the number of the process."""
-        return list(Path(f"/tmp/safebasin-{os.getuid()}").glob(f"session_*_{self.pid}"))
+        """What the session folders of the clusters it started held; Ray ends their names with the number of the process."""
+        return list(self._kept.glob(f"session_*_{self.pid}"))
 
 
 def found_in(data: bytes) -> list[str]:
