@@ -45,6 +45,7 @@ def check(experiment: Experiment, *, build_pocket: bool = True, resumed: bool = 
     trusted = uses_pocket(experiment) and not build_pocket and not pocket_built()
     if trusted:
         found.facts.append("the pocket world is built on the first run; its model and data were not looked at")
+        checks_settings.check_before_building(experiment)
     else:
         found.num_layers = check_model(experiment)
         found.facts += check_data(experiment)

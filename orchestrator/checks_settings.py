@@ -9,6 +9,10 @@ from orchestrator.config import Escalation, Experiment, recipe_items
 from orchestrator.errors import ConfigError, ModelError, UnknownNameError, brief
 
 
+POCKET_LAYERS = 6
+"""Decoder layers of the embedded model, known before it is built (and without importing what builds it)."""
+
+
 def check_attention(experiment: Experiment) -> None:
     """`model.attn_implementation` is one that transformers has, or the `owner/name` of a kernel on the hub. Raises UnknownNameError."""
     wanted = experiment.model.attn_implementation
@@ -37,6 +41,28 @@ def check_escalation(experiment: Experiment) -> None:
             strategies.recipe.build([], [(name, knobs)])
         except StrategyError as error:
             raise ConfigError(f"monitor.on_breach.add: {error}") from None
+
+
+def check_before_building(experiment: Experiment) -> None:
+    """What does not wait for the embedded world to be built: another model, a chat template of the config's own, and the search's ranges.
+
+    Raises ConfigError (or a subclass).
+    """
+    from orchestrator import ranges
+
+    name = experiment.model.model_name_or_path
+    if name == "pocket" or name.startswith("pocket:"):
+        if experiment.model.chat_template:
+            from orchestrator import models, template_limits
+
+            tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}  # whatever they are, a template that works takes these
+            template_limits.check(models.template(experiment.model.chat_template), tokens, "model.chat_template")
+        ranges.resolve_space(experiment, POCKET_LAYERS)
+        return
+    from orchestrator import models
+
+    ranges.resolve_space(experiment, models.check(experiment.model))
+    check_adapters(experiment)
 
 
 def check_database(experiment: Experiment) -> None:

@@ -166,3 +166,22 @@ def test_mlflows_database_is_not_put_where_mlflow_looks_elsewhere(tmp_path, monk
         checks_settings.check_database(config.load(None, [below]))
     for other in ("tracking.enabled=false", "tracking.uri=http://127.0.0.1:1", f"tracking.uri=sqlite:///{tmp_path}/m.db?timeout=30"):
         checks_settings.check_database(config.load(None, [below, other]))
+
+
+def test_the_pocket_models_depth_is_known():
+    from orchestrator.pocket.train import Shape
+
+    assert checks_settings.POCKET_LAYERS == Shape().layers
+
+
+def test_what_does_not_wait_for_the_pocket_world(tmp_path, monkeypatch, tiny):
+    monkeypatch.setenv("SAFEBASIN_CACHE", str(tmp_path))
+    for override, expected in (
+        ("model.chat_template={{ 1/0 }}", "ZeroDivisionError"), ("search.space.learning_rate={low: -1, high: 1}", "reaches -1"),
+        ("search.space.nope=1", "unknown parameter in search.space"), ("model.model_name_or_path=./nope", "does not exist"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=expected):
+            checks.check(config.load(None, [override]), build_pocket=False)
+    with pytest.raises(ConfigError, match="unknown module in lora.target_modules"):
+        checks.check(config.load(None, [f"model.model_name_or_path={tiny}", "recipes=[[{lora: {target_modules: nope}}]]"]), build_pocket=False)
+    assert checks.check(config.load(), build_pocket=False).num_layers is None and not list(tmp_path.iterdir())
