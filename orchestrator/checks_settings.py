@@ -8,7 +8,6 @@ from typing import Any
 from orchestrator.config import Escalation, Experiment, recipe_items
 from orchestrator.errors import ConfigError, ModelError, UnknownNameError, brief
 
-
 POCKET_LAYERS = 6
 """Decoder layers of the embedded model, known before it is built (and without importing what builds it)."""
 

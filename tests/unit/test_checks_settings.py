@@ -171,7 +171,7 @@ def test_mlflows_database_is_not_put_where_mlflow_looks_elsewhere(tmp_path, monk
 def test_the_pocket_models_depth_is_known():
     from orchestrator.pocket.train import Shape
 
-    assert checks_settings.POCKET_LAYERS == Shape().layers
+    assert Shape().layers == checks_settings.POCKET_LAYERS
 
 
 def test_what_does_not_wait_for_the_pocket_world(tmp_path, monkeypatch, tiny):
