@@ -152,7 +152,7 @@ class Fault:
     name: str
     strike: Callable[[Search, random.Random], None]
     ends: bool
-    """Whether the driver ends by it and the search is to be resumed."""
+    """Whether the driver always ends by it. Where it ends, the search is resumed."""
     codes: tuple[int, ...] = (1,)
     """Exit codes that the driver may end with."""
     damage: Callable[[Search, random.Random], str | None] | None = None
@@ -292,31 +292,29 @@ class Struck:
 def disturb(search: Search, fault: Fault, rng: random.Random) -> Struck | None:
     """Strike a running search and bring it back; None where it ended by itself before. Raises Stuck."""
     family = search.look_at_family()
-    before, began = search.records(), time.monotonic()
+    before, seen, began = search.records(), search.progress(), time.monotonic()
     fault.strike(search, rng)
-    damaged = None
     if fault.ends:
-        search.until(lambda: False) if not search.ended else None
-    ended = search.ended
-    if ended:
+        search.until(lambda: False)
+    damaged, dead_since = None, None
+    while search.ended or not search.gets_on(seen):
         code = search.process.returncode
         if code in (0, 3):
-            return None
-        if code not in (*fault.codes, 1):
+            if dead_since is None:
+                return None
+            break  # it was resumed and ended
+        if code not in (*fault.codes, 1) or dead_since is not None:
             raise Stuck(f"{fault.name}: the driver ended with {code}; {search.tail()}")
+        dead_since = time.monotonic()
         before = search.records()  # what was finished until its end counts, too
         damaged = fault.damage(search, rng) if fault.damage else None
         before.pop(damaged, None)
-    dead_since = time.monotonic()
-    if ended:
         search.begin("resume", str(search.folder))
         search.until(search.lanes_are_up)
-    seen = search.progress()
-    if not search.gets_on(seen) and search.process.returncode not in (0, 3):
-        raise Stuck(f"{fault.name}: the search did not come back; {search.tail()}")
+        seen = search.progress()
     seconds = time.monotonic() - began
     left = 0
-    if ended:
+    if dead_since is not None:
         time.sleep(max(0.0, LEFT_AFTER_S - (time.monotonic() - dead_since)))
         left = sum(1 for process in family if _lives(process))
     after = search.records()
