@@ -509,7 +509,7 @@ def rows_of(struck: Sequence[Struck]) -> list[dict[str, Any]]:
     return rows
 
 
-TRIALS, STEPS = 24, 240
+TRIALS, STEPS = 16, 160
 
 
 def main() -> None:
