@@ -118,11 +118,11 @@ def _with_evaluation(experiment: Experiment, found: Materials, everyone: Sequenc
 
 
 def _texts(rows: Sequence[Conversation]) -> Iterator[Text]:
-    """Every turn of the user, and every answer."""
+    """Every turn, a system message included, and every answer."""
     for i, row in enumerate(rows, start=1):
         for message in row.messages:
-            if message["role"] in ("user", "assistant"):
-                yield Text(row.row or i, message["content"], message["role"] == "user")
+            if isinstance(message["content"], str):
+                yield Text(row.row or i, message["content"], message["role"] != "assistant")
 
 
 def _spaced(rows: Sequence[Conversation], text) -> Iterable[str]:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+from orchestrator.folding import fold, plain, spaceless, split
 
 NEAR = 0.8
 """Share of a prompt's weight that must be found. One word put in leaves 1, one ordinary word of ten replaced about 0.9, the subject
@@ -32,50 +33,9 @@ LONG = 48
 """Words above which order is checked by pairs of neighbours, not by the longest common sequence."""
 SLACK = 2
 
-_OPERATOR = re.compile(r"(?<=\d)(\s*)([-+*/%^<>=×÷])(?=\s*\d)|(?<!\S)(-)(?=\d)")
-_PRIVATE = 0xE000
-_SPACELESS = (
-    (0x0E00, 0x0EFF), (0x0F00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF),
-    (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF),
-)  # fmt: skip
-"""Scripts written without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han."""
-
-
-class _Table(dict):
-    """Character -> what becomes of it, filled in as characters are met."""
-
-    def __missing__(self, code: int) -> str | int | None:
-        character = chr(code)
-        kind = unicodedata.category(character)
-        if character in "'’ʼ`´" or kind in ("Cf", "Cc", "Cs") and not character.isspace():
-            found: str | int | None = None
-        elif kind[0] == "M":
-            found = code
-        elif kind[0] in "LN":
-            found = f" {character}" if spaceless(character) else code
-        elif kind == "Co":
-            found = f" {character} "
-        else:
-            found = " "
-        self[code] = found
-        return found
-
-
-_TABLE = _Table()
-
-
-def spaceless(character: str) -> bool:
-    """Whether a character belongs to a script that puts no spaces between words."""
-    code = ord(character)
-    return code >= 0x0E00 and any(low <= code <= high for low, high in _SPACELESS)
-
-
 def units(text: str) -> list[str]:
     """Words in small letters without punctuation; single characters of languages without spaces. A sign between two numbers is a word."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    if any("0" <= c <= "9" for c in folded):
-        folded = _OPERATOR.sub(lambda m: f" {chr(_PRIVATE + ord(m[2] or m[3]) % 0x1000)} ", folded)
-    return folded.translate(_TABLE).split()
+    return split(fold(text))
 
 
 def key(words: Sequence[str], text: str = "") -> bytes:

@@ -68,7 +68,7 @@ LEVELS = (
     {"addresses", "hub", "model_folders", "paths", "template_limits"},
     {"ownership"},
     {"nofollow", "ownership_names"},
-    {"cachedir", "cells", "counted", "overlap", "errors", "seeds", "streams", "texts"},
+    {"cachedir", "cells", "counted", "overlap", "errors", "folding", "seeds", "streams", "texts"},
 )
 
 
