@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.folding import fold, plain, spaceless, split
+from orchestrator.folding import fold, spaceless, split
 
 NEAR = 0.8
 """Share of a prompt's weight that must be found. One word put in leaves 1, one ordinary word of ten replaced about 0.9, the subject
