@@ -132,8 +132,9 @@ def _spaced(rows: Sequence[Conversation], text) -> Iterable[str]:
 def _refusal(one: Overlap) -> str:
     if one.is_task:
         return (
-            f"{one.sentence}; with more than {100 * TOLERATED:g} % of them as they stand, or {100 * ALIKE:g} % nearly, the task score says how well rows are "
-            "remembered, not how well the task is learnt. Take them out of task.data or task.eval_data, or set task.allow_overlap=true, which the report will say"
+            f"{one.sentence}; with more than {100 * TOLERATED:g} % of them as they stand, or {100 * ALIKE:g} % nearly, the task score says how well "
+            "rows are remembered, not how well the task is learnt. Take them out of task.data or task.eval_data, or set task.allow_overlap=true, "
+            "which the report will say"
         )
     return (
         f"{one.sentence}, which {_used(one)}; with more than {100 * TOLERATED:g} % a limit on this suite says nothing about other requests, so no "
