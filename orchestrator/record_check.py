@@ -10,13 +10,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from orchestrator import outputs
+from orchestrator import nofollow, outputs
 from orchestrator.errors import StorageError
-from orchestrator.records import SuiteResult, TrialResult
+from orchestrator.records import SuiteResult, TaskResult, TrialResult
 
 TRIAL_ID = re.compile(r"t[0-9]{4,9}(s-?[0-9]{1,20})?")
 """Ids of trials: `t0012`, and `t0012s1` for its confirmation on seed 1. They name folders, so nothing else is one."""
@@ -27,6 +27,29 @@ _FACTS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 """Types of the facts that others read; None is allowed for each."""
 
+GAP = 10**6
+"""More numbers than one search gives out: where so many are free, all of its ids fit in."""
+MOST_NUMBER = 10**9 - 1
+"""The largest number that TRIAL_ID reads."""
+
+
+def number_of(trial_id: str) -> int:
+    """The number in a trial id: 12 of `t0012` and of `t0012s1`."""
+    return int(trial_id[1:].partition("s")[0])
+
+
+def next_number(taken: Iterable[int], least: int = 1) -> int:
+    """The first number, from `least` on, behind which GAP numbers are free of `taken`: no id is given twice, and an id that somebody planted
+    far up does not drive the next ones out of what TRIAL_ID reads. Raises StorageError where no such place is left."""
+    number = least
+    for one in sorted(taken):
+        if one >= number + GAP:
+            break
+        number = max(number, one + 1)
+    if number > MOST_NUMBER - GAP:
+        raise StorageError(f"no trial id is free below t{MOST_NUMBER - GAP}; move the folders in trials/ with the largest numbers away")
+    return number
+
 
 class BadRecord(StorageError):
     """A file that is no record of ours, or a damaged one."""
@@ -35,8 +58,10 @@ class BadRecord(StorageError):
 def read_json(path: Path) -> Any:
     """The content of a JSON file, None where there is none. Raises BadRecord for anything that `outputs.write_json` never wrote."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = nofollow.data_of(path).decode("utf-8")
     except FileNotFoundError:
+        if path.is_symlink():
+            raise BadRecord(f"{path} cannot be read: it is a link to nothing") from None
         return None
     except UnicodeDecodeError as error:
         raise BadRecord(f"{path} is damaged: it is no UTF-8 text") from error
@@ -77,13 +102,13 @@ def result_of(raw: Any, where: str | Path) -> TrialResult:
 def read_result(path: Path) -> TrialResult | None:
     """The record in a file, None where there is none. Raises BadRecord."""
     raw = read_json(path)
-    return None if raw is None and not path.exists() else result_of(raw, path)
+    return None if raw is None and not os.path.lexists(path) else result_of(raw, path)
 
 
 def guarded(path: Path, check: Callable[[Any], str | None]) -> Any:
     """The content of a JSON file that `check` finds nothing wrong with, None where there is none. Raises BadRecord."""
     raw = read_json(path)
-    if raw is None and not path.exists():
+    if raw is None and not os.path.lexists(path):
         return None
     trouble = check(raw)
     if trouble:
@@ -116,16 +141,41 @@ def _inner(found: TrialResult) -> str | None:
         return f"steps is {found.steps}"
     if found.task is not None and len(found.task.scores) != len(found.task.ids):
         return f"task has {len(found.task.scores)} scores for {len(found.task.ids)} rows"
+    trouble = _score(found.task) if found.task is not None else None
+    if trouble:
+        return f"task: {trouble}"
     for key, suite in found.suites.items():
         if suite.name != key:
             return f"suites.{key} is named {suite.name!r}"
-        trouble = _lengths(suite)
+        trouble = _lengths(suite) or _verdicts(suite)
         if trouble:
             return f"suites.{key}: {trouble}"
     for event in found.history:
         if not isinstance(event.get("kind"), str) or not isinstance(event.get("step", 0), int) or isinstance(event.get("step", 0), bool):
             return "history holds what is no event"
     return _facts(found.facts)
+
+
+def _score(task: TaskResult) -> str | None:
+    """Every metric lies within 0..1, and the score is the rows' mean; a figure that was none (NaN) makes the mean none."""
+    if not all(math.isnan(one) or 0.0 <= one <= 1.0 for one in [task.score, *task.scores]):
+        return "a score lies outside 0..1"
+    if not task.scores:
+        return "it has a score and no rows" if not math.isnan(task.score) else None
+    mean = sum(task.scores) / len(task.scores)
+    if math.isnan(mean) != math.isnan(task.score) or abs(mean - task.score) > 1e-6:
+        return f"score is {task.score}, and the mean of its scores {mean}"
+    return None
+
+
+def _verdicts(suite: SuiteResult) -> str | None:
+    """What the lists say agrees with the counts beside them."""
+    undecided = None if suite.unparsed is None else sum(suite.unparsed)
+    if not 0 <= suite.parse_failed <= len(suite.ids) or undecided not in (None, suite.parse_failed):
+        return f"parse_failed is {suite.parse_failed}, and {len(suite.ids) if undecided is None else undecided} are listed"
+    if suite.screening is not None and not 0 <= suite.screening.asked <= suite.screening.of >= len(suite.ids):
+        return f"screening says that {suite.screening.asked} of {suite.screening.of} prompts were asked, and {len(suite.ids)} are here"
+    return None
 
 
 def _facts(facts: dict[str, Any]) -> str | None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from orchestrator import addresses, config, outputs, ownership, record_check, run_identity, search
+from orchestrator import addresses, config, nofollow, outputs, ownership, record_check, run_identity, search, yaml_text
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError
 from orchestrator.record_check import BadRecord
@@ -39,33 +40,28 @@ def load(folder: str | Path) -> Experiment:
 
 
 def _config(path: Path, place: str) -> Experiment:
-    """The resolved config; where it is gone or torn, the one the run was begun with. A hand's mistake in it stays an error."""
-    try:
-        torn = not path.is_file() or not path.read_bytes().strip(b"\0 \n")
-        if not torn:
-            return config.load(path)
-    except ConfigError:
-        if _is_mapping(path):
-            raise
-        torn = True
+    """The resolved config; where it is gone or damaged, the one the run was begun with. A hand's mistake in it stays an error."""
+    if _is_config(path):
+        return config.load(path)
     try:
         identity = run_identity.read(path.parent)
     except BadRecord:
         identity = None
     if identity is None:
         raise ConfigError(f"{place} holds no {CONFIG} that can be read, so there is no run to resume; give the output folder of a run")
-    if path.is_file():
+    begun = config.from_dict(identity.config)
+    if os.path.lexists(path):
         log.warning("%s is damaged and was moved to %s; the config the run was begun with counts", path, record_check.move_aside(path).name)
-    return config.from_dict(identity.config)
+    return begun
 
 
-def _is_mapping(path: Path) -> bool:
-    import yaml
-
+def _is_config(path: Path) -> bool:
+    """Whether a file is there that was meant as a config: YAML, and at its top a mapping that is not empty."""
     try:
-        return isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        text = nofollow.data_of(path, yaml_text.MOST_BYTES).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
         return False
+    return yaml_text.is_mapping(text)
 
 
 def interrupted(experiment: Experiment, folder: Path) -> bool:
@@ -101,11 +97,18 @@ def take_over(folder: Path, experiment: Experiment, content: dict[str, str], say
         say(f"warning: {error}; it was moved to {record_check.move_aside(folder / run_identity.FILE).name}")
         identity = None
     if identity is None:
-        say(f"warning: {folder} does not say what its run was begun with, so whether data and model are still the same cannot be checked")
+        same = run_identity.check_marks(folder, experiment)
+        rest = "data and model" if same else "limits, recipes, suites, training, data and model"
+        say(f"warning: {folder} does not say what its run was begun with, so whether {rest} are still the same cannot be checked")
         identity = run_identity.new(experiment, content, run_identity.lost(folder) or None)
         run_identity.write(folder, identity)
     else:
-        run_identity.check_content(identity.content, content, folder)
+        unknown = run_identity.check_content(identity.content, content, folder)
+        if unknown:
+            say(f"warning: {folder / run_identity.FILE} holds no hash of {', '.join(unknown)}, so whether that is still the same cannot be checked")
+        if not run_identity.begun_with(folder)[1] and not run_identity.check_marks(folder, experiment):
+            say(f"warning: the config in {folder / run_identity.FILE} is of another version, so whether limits, recipes and suites are still the "
+                "same cannot be checked")  # fmt: skip
     changed = run_identity.check_config(folder, experiment)
     if changed:
         say(f"changed since the run began: {', '.join(changed)}")

@@ -7,8 +7,11 @@ suites, model, data, judge, metric, decoding, training, search space. What does 
 from __future__ import annotations
 
 import collections
+import hashlib
+import json
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,10 @@ FREE = (
 """Keys (and what is below them) that a resumed run may change."""
 BOUND = ("ray.num_workers",)
 """Below a free key, and yet part of what a trial is: rows per step."""
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""Ids of runs; ours are 32 hexadecimal digits."""
+_SECTIONS = ("recipes", "model", "task", "safety", "training", "search")
+"""Sections that every version wrote down: a config without one of them is not the whole one."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,12 @@ def _wrong(raw: Any) -> str | None:
         return "it does not say what a run was begun with"
     if not isinstance(raw["run"], str) or not isinstance(raw["config"], dict) or not isinstance(raw["content"], dict):
         return "run, config or content is of the wrong type"
-    return None
+    if not RUN_ID.fullmatch(raw["run"]):
+        return f"{raw['run']!r:.60} is no id of a run"
+    if not all(isinstance(value, str) for value in raw["content"].values()):
+        return "content holds what is no hash"
+    missing = [name for name in _SECTIONS if name not in raw["config"]]
+    return f"its config lacks {', '.join(missing)}" if missing else None
 
 
 def content(experiment: Experiment, facts: Mapping[str, str]) -> dict[str, str]:
@@ -72,26 +84,69 @@ def content(experiment: Experiment, facts: Mapping[str, str]) -> dict[str, str]:
     return {**facts, **{name: data.fingerprint(part) for name, part in rows.items()}, **suites}
 
 
-def check_content(before: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:
-    """Raises ConfigError that names what has another content than when the run began."""
-    changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+def check_content(before: Mapping[str, str], now: Mapping[str, str], folder: Path) -> list[str]:
+    """Names of what `before` holds no hash of, so that nothing can be said of it. Raises ConfigError that names what has another content than
+    when the run began."""
+    changed = [name for name in sorted(before) if before[name] != now.get(name)]
     if changed:
         raise ConfigError(
             f"{', '.join(changed)}: the content changed since the run in {str(folder)!r} began, so its finished trials cannot be compared with new "
             "ones; restore what it began with, or start a run in another output.dir"
         )
+    return sorted(now.keys() - before.keys())
 
 
-def begun_with(folder: Path) -> Experiment | None:
-    """The config that the folder's run was begun with; None where neither `run.json` nor the resolved config can tell."""
+def marks(dump: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of what decides a trial's figures in a config (`model_dump(mode="json")`), by section; those of `safety` by what is below it.
+
+    Kept beside every trial, so that a changed config is noticed where `run.json` is lost. {} for an empty config.
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in sorted(_flat(dump).items()):
+        if key and _bound(key):
+            section = ".".join(key.split(".")[: 2 if key.startswith("safety.") else 1])
+            parts.setdefault(section, {})[key] = value[0] if key == "search.seeds" and value else value
+    return {name: hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()[:16] for name, part in parts.items()}
+
+
+def begun_with(folder: Path) -> tuple[Experiment | None, bool]:
+    """The config that the folder's run was begun with, and whether `run.json` says so; else it is the resolved one, which a hand may have
+    changed. (None, False) where neither can tell."""
     try:
         identity = read(folder)
         if identity is not None:
-            return config.from_dict(identity.config)
+            return config.from_dict(identity.config), True
     except SafebasinError:  # damaged, or of another version: the resolved config is the next best
         identity = None
     path = folder / CONFIG
-    return config.load(path) if path.is_file() else None
+    return (config.load(path) if path.is_file() else None), False
+
+
+def check_marks(folder: Path, experiment: Experiment) -> bool:
+    """Whether the trials' specs say what config they were asked with; it is this one then. Raises ConfigError where it is another one."""
+    kept = _specs(folder)
+    if not kept:
+        return False
+    now = marks(experiment.model_dump(mode="json"))
+    for name, asked in kept:
+        differing = sorted(key for key in {*asked, *now} if asked.get(key) != now.get(key))
+        if differing:
+            raise ConfigError(
+                f"output.dir {experiment.output_place!r}: the config is not the one that the trial {name} was asked with ({', '.join(differing)} changed), "
+                f"and {FILE}, which held that one, cannot be read; undo the change (in {CONFIG}, if it was edited there), restore {FILE}, give another "
+                "output.dir, or output.overwrite=true"
+            )
+    return True
+
+
+def _specs(folder: Path) -> list[tuple[str, dict[str, str]]]:
+    """(trial, hashes of its config) of every trial of the folder's run whose spec holds them."""
+    run, found = lost(folder), []
+    for path, raw in _read_specs(folder):
+        kept = raw.get("config")
+        if raw.get("run") == run and isinstance(kept, dict) and kept:
+            found.append((path.parent.name, kept))
+    return found
 
 
 def changes(before: Experiment, now: Experiment) -> tuple[list[str], list[str]]:
@@ -99,14 +154,20 @@ def changes(before: Experiment, now: Experiment) -> tuple[list[str], list[str]]:
     one, other = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     one["search.seeds"], other["search.seeds"] = before.search.seeds[0], now.search.seeds[0]  # the others only confirm
     keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
-    bound = [key for key in keys if key in BOUND or not any(key == free or key.startswith(f"{free}.") for free in FREE)]
+    bound = [key for key in keys if _bound(key)]
     said = {key: f"{key}: {_short(one.get(key))} there, {_short(other.get(key))} here" for key in keys}
     return [said[key] for key in bound], [said[key] for key in keys if key not in bound]
 
 
+def _bound(key: str) -> bool:
+    return key in BOUND or not any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
 def check_config(folder: Path, experiment: Experiment) -> list[str]:
     """What of the config changed without harm since the run in `folder` began. Raises ConfigError for what decides a trial's figures."""
-    before = begun_with(folder)
+    before, sure = begun_with(folder)
+    if not sure:
+        check_marks(folder, experiment)
     if before is None:
         return []
     bound, free = changes(before, experiment)
@@ -121,15 +182,19 @@ def check_config(folder: Path, experiment: Experiment) -> list[str]:
 
 def lost(folder: Path) -> str:
     """The id of a run whose `run.json` is gone: the one that most of its trials name, "" where none does."""
-    named = collections.Counter()
-    for path in (folder / "trials").glob("*/spec.json"):
+    named = collections.Counter(raw["run"] for _, raw in _read_specs(folder))
+    return named.most_common(1)[0][0] if named else ""
+
+
+def _read_specs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every trial's spec that can be read and names a run."""
+    for path in sorted((folder / "trials").glob("*/spec.json")):
         try:
             raw = record_check.read_json(path)
         except BadRecord:
             continue
-        if isinstance(raw, dict) and isinstance(raw.get("run"), str):
-            named[raw["run"]] += 1
-    return named.most_common(1)[0][0] if named else ""
+        if isinstance(raw, dict) and isinstance(raw.get("run"), str) and RUN_ID.fullmatch(raw["run"]):
+            yield path, raw
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -29,6 +29,7 @@ from orchestrator import seeds
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError, StorageError, UnknownNameError
 from orchestrator.ranges import RecipeSpace
+from orchestrator.record_check import next_number, number_of
 from orchestrator.study_journal import open_storage, reopen, storage_path
 
 __all__ = ["SAMPLERS", "Asked", "Earlier", "Past", "Studies", "make_sampler", "open_storage", "past_of_journal", "storage_path"]
@@ -164,7 +165,7 @@ class Studies:
                 raise StorageError(f"{path} does not exist, so there is no search to go on with; start a new one")
             earlier = Earlier(past_of_journal(experiment, spaces))
         past = sorted(earlier.past, key=lambda one: number_of(one.trial_id))
-        next_id = max([earlier.next_id, *(number_of(one.trial_id) + 1 for one in past)])
+        next_id = next_number((number_of(one.trial_id) for one in past), earlier.next_id)
         storage = reopen(experiment, [f"{experiment.name}/{name}" for name in spaces], earlier.say)
         return cls._made(experiment, spaces, constraint_names, storage, next_id, past)
 
@@ -372,11 +373,6 @@ def past_of_journal(experiment: Experiment, spaces: dict[str, RecipeSpace]) -> l
                 state = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped"}.get(trial.state, "failed")
                 found[trial_id] = Past(trial_id, name, dict(trial.params), (state, trial.value, dict(trial.constraints)) if over else None)
     return list(found.values())
-
-
-def number_of(trial_id: str) -> int:
-    """The number in a trial id: 12 of `t0012` and of `t0012s1`."""
-    return int(trial_id[1:].partition("s")[0])
 
 
 def _end(state: str, score: float | None) -> TrialState:

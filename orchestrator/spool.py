@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orchestrator import outputs, ownership
+from orchestrator import nofollow, outputs, ownership, record_check
 from orchestrator.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ WINDOW = 500
 """Records handed to the receiver at a time."""
 COMPACT = 5000
 """The file is rewritten when it holds this many records that already arrived."""
+MOST = 1 << 36
+"""Bytes of a queue that are read."""
 POISON_TRIES = 5
 """A record that fails this often while the receiver answers otherwise is set aside."""
 
@@ -93,7 +95,12 @@ class Spool:
 
     def _read(self) -> None:
         skipped: list[tuple[int, bytes, str]] = []
-        with self.path.open("rb") as file:
+        try:
+            opened = nofollow.regular(self.path, MOST)
+        except nofollow.NotPlain as error:
+            log.warning("%s cannot be read (%s); it was moved to %s", self.path, error.strerror, record_check.move_aside(self.path).name)
+            return
+        with opened as file:
             line = b"\n"
             for number, line in enumerate(file, 1):
                 try:

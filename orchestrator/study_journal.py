@@ -16,6 +16,7 @@ from typing import Any
 import optuna
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
+from orchestrator import nofollow
 from orchestrator.config import Experiment
 from orchestrator.errors import StorageError
 from orchestrator.record_check import move_aside
@@ -46,6 +47,7 @@ class Kept(BaseJournalBackend):
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         if self.detached is None:
             try:
+                self._still_a_file()
                 fresh = list(self._file.read_logs(len(self._known)))
                 others = iter(fresh)  # of other studies in the file, between ours
                 if not all(any(one == sent for one in others) for sent in self._sent):
@@ -60,6 +62,7 @@ class Kept(BaseJournalBackend):
         logs = json.loads(json.dumps(logs))
         if self.detached is None:
             try:
+                self._still_a_file()
                 self._file.append_logs(logs)
             except (OSError, RuntimeError) as error:  # Optuna's lock ends in RuntimeError where its folder cannot be written
                 self._detach(error)
@@ -67,6 +70,11 @@ class Kept(BaseJournalBackend):
                 self._sent += logs
                 return
         self._known += logs
+
+    def _still_a_file(self) -> None:
+        """Whatever was put in its place in the meantime is not waited for. Raises OSError."""
+        if os.path.lexists(self.path):
+            nofollow.check_regular(self.path, nofollow.MOST_JOURNAL)
 
     def _detach(self, error: Exception) -> None:
         if self.opening:
@@ -100,6 +108,7 @@ def reopen(experiment: Experiment, names: list[str], say: Say) -> optuna.storage
     path = storage_path(experiment)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _free_lock(experiment, path, say)
         if not os.path.lexists(path) or path.is_file() and not path.stat().st_size:
             say(f"{path} is gone or empty; the search is rebuilt from the trial records")
             return _opened(path)
@@ -119,10 +128,32 @@ def reopen(experiment: Experiment, names: list[str], say: Say) -> optuna.storage
         return optuna.storages.JournalStorage(Kept(None))  # append_logs and read_logs then touch memory alone
 
 
+def _free_lock(experiment: Experiment, path: Path, say: Say) -> None:
+    """Take away Optuna's lock of a driver that died, and what is no lock: both would be waited for, half a minute and without a word.
+
+    In the output folder nobody else holds one, since that folder's own lock is held. Elsewhere it may be a living program's. Raises OSError,
+    StorageError.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    if not os.path.lexists(lock):
+        return
+    if path.parent.absolute() != experiment.output_dir.absolute():
+        if lock.is_dir() and not lock.is_symlink():
+            raise OSError(f"{lock.name} is a folder, no lock; move it away")
+        say(f"warning: {lock} is there; if no program uses this journal, remove it (it is waited for up to 30 seconds)")
+    elif lock.is_symlink() and os.readlink(lock) == str(path):
+        lock.unlink()
+    else:
+        aside = move_aside(lock)
+        say(f"warning: {lock} was no lock of this search's journal and was moved to {aside.name}")
+
+
 def _opened(path: Path) -> optuna.storages.BaseStorage:
     """The journal at `path`, which is made where there is none. Raises what Optuna raises for one that is damaged."""
+    if os.path.lexists(path):
+        nofollow.check_regular(path, nofollow.MOST_JOURNAL)
     backend = Kept(path)
-    with path.open("rb") as file:
+    with nofollow.regular(path, nofollow.MOST_JOURNAL) as file:
         for number, line in enumerate(file, 1):  # Optuna skips a last line that it cannot read, and goes on writing on it
             if not line.endswith(b"\n"):
                 raise ValueError("its last line is torn")
@@ -136,9 +167,6 @@ def _opened(path: Path) -> optuna.storages.BaseStorage:
 
 def _emptied(path: Path, names: list[str]) -> optuna.storages.BaseStorage:
     """The journal at `path` with our studies taken out of it."""
-    lock = path.with_name(path.name + ".lock")
-    if lock.is_symlink() and path.parent.joinpath("config.resolved.yaml").exists():
-        lock.unlink()  # of a driver that died while it wrote; the output folder's own lock keeps a living one out
     storage = _opened(path)
     storage._backend.opening = True
     there = {study.study_name for study in optuna.get_all_study_summaries(storage, include_best_trial=False)}
@@ -155,7 +183,7 @@ def _is_journal(path: Path) -> bool:
     """Whether a file begins like a journal of Optuna's, or is empty."""
     if not path.is_file():
         return False
-    with path.open("rb") as file:
+    with nofollow.regular(path, nofollow.MOST_JOURNAL) as file:
         start = file.read(64)
     return not start.strip(b"\0") or start.startswith(b'{"op_code"') or b'"op_code":' in start
 

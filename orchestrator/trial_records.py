@@ -12,25 +12,24 @@ Ids are never used twice: the next one is above every id that any file of the fo
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import outputs, record_check
+from orchestrator import nofollow, outputs, record_check, run_identity
 from orchestrator.config import Experiment
 from orchestrator.errors import StorageError
 from orchestrator.points import outside, sampled
 from orchestrator.ranges import RecipeSpace
-from orchestrator.record_check import TRIAL_ID, BadRecord
+from orchestrator.record_check import TRIAL_ID, BadRecord, next_number, number_of
 from orchestrator.records import TrialResult, TrialSpec
-from orchestrator.searcher import Asked, Outcome, Past, number_of, past_of_journal, storage_path
+from orchestrator.searcher import Asked, Outcome, Past, past_of_journal, storage_path
 
 SPEC, RESULT = "spec.json", "result.json"
 _NAMED = re.compile(rb"""(?:^|["'])t([0-9]{4,9})(?:s-?[0-9]{1,20})?["',]""")
-_MOST = 10**7
-"""No search comes to so many trials: a larger number was not given by one."""
 _WITNESSES = ("trials.csv", "study.journal*", "tracking.json", "tracking.spool.jsonl")
 """Files that name trials, beside the trials' folders."""
 
@@ -63,6 +62,7 @@ def write_spec(folder: Path, spec: TrialSpec, run: str, asked: Asked | None = No
     body = {
         "format": 1, "run": run, "trial_id": spec.trial_id, "recipe": spec.recipe, "params": spec.params, "seed": spec.seed, "phase": spec.phase,
         "passed_over": list(asked.passed_over) if asked else [], "sampler": dict(asked.sampler) if asked else {},
+        "config": run_identity.marks(spec.experiment),
     }  # fmt: skip
     outputs.write_json(folder / "trials" / spec.trial_id / SPEC, body)
 
@@ -70,12 +70,15 @@ def write_spec(folder: Path, spec: TrialSpec, run: str, asked: Asked | None = No
 def read(folder: Path, experiment: Experiment, spaces: Mapping[str, RecipeSpace], run: str, *, retry_failed: bool = False) -> Found:
     """Read every trial's records. What is damaged is moved aside, what is foreign left alone; both are said in `sentences`.
 
-    Raises StorageError only where a file that has to be moved cannot be.
+    Raises StorageError where a file that has to be moved cannot be, and where `trials` is no folder.
     """
     found = Found()
     home = folder / "trials"
+    if os.path.lexists(home) and not home.is_dir():
+        what = "a link that leads to no folder" if home.is_symlink() else "no folder"
+        raise StorageError(f"{home} is {what}, so what the run's trials came to is not there; move it away and put the folder trials/ back in its place")
     paths = sorted(home.iterdir()) if home.is_dir() else []
-    places = {path.name: path for path in paths if path.is_dir() and not path.is_symlink()}
+    places = {path.name: path for path in paths if path.is_dir()}
     ended: list[tuple[int, TrialResult]] = []
     for name, place in sorted(places.items()):
         if name == "baseline":
@@ -84,10 +87,47 @@ def read(folder: Path, experiment: Experiment, spaces: Mapping[str, RecipeSpace]
             if (place / RESULT).exists() or (place / SPEC).exists():
                 found.sentences.append(f"{place} is no trial of this run ({name!r} is no trial id) and is not counted")
             continue
-        _read_one(place, experiment, spaces, run, retry_failed, found, ended)
+        if place.is_symlink():
+            _read_linked(place, experiment, spaces, run, found, ended)
+        else:
+            _read_one(place, experiment, spaces, run, retry_failed, found, ended)
+    for path in paths:
+        if TRIAL_ID.fullmatch(path.name) and path.name not in places:
+            what = "a link that leads to no folder" if path.is_symlink() else "no folder"
+            found.sentences.append(f"{path} is {what}, so {path.name} is not counted; its id is not used again")
     found.results = [result for _, result in sorted(ended, key=lambda pair: (pair[0], pair[1].trial_id))]
-    found.next_id = _next_id(folder, list(places))
+    found.next_id = _next_id(folder, [path.name for path in paths])
+    if found.next_id > 1 and not places.keys() - {"baseline"}:
+        found.sentences.append(
+            f"{home} holds no trial, and files beside it name trials up to t{found.next_id - 1:04d}; they are not counted. If the folder was moved "
+            "away, stop and put it back"
+        )
     return found
+
+
+def _read_linked(place: Path, experiment: Experiment, spaces: Mapping[str, RecipeSpace], run: str, found: Found, ended: list) -> None:
+    """A trial whose folder lies elsewhere and is linked: counted where its records are whole, and only read, since what lies there is not ours."""
+    trouble, asked, result = None, None, None
+    try:
+        asked = record_check.guarded(place / SPEC, lambda raw: _wrong_spec(raw, spaces))
+        result = record_check.read_result(place / RESULT)
+        if asked is None or result is None:
+            trouble = f"it holds no {SPEC if asked is None else RESULT}"
+        elif run and asked["run"] != run:
+            trouble = "it is of another run"
+        elif not result.final:
+            trouble = "it is to be tried again"
+        else:
+            trouble = _foreign_result(place.name, result, asked, experiment, spaces)
+    except BadRecord as error:
+        trouble = str(error)
+    if trouble:
+        found.sentences.append(f"{place} is a link to {os.readlink(place)} and is not counted ({trouble}); {place.name} is not used again")
+        return
+    result.model_dir = str(place / "model") if result.model_dir else None
+    found.asked[place.name] = asked
+    ended.append(((place / RESULT).stat().st_mtime_ns, result))
+    found.sentences.append(f"{place} is a link to {os.readlink(place)}; its records are counted, and nothing is written there")
 
 
 def _read_one(
@@ -153,11 +193,7 @@ def _result(
         return None
     if result is None:
         return None
-    trouble = foreign(place.name, result.trial_id, result.recipe, result.params, result.seed, result.phase, experiment, spaces)
-    if not trouble and asked is not None:
-        told = {"params": outputs.plain(result.params), "seed": result.seed, "phase": result.phase, "recipe": result.recipe}
-        differing = [key for key, value in told.items() if asked[key] != value]
-        trouble = f"its {differing[0]} is not what was asked ({SPEC})" if differing else None
+    trouble = _foreign_result(place.name, result, asked, experiment, spaces)
     if not trouble:
         result.model_dir = str(place / "model") if result.model_dir else None  # a record is no guide to other places
         return result
@@ -167,6 +203,20 @@ def _result(
         aside = record_check.move_aside(path, "foreign")
         found.sentences.append(f"{path} is not counted: {trouble}; it was moved to {aside.name} and {place.name} is tried again")
     return None
+
+
+def _foreign_result(
+    name: str, result: TrialResult, asked: dict[str, Any] | None, experiment: Experiment, spaces: Mapping[str, RecipeSpace]
+) -> str | None:
+    """Why a result is not of this search's trial, or not of what was asked, in words; None where it is."""
+    trouble = foreign(name, result.trial_id, result.recipe, result.params, result.seed, result.phase, experiment, spaces)
+    if not trouble and result.task is not None and result.task.metric != experiment.task.metric:
+        trouble = f"its metric is {result.task.metric!r:.60}, and the run's is {experiment.task.metric!r:.60}"
+    if not trouble and asked is not None:
+        told = {"params": outputs.plain(result.params), "seed": result.seed, "phase": result.phase, "recipe": result.recipe}
+        differing = [key for key, value in told.items() if asked[key] != value]
+        trouble = f"its {differing[0]} is not what was asked ({SPEC})" if differing else None
+    return trouble
 
 
 def foreign(
@@ -190,7 +240,7 @@ def _wrong_spec(raw: Any, spaces: Mapping[str, RecipeSpace]) -> str | None:
     types = {
         "format": int, "run": str, "trial_id": str, "recipe": str, "params": dict, "seed": int, "phase": str, "passed_over": list, "sampler": dict,
     }  # fmt: skip
-    if not isinstance(raw, dict) or set(raw) != set(types):
+    if not isinstance(raw, dict) or set(raw) - {"config"} != set(types):  # before the config's hashes were kept there was none
         return f"its fields are not {', '.join(types)}"
     for key, kind in types.items():
         if not isinstance(raw[key], kind) or isinstance(raw[key], bool):
@@ -225,23 +275,33 @@ def unrecorded(folder: Path, experiment: Experiment, spaces: Mapping[str, Recipe
     for one in past:
         if TRIAL_ID.fullmatch(one.trial_id) and one.trial_id not in known:
             space, place = spaces[one.recipe], folder / "trials" / one.trial_id
-            if not (place / RESULT).exists() and not (place / SPEC).exists() and not outside(space, {**space.fixed, **one.params}):
+            there = any(os.path.lexists(path) for path in (place / RESULT, place / SPEC)) or os.path.lexists(place) and not place.is_dir()
+            if not there and not place.is_symlink() and not outside(space, {**space.fixed, **one.params}):
                 found.append(replace(one, outcome=None))
     return found
 
 
 def _next_id(folder: Path, names: list[str]) -> int:
-    """Above every id that the folder's names and files name, whatever state these are in."""
+    """A number that no id has which the folder's names and files name, whatever state these are in, nor any after it."""
     numbers = [number_of(name) for name in names if TRIAL_ID.fullmatch(name)]
     for pattern in _WITNESSES:
         for path in folder.glob(pattern):
             if path.is_file():
                 try:
-                    with path.open("rb") as file:
-                        numbers += [int(number) for line in file for number in _NAMED.findall(line)]
+                    numbers += _named(path)
                 except OSError as error:
                     raise StorageError(f"cannot read {path}: {error.strerror or error}; make it readable, or move it out of the folder") from error
-    return 1 + max((number for number in numbers if number < _MOST), default=0)
+    return next_number(numbers)
+
+
+def _named(path: Path) -> set[int]:
+    """Numbers of the trials that a file names. Raises OSError."""
+    found, before = set(), b""
+    with nofollow.regular(path, nofollow.MOST_JOURNAL) as file:
+        while part := file.readline(1 << 20):  # a damaged file may be one line
+            found |= {int(number) for number in _NAMED.findall(before + part)}
+            before = b"" if part.endswith(b"\n") else part[-40:]
+    return found
 
 
 def _aside(path: Path, error: BadRecord) -> str:

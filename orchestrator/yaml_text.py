@@ -165,6 +165,15 @@ def commented(text: str) -> bool:
     return text[node.end_mark.index :].lstrip().startswith("#") if node is not None else text.lstrip().startswith("#")
 
 
+def is_mapping(text: str) -> bool:
+    """Whether this is YAML whose top is a mapping with something in it, whatever else is wrong with it."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return False
+    return isinstance(node, yaml.MappingNode) and bool(node.value)
+
+
 def plain(value: Any, where: str) -> Any:
     """A copy that shares no part with another. Raises ConfigError for a value that contains itself, is too deep or too large, for keys that are
     no texts, for texts that no file can hold and for numbers that are not finite."""

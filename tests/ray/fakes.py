@@ -20,7 +20,8 @@ def result(spec: TrialSpec, context: LaneContext, state: str = "complete", **fac
     rate = float(spec.params.get("learning_rate", 1e-4))
     unsafe = [rate > 1e-3] * 4
     suites = {"harmful": SuiteResult("harmful", "harmful", list("abcd"), None, unsafe, [not u for u in unsafe])}
-    task = TaskResult("exact_match", min(1.0, rate * 100), [1.0], ["r0"])
+    score = min(1.0, rate * 100)
+    task = TaskResult("exact_match", score, [score], ["r0"])
     facts = {"pid": os.getpid(), "seen": context.cache.get("seen", 0), "rank": context.rank, "world": context.world_size, **facts}
     return TrialResult(spec.trial_id, spec.recipe, spec.params, spec.seed, spec.phase, state, task, suites, steps=1, facts=facts)
 

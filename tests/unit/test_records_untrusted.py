@@ -132,11 +132,60 @@ def test_a_trial_of_another_run_is_not_counted_and_its_id_not_used(tmp_path):
     assert found.results == found.open == [] and "of another run" in found.sentences[0] and found.next_id == 8
 
 
-def test_a_link_instead_of_a_folder_is_not_followed(tmp_path):
+def test_a_trial_folder_that_was_moved_and_linked_is_counted_and_nothing_is_written_there(tmp_path):
     place = put(tmp_path / "elsewhere", record())
     (tmp_path / "trials").mkdir()
     (tmp_path / "trials" / "t0001").symlink_to(place)
-    assert read(tmp_path).results == []
+    found = read(tmp_path)
+    assert [r.trial_id for r in found.results] == ["t0001"] and f"is a link to {place}; its records are counted" in found.sentences[0]
+    assert found.next_id == 2 and found.results[0].model_dir in (None, str(tmp_path / "trials" / "t0001" / "model"))
+
+
+@pytest.mark.parametrize("damage", ["torn", "of another run", "failed by a machine", "no spec", "gone", "loop"])
+def test_a_linked_trial_that_is_not_whole_is_named_left_as_it_is_and_its_id_kept(tmp_path, damage):
+    raw = record(state="failed", fault="machine", task=None, error="x") if damage == "failed by a machine" else record()
+    spec = {"run": "another"} if damage == "of another run" else damage != "no spec"
+    place = put(tmp_path / "elsewhere", b"{" if damage == "torn" else raw, spec=spec)
+    (tmp_path / "trials").mkdir()
+    link = tmp_path / "trials" / "t0001"
+    link.symlink_to({"gone": tmp_path / "nowhere", "loop": link}.get(damage, place))
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    found = read(tmp_path)
+    assert found.results == found.open == [] and found.next_id == 2
+    assert any(str(link) in line and "not counted" in line and "not used again" in line for line in found.sentences), found.sentences
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before and link.is_symlink()
+
+
+TASK = record()["task"]
+INCONSISTENT = {
+    "a score that is not the mean": {**TASK, "score": TASK["score"] + 0.01}, "a score of none": {**TASK, "score": None},
+    "a mean of none": {**TASK, "scores": [None, *TASK["scores"][1:]]}, "above 1": {**TASK, "scores": [2.0] * 200, "score": 2.0},
+    "a huge one": {**TASK, "score": 1e308}, "below 0": {**TASK, "scores": [-0.5] * 200, "score": -0.5},
+    "a score of no rows": {**TASK, "scores": [], "ids": []},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", INCONSISTENT)
+def test_a_score_that_its_rows_do_not_give_is_damage(tmp_path, kind):
+    place = put(tmp_path, record(task=INCONSISTENT[kind]))
+    found = read(tmp_path)
+    assert found.results == [] and "task: " in found.sentences[0] and (place / "result.json.damaged-1").exists()
+
+
+def test_a_score_by_another_metric_is_of_something_else(tmp_path):
+    place = put(tmp_path, record(task={**TASK, "metric": "contains"}))
+    found = read(tmp_path)
+    assert found.results == [] and "its metric is 'contains', and the run's is 'exact_match'" in found.sentences[0]
+    assert (place / "result.json.foreign-1").exists() and [one.trial_id for one in found.open] == ["t0001"]
+
+
+@pytest.mark.parametrize("change", [{"parse_failed": 99}, {"parse_failed": -1}, {"unparsed": [True] * 12, "parse_failed": 3}])
+def test_counts_that_the_verdicts_do_not_give_are_damage(tmp_path, change):
+    raw = copy.deepcopy(record())
+    next(iter(raw["suites"].values())).update(change)
+    put(tmp_path, raw)
+    found = read(tmp_path)
+    assert found.results == [] and "parse_failed" in found.sentences[0]
 
 
 def test_the_model_of_a_record_is_never_a_path_to_elsewhere(tmp_path):

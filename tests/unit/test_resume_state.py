@@ -82,7 +82,7 @@ class Driver:
 
     def end(self, asked, **changes):
         state, score, values = outcome(asked)
-        task = {"metric": "m", "score": score, "scores": [score], "ids": ["a"]}
+        task = {"metric": self.made.task.metric, "score": score, "scores": [score], "ids": ["a"]}
         result = TrialResult(asked.trial_id, asked.recipe, dict(asked.params), 0, "search", state, facts={"harmful": values["harmful"]})
         outputs.write_json(self.folder / "trials" / asked.trial_id / "result.json", {**result.to_dict(), "task": task, **changes})
         self.studies.tell(asked.trial_id, state, score, values)
