@@ -55,7 +55,7 @@ class Driver:
     """Asks, records and tells as `experiment` does, without lanes."""
 
     def __init__(self, made, studies):
-        self.made, self.folder, self.studies = made, made.output_dir, studies
+        self.made, self.folder, self.studies, self.dump = made, made.output_dir, studies, made.model_dump(mode="json")
 
     @classmethod
     def begin(cls, where, **kwargs):
@@ -76,7 +76,7 @@ class Driver:
         if asked is not None and not asked.resumed:
             folder = str(self.folder / "trials" / asked.trial_id)
             spec = build_spec(self.made, trial_id=asked.trial_id, recipe=asked.recipe, params=asked.params, seed=0, phase="search",
-                              folder=folder, dump={})  # fmt: skip
+                              folder=folder, dump=self.dump)  # fmt: skip
             trial_records.write_spec(self.folder, spec, RUN, asked)
         return asked
 
