@@ -132,9 +132,9 @@ def check_marks(folder: Path, experiment: Experiment) -> bool:
         differing = sorted(key for key in {*asked, *now} if asked.get(key) != now.get(key))
         if differing:
             raise ConfigError(
-                f"output.dir {experiment.output_place!r}: the config is not the one that the trial {name} was asked with ({', '.join(differing)} changed), "
-                f"and {FILE}, which held that one, cannot be read; undo the change (in {CONFIG}, if it was edited there), restore {FILE}, give another "
-                "output.dir, or output.overwrite=true"
+                f"output.dir {experiment.output_place!r}: the config is not the one that the trial {name} was asked with "
+                f"({', '.join(differing)} changed), and {FILE}, which held that one, cannot be read; undo the change (in {CONFIG}, if it was "
+                f"edited there), restore {FILE}, give another output.dir, or output.overwrite=true"
             )
     return True
 

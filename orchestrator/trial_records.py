@@ -76,7 +76,7 @@ def read(folder: Path, experiment: Experiment, spaces: Mapping[str, RecipeSpace]
     home = folder / "trials"
     if os.path.lexists(home) and not home.is_dir():
         what = "a link that leads to no folder" if home.is_symlink() else "no folder"
-        raise StorageError(f"{home} is {what}, so what the run's trials came to is not there; move it away and put the folder trials/ back in its place")
+        raise StorageError(f"{home} is {what}, so the run's trials are not there; move it away and put the folder trials/ back in its place")
     paths = sorted(home.iterdir()) if home.is_dir() else []
     places = {path.name: path for path in paths if path.is_dir()}
     ended: list[tuple[int, TrialResult]] = []
