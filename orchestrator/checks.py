@@ -53,6 +53,10 @@ def check(experiment: Experiment, *, build_pocket: bool = True, resumed: bool = 
         facts, doubts = check_texts(experiment)
         found.facts += facts
         found.warnings += doubts + check_sequential(experiment)
+    if experiment.search.trials < len(experiment.recipes):
+        found.warnings.append(
+            f"search.trials={experiment.search.trials} is less than the {len(experiment.recipes)} recipes, so the last ones get no trial; raise it"
+        )
     found.warnings += check_held_out(experiment)
     found.warnings += check_recipes(experiment, found.num_layers)
     if not trusted:

@@ -127,7 +127,7 @@ def _without_gpu_warnings(settings):
 @app.command()
 def validate(config: ConfigOption = None, overrides: Overrides = None) -> None:
     """Check a config, its data and its model without taking a device."""
-    from orchestrator import checks, screen
+    from orchestrator import capacity, checks, screen
 
     console = screen.console()
     settings = _load(config, overrides)
@@ -137,7 +137,8 @@ def validate(config: ConfigOption = None, overrides: Overrides = None) -> None:
         screen.say(console, line)
     for line in found.warnings:
         screen.say(console, f"warning: {line}", "yellow")
-    screen.say(console, f"{settings.name}: valid; {len(settings.recipes)} recipes, {settings.search.trials} trials", "green")
+    counts = f"{capacity.count(len(settings.recipes), 'recipe')}, {capacity.count(settings.search.trials, 'trial')}"
+    screen.say(console, f"{settings.name}: valid; {counts}", "green")
 
 
 @app.command("config-schema")

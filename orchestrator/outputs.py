@@ -58,13 +58,18 @@ def write_bytes(path: str | Path, data: bytes, *, mode: int | None = None) -> Pa
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, mode if mode is not None else 0o666 & ~_umask())
+        os.chmod(temporary, mode if mode is not None else file_mode())
         os.replace(temporary, path)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise storage_error(path, error) from error
     return path
+
+
+def file_mode() -> int:
+    """The mode of files that this process makes, by its umask, e.g. 0o644."""
+    return 0o666 & ~_umask()
 
 
 def _umask() -> int:

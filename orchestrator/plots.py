@@ -286,7 +286,7 @@ def degradation_over_steps(look: Look, rows: Sequence[Row], limit: float) -> Plo
     name, title = "degradation_over_steps", "Unsafe answers during training"
     probed = [(r, j, events) for r, j in rows if (events := plots_monitor.probes(r.history))]
     if not probed:
-        return Plot(name, title, None, "Nothing was probed during training; set monitor.every_steps to watch safety while a trial trains.")
+        return Plot(name, title, None, "Nothing was probed during training: monitor.every_steps is 0, or more than the steps that a trial takes.")
     figure, (axis,) = _figure(8.6, 4.4)
     for result, judgement, _ in probed:
         style = look.style(result.recipe)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import ownership
+from orchestrator import outputs, ownership
 from orchestrator.errors import ModelError
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, extra_meta: Mappi
     write(model, folder)
     tokenizer.save_pretrained(folder)
     check_saved(folder, model)
+    for path in folder.glob("*.safetensors"):  # written for their owner alone by the library; a model is handed over with the umask's mode
+        path.chmod(outputs.file_mode())
     (folder / "safebasin.json").write_text(
         json.dumps(dict(extra_meta or {}), indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8"
     )
