@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator import capacity, checks_settings, engine_config, ownership, places, shared_cache
+from orchestrator import capacity, checks_settings, engine_config, ownership, ownership_checks, places, shared_cache
 from orchestrator.config import Experiment, recipe_items
 from orchestrator.errors import ConfigError, StorageError, UnknownNameError
 
@@ -305,11 +305,8 @@ def check_output(folder: Path, overwrite: bool, resume: bool = False, inputs: Se
             f"output.dir {str(folder)!r} holds an earlier run; give another output.dir, or output.overwrite=true to remove what that run made"
         )
     places.refuse_foreign(folder, kind, owned, "output.dir")
-    if overwrite and owned is not None and owned.links():
-        raise ConfigError(
-            f"output.dir {str(folder)!r}: {', '.join(owned.links())} became links since the run made them, and what they point to is not removed; "
-            "put the folders back, or give another output.dir"
-        )
+    if owned is not None:
+        ownership_checks.refuse(owned, overwrite=overwrite, resume=resume and not overwrite)
     parent = folder
     while not parent.exists():
         parent = parent.parent

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, constraint, outputs, ownership
+from orchestrator import config, constraint, outputs, ownership, sealing
 from orchestrator.config import Experiment
 from orchestrator.errors import StorageError
 from orchestrator.records import TrialResult, TrialSpec
@@ -76,7 +76,7 @@ def _copy_model(source: Path, target: Path, card: str) -> None:
         shutil.copytree(source, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
         (partial / ownership.marker_name("model")).unlink(missing_ok=True)  # the trial's
-        names = ownership.sealed(partial, "model")
+        names = sealing.sealed(partial, "model")
         if not target.exists():
             partial.replace(target)
             return

@@ -3,7 +3,8 @@
 A marker (`.safebasin.json` of a run, `.safebasin.<kind>.json` of other commands) holds a format, the kind, an id and the names that were
 made. A name is put on the list before it is made, and only where nothing of that name was there; only what is listed is ever replaced or
 deleted. Inside folders that hold workers' files (`trials/`, `trained/`, `ray/`) a file is ours by its listed folder and its form (`SHAPES`).
-A marker is a file on somebody's disk: one that is damaged, or names what we never make, owns nothing. Links are never followed.
+A marker is a file on somebody's disk: one that is damaged, or names what we never make, owns nothing. Links are never followed. A run's marker
+also says which folder it was written in and when the run ended, so that a copy, and files changed since, are told from it (`ownership_checks`).
 """
 
 from __future__ import annotations
@@ -13,18 +14,17 @@ import json
 import os
 import re
 import stat
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator import nofollow
+from orchestrator import folder_stamps, nofollow
 from orchestrator.errors import ConfigError, StorageError
-from orchestrator.ownership_names import ADDRESS_SHAPES, LAYOUT, MODEL, SHAPES, WORKERS, known, marker_name
+from orchestrator.ownership_names import ADDRESS_SHAPES, LAYOUT, LINKS, MODEL, SHAPES, WORKERS, known, marker_name
 
-__all__ = ["LAYOUT", "NotOurs", "Owned", "active", "claim", "collisions", "known", "marker_name", "opened", "parse", "read", "remove", "sealed"]
+__all__ = ["LAYOUT", "NotOurs", "Owned", "active", "claim", "current", "known", "marker_name", "opened", "parse", "read", "remove"]
 
 FORMAT = 1
 MAKER = "safebasin"
@@ -43,6 +43,18 @@ class Owned:
     id: str
     made: set[str] = field(default_factory=set)
     """Names relative to the folder, with slashes; a folder's ends in one."""
+    place: dict[str, int] | None = None
+    """Of a run: which folder it was written in (`folder_stamps.place_of`); None: by an earlier version."""
+    ended: int | None = None
+    """Of a run: when its last driver ended, in ns of the folder's clock; None while one lives, and where it was killed."""
+    since: int | None = None
+    """When the list, come with a copy of its folder, was taken up here; what is older was not made here."""
+    changed: set[str] = field(default_factory=set)
+    """Names of ours that somebody changed after a run had ended; theirs until the run writes them anew."""
+    written: int = 0
+    """When the marker that this was read from was written, in ns."""
+    running: bool = False
+    taken_up: bool = False
 
     def claim(self, name: str, *, folder: bool = False) -> None:
         """Put a name, and the folders it lies in, on the list. Nothing happens where it is ours already.
@@ -54,23 +66,24 @@ class Owned:
         with _lock:
             new = []
             for wanted in below:
-                if self.owns(wanted):
-                    if wanted in self.made and not wanted.endswith("/") and (self.folder / wanted).is_symlink():
-                        raise self._foreign(wanted, "became a link")
-                    continue
-                if wanted.endswith("/") and self._shared(wanted):
+                if wanted not in LINKS and (self.folder / wanted.rstrip("/")).is_symlink():
+                    raise self._foreign(wanted, "is a link, which is not followed")
+                if self.owns(wanted) or wanted.endswith("/") and self.shared(wanted):
                     continue
                 if os.path.lexists(self.folder / wanted.rstrip("/")):
                     raise self._foreign(wanted, "is there and was not made by it")
                 if not known(self.kind, wanted):
                     raise ValueError(f"{wanted} is no name that a {self.kind} makes; add it to ownership.LAYOUT")
                 new.append(wanted)
-            if new:
+            anew = self.changed & set(below)  # the run writes them now
+            if new or anew:
                 self.made.update(new)
+                self.changed -= anew
                 try:
-                    self._write()
+                    self.save()
                 except BaseException:
                     self.made.difference_update(new)
+                    self.changed |= anew
                     raise
 
     def _foreign(self, name: str, why: str) -> StorageError:
@@ -78,7 +91,7 @@ class Owned:
         shown = self.folder / name.rstrip("/")
         return StorageError(f"cannot write {shown}: it {why}, and {what} replaces only what it made itself; move it away, or give another folder")
 
-    def _shared(self, name: str) -> bool:
+    def shared(self, name: str) -> bool:
         """Whether another command of ours made this folder (`plots/` of an evaluation and a basin in one folder)."""
         if not (self.folder / name).is_dir():
             return False
@@ -88,20 +101,6 @@ class Owned:
                 if found is not None and found.owns(name):
                     return True
         return False
-
-    def _is_foreign(self, name: str) -> bool:
-        """Whether a name at the top that is there is somebody else's."""
-        path = self.folder / name.rstrip("/")
-        if name in self.made and name == MODEL and any(path.iterdir() if path.is_dir() else (None,)):
-            return path.is_symlink() or read(path, "model") is None
-        if self.kind == "mirror" and name in WORKERS and path.is_dir() and not path.is_symlink():
-            return False
-        return name not in self.made and not (name.endswith("/") and self._shared(name))
-
-    def links(self) -> list[str]:
-        """Names at the top that were made and are links now: somebody moved what they point to. Sorted."""
-        tops = {made.split("/")[0] for made in self.made} - {"study.journal.lock"}
-        return sorted(name for name in tops if (self.folder / name).is_symlink())
 
     def owns(self, name: str) -> bool:
         """Whether a name (a folder's ends in a slash) is on the list, or lies in a folder on it and has a form of ours."""
@@ -134,14 +133,16 @@ class Owned:
             return not left
 
     def _delete(self, name: str, last: str, where: int) -> None:
-        mode = os.stat(last, dir_fd=where, follow_symlinks=False).st_mode
-        if not stat.S_ISDIR(mode):
-            if self._file_is_ours(name, mode):
+        state = os.stat(last, dir_fd=where, follow_symlinks=False)
+        if not stat.S_ISDIR(state.st_mode):
+            if self.file_is_ours(name, state.st_mode) and self._proven(name, state):
                 os.unlink(last, dir_fd=where)
             return
         if not self.owns(f"{name}/"):
             return
         nested = read(self.folder / name, "model") if last == MODEL.rstrip("/") else None
+        if nested is not None:
+            nested.changed = {one.removeprefix(f"{name}/") for one in self.changed if one.startswith(f"{name}/")}
         with contextlib.ExitStack() as stack:
             inner = nofollow.entered(last, where, stack)
             for entry in sorted(os.listdir(inner)):
@@ -158,8 +159,13 @@ class Owned:
         elif nested is not None:
             nested.prune()
 
-    def _file_is_ours(self, name: str, mode: int) -> bool:
-        """A link is never ours, but for Ray's and the journal's lock, which is one."""
+    def _proven(self, name: str, state: os.stat_result) -> bool:
+        """Whether a file whose name is ours is the one we made: not changed by somebody, and no file of a worker's that came with a copy."""
+        copied = self.since is not None and max(state.st_mtime_ns, state.st_ctime_ns) < self.since
+        return name not in self.changed and (not copied or name in self.made or name.startswith(".model.partial/"))
+
+    def file_is_ours(self, name: str, mode: int) -> bool:
+        """By its name and form. A link is never ours, but for Ray's and the journal's lock, which is one."""
         if stat.S_ISLNK(mode):
             return (name.startswith("ray/") and self.owns(name)) or bool(re.fullmatch(r"study\.journal\.lock", name) and self.owns(name))
         if self.owns(name):
@@ -177,7 +183,7 @@ class Owned:
         gone = {made for made in self.made if made.rstrip("/") == name or made.startswith(f"{name}/")}
         if gone:
             self.made -= gone
-            self._write()
+            self.save()
 
     def empty(self, keep: Iterable[str] = ()) -> list[str]:
         """Delete everything that is ours, but for `keep`; names at the top that stay because they hold something that is not. Raises StorageError."""
@@ -204,41 +210,37 @@ class Owned:
         found = {path.relative_to(self.folder).as_posix() + "/" for path in places if path.is_dir() and not path.is_symlink()}
         if found - self.made:
             self.made |= found
-            self._write()
+            self.save()
 
     def prune(self) -> None:
         """Take off the list what is not there: what comes to be under such a name is somebody else's."""
         with _lock:
             gone = {made for made in self.made if not os.path.lexists(self.folder / made.rstrip("/"))}
-            if gone:
+            back = {name for name in self.changed if not os.path.lexists(self.folder / name)}
+            if gone or back:
                 self.made -= gone
-                self._write()
+                self.changed -= back
+                self.save()
+
+    def end(self) -> None:
+        """Note that the run has ended: what is changed from now on is changed by somebody else. Raises StorageError."""
+        try:
+            self.ended, self.running = folder_stamps.now(self.folder), False
+        except OSError as error:
+            raise _cannot(self.folder, error) from error
+        self.save()
 
     def body(self) -> bytes:
-        content = {"made_by": MAKER, "format": FORMAT, "kind": self.kind, "id": self.id, "made": sorted(self.made)}
+        content: dict[str, object] = {"made_by": MAKER, "format": FORMAT, "kind": self.kind, "id": self.id, "made": sorted(self.made)}
+        if self.kind == "run":
+            content |= {"place": self.place, "ended": self.ended, "since": self.since, "changed": sorted(self.changed)}
         return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
 
-    def _write(self, *, first: bool = False) -> None:
+    def save(self, *, first: bool = False) -> None:
+        """Write the marker anew, or for the `first` time. Raises StorageError."""
         path = self.folder / marker_name(self.kind)
         try:
-            handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=f".{path.name}.", suffix=".tmp")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(self.body())
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(temporary, 0o644)
-                if first:
-                    os.link(temporary, path)  # fails where another process was faster
-                else:
-                    os.replace(temporary, path)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
-            handle = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            folder_stamps.write(path, self.body(), first=first)
         except OSError as error:
             raise _cannot(path, error) from error
 
@@ -273,7 +275,18 @@ def parse(data: bytes, folder: Path, kind: str, where: str) -> Owned:
     for name in made:
         if not isinstance(name, str) or not _inside(name) or not known(kind, name):
             raise refuse(f"it lists {str(name)[:60]!r}, which a {kind} never makes")
-    return Owned(folder, kind, body["id"], set(made))
+    place, ended, since, changed = body.get("place"), body.get("ended"), body.get("since"), body.get("changed", [])
+    if place is not None and not (isinstance(place, dict) and {"device", "inode", "filesystem"} <= set(place) and all(map(_whole, place.values()))):
+        raise refuse("its place is none")
+    if any(moment is not None and not _whole(moment) for moment in (ended, since)):
+        raise refuse("its moments are none")
+    if not isinstance(changed, list) or not all(isinstance(name, str) and _inside(name) for name in changed):
+        raise refuse("what it says was changed is no list of names")
+    return Owned(folder, kind, body["id"], set(made), place, ended, since, set(changed))
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _inside(name: str) -> bool:
@@ -292,33 +305,15 @@ def read(folder: Path, kind: str) -> Owned | None:
         if path.is_symlink():
             raise NotOurs(f"{path} is a link, which safebasin never makes; move it away, or give another folder") from None
         raise StorageError(f"cannot read {path}: {error.strerror or error}; mend it, or give another folder") from error
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(file.fileno())
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, handle)
+        found = os.fstat(handle)  # before it is a file of Python's, which a folder cannot be
         if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
             raise NotOurs(f"{path} is no file that safebasin writes; move it away, or give another folder")
-        return parse(file.read(), folder, kind, str(path))
-
-
-def names_in(folder: Path, kind: str) -> set[str]:
-    """Every name below a folder but that of its list; a folder's ends in a slash."""
-    paths = folder.rglob("*") if folder.is_dir() else ()
-    return {path.relative_to(folder).as_posix() + "/" * (path.is_dir() and not path.is_symlink()) for path in paths if path.name != marker_name(kind)}
-
-
-def sealed(folder: Path, kind: str, before: Iterable[str] = ()) -> list[str]:
-    """List what a library has just written into a folder, which is all that was not there `before`; the files, sorted. Raises StorageError."""
-    made = names_in(folder, kind) - set(before)
-    known_before = read(folder, kind)
-    if known_before is not None:
-        made |= known_before.made & set(before)
-    Owned(folder, kind, uuid.uuid5(uuid.NAMESPACE_OID, "\n".join(sorted(made))).hex, made)._write()  # the same model gives the same files
-    return sorted(name for name in made if not name.endswith("/"))
-
-
-def collisions(folder: Path, kind: str, owned: Owned | None) -> list[str]:
-    """Names that a command of this kind would make and that are there, but are not on its list. Sorted."""
-    list_ = owned or Owned(folder, kind, "")
-    return sorted(name.rstrip("/") for name in LAYOUT[kind] if name != "*" and os.path.lexists(folder / name.rstrip("/")) and list_._is_foreign(name))
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            owned = parse(file.read(), folder, kind, str(path))
+    owned.written = found.st_mtime_ns
+    return owned
 
 
 def opened(folder: Path, kind: str) -> Owned:
@@ -333,8 +328,8 @@ def opened(folder: Path, kind: str) -> Owned:
             raise _cannot(folder, error) from error
         found = read(folder, kind)
         if found is None:
-            found = Owned(folder, kind, uuid.uuid4().hex)
-            found._write(first=True)
+            found = Owned(folder, kind, uuid.uuid4().hex, place=folder_stamps.place_of(folder) if kind == "run" else None)
+            found.save(first=True)
         else:
             found.prune()
         if kind == "mirror":
@@ -351,11 +346,18 @@ def active(folder: Path, kind: str) -> Iterator[Owned]:
     _active[key] = owned
     try:
         yield owned
+        if before is None and owned.running:  # a driver that failed may have left workers that still write
+            owned.end()
     finally:
         if before is None:
             _active.pop(key, None)
         else:
             _active[key] = before
+
+
+def current(folder: Path) -> Owned | None:
+    """The list that is `active` in a folder."""
+    return _active.get(os.path.abspath(folder))
 
 
 def claim(path: str | Path, *, folder: bool = False) -> None:

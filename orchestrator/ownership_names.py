@@ -28,6 +28,8 @@ LAYOUT: dict[str, tuple[str, ...]] = {
 
 WORKERS = ("trials/", "trained/", "workers/")
 """What workers make in this machine's copy of an address, also while the driver, and its list, is on another machine."""
+LINKS = ("study.journal.lock",)
+"""Names of ours that are made as links."""
 MODEL = "model/"
 """Of a run; has a list of its own, so that a model which somebody puts in its place is not taken for ours."""
 _TRIAL = r"((?:workers/rank-\d+/)?trials/[^/]+/)"

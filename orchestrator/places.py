@@ -1,21 +1,27 @@
-"""Folders that no command may take for its files: here and above, a home, a git work tree, one that holds or lies in what is read.
+"""Folders that no command may take for its files: here and above, a home, a git work tree, the system's and Python's own, what another command
+of ours made, one that holds or lies in what is read.
 
 Paths are compared as the disk knows them (links resolved, then by device and inode), so that no other spelling of a folder gets by.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from orchestrator import cachedir, ownership
+from orchestrator import cachedir, ownership, ownership_checks
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError, StorageError
+from orchestrator.ownership import NotOurs
 
 Input = tuple[str, Path]
 """(what it is, e.g. "task.data"; where it lies)."""
+SYSTEM = ("etc", "usr", "bin", "sbin", "boot", "proc", "sys", "dev")
+SECRETS = (".ssh", ".gnupg", ".aws", ".kube")
 _SOURCES = (
     ("model", ("model_name_or_path", "unaligned_name_or_path", "chat_template")), ("task", ("data", "eval_data")),
     ("safety", ("data", "harmful_data")),
@@ -91,6 +97,41 @@ def _reason(place: Path) -> str | None:
         return "is the root of a version-controlled work tree"
     if ".git" in place.parts or all(os.path.lexists(place / name) for name in ("HEAD", "objects", "refs")):
         return "lies in a git repository's own files"
+    return _of_the_system(place) or _of_another(place)
+
+
+def _of_the_system(place: Path) -> str | None:
+    """Why a folder is the system's, Python's or a secret one's; None where it is none."""
+    top = place.parts[1] if len(place.parts) > 1 else ""
+    if (top in SYSTEM or top.startswith("lib")) and place.parts[:3] != ("/", "dev", "shm"):
+        return f"lies in the system's own /{top}"
+    package = Path(__file__).resolve().parent
+    for own in (package, *(package.parent / name for name in ("strategies", "search_spaces"))):
+        if _holds(own, place):
+            return f"lies in safebasin's own code ({own})"
+    for prefix in {os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix)} - {"/"}:
+        if _holds(Path(prefix), place):
+            return f"lies in the Python installation {prefix}"
+    if {"site-packages", "dist-packages"} & set(place.parts):
+        return "lies among installed Python packages"
+    for home in _homes():
+        for name in SECRETS:
+            if _holds(Path(os.path.realpath(home / name)), place):
+                return f"lies in {home / name}, where keys are kept"
+    return None
+
+
+def _of_another(place: Path) -> str | None:
+    """Why a folder is one that a command of ours made above it; None where it is none."""
+    for above in place.parents:
+        if not any(above.glob(".safebasin*.json")):
+            continue
+        for kind in ownership.LAYOUT:
+            with contextlib.suppress(NotOurs):  # one that we did not write owns nothing
+                owned = ownership.read(above, kind)
+                top = f"{place.relative_to(above).parts[0]}/"
+                if owned is not None and (top in owned.made or kind == "model"):
+                    return f"lies in {above / top}, which safebasin's {kind} in {above} made"
     return None
 
 
@@ -131,7 +172,7 @@ def check_output(folder: Path, kind: str, inputs: Sequence[Input], *, field: str
 def refuse_foreign(folder: Path, kind: str, owned: ownership.Owned | None, field: str) -> None:
     """Refuse names that the command would make and that somebody else made. Raises ConfigError."""
     try:
-        found = ownership.collisions(folder, kind, owned)
+        found = ownership_checks.collisions(folder, kind, owned)
     except OSError as error:
         raise StorageError(f"{field} {str(folder)!r} cannot be looked into: {error.strerror}; give a folder you own") from error
     if not found:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from orchestrator import addresses, config, nofollow, outputs, ownership, record_check, run_identity, search, yaml_text
+from orchestrator import addresses, config, nofollow, outputs, ownership, ownership_checks, record_check, run_identity, search, yaml_text
 from orchestrator.config import Experiment
 from orchestrator.errors import ConfigError
 from orchestrator.record_check import BadRecord
@@ -91,6 +91,9 @@ def take_over(folder: Path, experiment: Experiment, content: dict[str, str], say
 
     Raises ConfigError that names data, suites or model whose content changed, StorageError.
     """
+    copied = ownership_checks.taken_up(folder)
+    if copied:
+        say(copied)
     try:
         identity = run_identity.read(folder)
     except BadRecord as error:
@@ -130,6 +133,7 @@ def held(folder: Path) -> Iterator[None]:
             f"output.dir {str(folder)!r} is in use by another run that is still going; wait for it or give another output.dir"
         ) from None
     try:
+        ownership_checks.begun(folder)
         yield
     finally:
         lock.release()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator import config, outputs, ownership, resuming
+from orchestrator import config, outputs, ownership, ownership_checks, resuming
 from orchestrator.config import Experiment
 
 MADE_BY_OTHERS = ("ray", "trials", "trials/baseline", "trained")
@@ -24,5 +24,6 @@ def prepare_folder(experiment: Experiment, folder: Path) -> None:
     """Remove what an earlier run made (its list, nothing else) where `output.overwrite` says so; write the resolved config."""
     with ownership.active(folder, "run" if experiment.output_address is None else "mirror") as owned:
         if experiment.output.overwrite:
+            ownership_checks.refuse(owned, overwrite=True)  # again: the checks before may have taken minutes
             owned.empty(keep=[resuming.LOCK])
         outputs.write_text(folder / "config.resolved.yaml", config.dump_yaml(experiment))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import outputs, ownership
+from orchestrator import outputs, sealing
 from orchestrator.errors import ModelError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, extra_meta: Mappi
     """As `models.save`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    before = ownership.names_in(folder, "model")
+    before = sealing.names_in(folder, "model")
     write(model, folder)
     tokenizer.save_pretrained(folder)
     check_saved(folder, model)
@@ -27,7 +27,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, extra_meta: Mappi
     (folder / "safebasin.json").write_text(
         json.dumps(dict(extra_meta or {}), indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8"
     )
-    ownership.sealed(folder, "model", before)
+    sealing.sealed(folder, "model", before)
     return folder
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from orchestrator import cachedir, ownership, shared_cache, streams
+from orchestrator import cachedir, ownership, sealing, shared_cache, streams
 from orchestrator.errors import SafebasinError, StorageError
 from orchestrator.pocket import gate, rows
 from orchestrator.pocket.world import World, world
@@ -166,7 +166,7 @@ def _whole(folder: Path) -> bool:
     """Whether what arrived is complete; then it gets its list."""
     if not PocketPaths(folder).complete():
         return False
-    ownership.sealed(folder, "pocket")
+    sealing.sealed(folder, "pocket")
     return True
 
 
@@ -183,7 +183,7 @@ def _build(paths: PocketPaths, seed: int, progress: Progress | None, train: Trai
     try:
         with _shown(progress) as tick:
             _attempts(temporary, seed, tick, train)
-        ownership.sealed(temporary, "pocket")
+        sealing.sealed(temporary, "pocket")
         _readable(temporary)
         temporary.rename(paths.root)
     finally:

@@ -66,8 +66,9 @@ LEVELS = (
     {"engine_keys", "field_kinds"},
     {"yaml_text"},
     {"addresses", "hub", "model_folders", "paths", "template_limits"},
+    {"ownership_checks", "sealing"},
     {"ownership"},
-    {"nofollow", "ownership_names"},
+    {"nofollow", "ownership_names", "folder_stamps"},
     {"cachedir", "cells", "counted", "overlap", "errors", "folding", "seeds", "streams", "texts"},
 )
 
