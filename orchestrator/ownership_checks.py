@@ -9,12 +9,13 @@ from pathlib import Path
 from orchestrator import folder_stamps, ownership
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.ownership import NotOurs, Owned
-from orchestrator.ownership_names import LAYOUT, MODEL, WORKERS, marker_name
+from orchestrator.ownership_names import LAYOUT, LINKS, MODEL, WORKERS, marker_name
 
-ENDED_SLACK_NS = 2 * 10**9
-"""How much later than its end a file of a run may be: clocks of file systems tick coarsely."""
 KILLED_SLACK_NS = 120 * 10**9
-"""The same for a run that was killed and so wrote down no end, beyond its last sign of life: checkpoints and Ray's files may be younger."""
+"""How much later than its last sign of life a file of a run that was killed may be: workers and Ray may have written on for a while."""
+DRIVER_SLACK_NS = 2 * 10**9
+"""The same for what the driver alone writes."""
+BY_WORKERS = ("ray/", "trials/", "trained/", ".model.partial/", "study.journal", "tracking.")
 LOCKS = (".running.lock", "study.journal.lock")
 RESULTS = ("report.", "best.", "plots/", MODEL, "transitions.csv", "flipped.csv", "categories.csv")
 """What a resumed run writes anew at its end, and nobody edits to mend a run."""
@@ -41,7 +42,7 @@ def links(owned: Owned) -> list[str]:
     """Names of ours, at any depth, that are links now: somebody moved what they point to. Ray's own links are none of these. Sorted."""
     found = []
     for name, path in _entries(owned):
-        if not name.startswith(("ray/", "mlartifacts/")) and name not in LOCKS and path.is_symlink():
+        if not name.startswith(("ray/", "mlartifacts/")) and name not in LINKS and path.is_symlink():
             nested = name.startswith(MODEL) and (model := _model(owned)) is not None and {name[len(MODEL) :], name[len(MODEL) :] + "/"} & model.made
             if owned.owns(name) or owned.owns(f"{name}/") or nested:
                 found.append(name)
@@ -76,15 +77,18 @@ def _model(owned: Owned) -> Owned | None:
 def changed(owned: Owned) -> list[str]:
     """Names of files on a run's list, or below it, that somebody changed or put there since the run ended, as their times tell. Sorted.
 
-    The run's end is on its list, and a file may be 2 s younger. A run that was killed has written down none: then the newest of its list and of
-    the files it writes again and again (`folder_stamps.SIGNS`) counts, and a file may be 120 s younger. In a folder that was taken up as a copy
-    (`begun`) everything that came with it counts as changed. Raises OSError where the folder cannot be looked into.
+    The run's end is on its list, by the clock of the folder's disk. A run that was killed has written down none: then the newest of its list and
+    of the files it writes again and again (`folder_stamps.SIGNS`) counts, and a file may be 2 s younger, or 120 s where workers and Ray write. In
+    a folder that was taken up as a copy (`begun`) everything that came with it counts as changed. Raises OSError.
     """
-    latest = owned.ended + ENDED_SLACK_NS if owned.ended is not None else folder_stamps.last_sign(owned.folder, owned.written) + KILLED_SLACK_NS
-    return [
-        name for name, moment in _times(owned)
-        if name in owned.changed or moment > latest or (owned.since is not None and moment < owned.since)
-    ]  # fmt: skip
+    latest = owned.ended if owned.ended is not None else folder_stamps.last_sign(owned.folder, owned.written)
+
+    def later(name: str, moment: int) -> bool:
+        workers = name.startswith(BY_WORKERS)
+        slack = 0 if owned.ended is not None else KILLED_SLACK_NS if workers else DRIVER_SLACK_NS
+        return moment > latest + slack or (owned.since is not None and moment < owned.since)
+
+    return [name for name, moment in _times(owned) if name in owned.changed or later(name, moment)]
 
 
 def _times(owned: Owned) -> list[tuple[str, int]]:

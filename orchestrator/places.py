@@ -130,8 +130,10 @@ def _of_another(place: Path) -> str | None:
             with contextlib.suppress(NotOurs):  # one that we did not write owns nothing
                 owned = ownership.read(above, kind)
                 top = f"{place.relative_to(above).parts[0]}/"
-                if owned is not None and (top in owned.made or kind == "model"):
-                    return f"lies in {above / top}, which safebasin's {kind} in {above} made"
+                if owned is not None and kind == "model":
+                    return f"lies in the folder of a model ({above})"
+                if owned is not None and top in owned.made:
+                    return f"lies in {above / top}, which belongs to safebasin's {kind} in {above}"
     return None
 
 
