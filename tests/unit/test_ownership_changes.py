@@ -130,7 +130,7 @@ def test_a_marker_that_is_no_file_is_refused_by_name(tmp_path, kind, form):
 
 def test_places_of_the_system_and_of_other_runs_are_refused(tmp_path):
     folder, _ = finished(tmp_path)
-    for name in ("model", "model/x", "ray", "trials", "trials/t0001", "trained/new"):
+    for name in ("model", "model/x", "ray", "trials", "trials/t0001"):
         with pytest.raises(ConfigError, match="belongs to safebasin's run in|lies in the folder of a model"):
             places.check(folder / name)
     places.check(folder / "own")
