@@ -87,8 +87,8 @@ class _Unmarked(dict):
 
 _TABLE = _Table()
 _UNMARKED = _Unmarked()
-_FOREIGN = re.compile(r"(?<=[a-z])[^\w\s\x00-\u02ff]+")
-"""What stands on a Latin letter and may be a mark of another script."""
+_FOREIGN = re.compile(r"(?<=[\x00-\x7f])[^\w\s\x00-\u02ff]+")
+"""What stands on a Latin letter, or on none, and may be a mark of another script."""
 
 
 def spaceless(character: str) -> bool:
@@ -137,9 +137,10 @@ def plain(folded: str) -> list[str]:
 
 
 def stem(word: str) -> str:
-    """A word without its plural s; digits in a word with letters are letters."""
+    """A word without every s at its end; digits in a word with letters are letters."""
     if not word.isalpha() and not word.isdecimal() and any(c.isalpha() for c in word):
         word = word.translate(_DIGITS)
-    if len(word) > 3 and word[-1] == "s" and word[-2] not in "su":
-        return word[:-3] + "y" if word.endswith("ies") and len(word) > 5 else word[:-1]
-    return word
+    base = word.rstrip("s")
+    if len(base) < 3 or base == word:
+        return word
+    return base[:-2] + "y" if base.endswith("ie") and len(base) > 4 else base

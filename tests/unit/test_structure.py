@@ -69,7 +69,7 @@ LEVELS = (
     {"ownership_checks", "sealing"},
     {"ownership"},
     {"nofollow", "ownership_names", "folder_stamps"},
-    {"cachedir", "cells", "counted", "overlap", "errors", "folding", "seeds", "streams", "texts"},
+    {"cachedir", "cells", "counted", "overlap", "errors", "folding", "misspelt", "seeds", "streams", "texts"},
 )
 
 
