@@ -18,7 +18,7 @@ from orchestrator import nofollow, outputs
 from orchestrator.errors import StorageError
 from orchestrator.records import SuiteResult, TaskResult, TrialResult
 
-TRIAL_ID = re.compile(r"t[0-9]{4,9}(s-?[0-9]{1,20})?")
+TRIAL_ID = re.compile(r"t([0-9]{4}|[1-9][0-9]{4,8})(s-?[0-9]{1,20})?")
 """Ids of trials: `t0012`, and `t0012s1` for its confirmation on seed 1. They name folders, so nothing else is one."""
 
 _FACTS: dict[str, tuple[type, ...]] = {

@@ -42,7 +42,10 @@ def load(folder: str | Path) -> Experiment:
 def _config(path: Path, place: str) -> Experiment:
     """The resolved config; where it is gone or damaged, the one the run was begun with. A hand's mistake in it stays an error."""
     if _is_config(path):
-        return config.load(path)
+        try:
+            return config.load(path)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; mend it, or move {path.name} away: the config in {run_identity.FILE} counts then") from error
     try:
         identity = run_identity.read(path.parent)
     except BadRecord:

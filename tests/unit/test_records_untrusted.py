@@ -119,7 +119,7 @@ def test_a_record_of_something_else_is_named_and_not_counted(tmp_path, kind, spe
     assert [one.trial_id for one in found.open] == (["t0001"] if spec else [])
 
 
-@pytest.mark.parametrize("name", ["..t0001", "t1", "t00001x", "x", "t0001s", "t0001 ", "T0001"])
+@pytest.mark.parametrize("name", ["..t0001", "t1", "t00001", "t00001x", "x", "t0001s", "t0001 ", "T0001"])
 def test_a_folder_that_no_trial_has_is_left_alone(tmp_path, name):
     put(tmp_path, record(name), name, spec=False)
     found = read(tmp_path)

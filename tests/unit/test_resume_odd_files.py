@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_resume_state import RUN, SPACES, Driver, experiment
 
-from orchestrator import config, nofollow, outputs, record_check, resuming, run_identity, spool, trial_records
+from orchestrator import config, nofollow, outputs, ownership, record_check, resuming, run_identity, spool, trial_records
 from orchestrator.errors import ConfigError, StorageError
 
 
@@ -115,6 +115,20 @@ def test_a_file_in_the_place_of_the_journals_lock_is_moved_aside_at_once(kept, t
     *_, said, driver = resumed(folder)
     assert (folder / "study.journal.lock.damaged-1").read_bytes() == content and any("study.journal.lock was no lock" in line for line in said)
     assert len(driver.rest()) == 6
+
+
+def test_the_journals_lock_of_a_driver_that_was_killed_while_it_wrote_does_not_stop_a_resume(kept, tmp_path):
+    folder = put(kept, tmp_path)
+    for name in ("study.journal", "study.journal.lock"):
+        (folder / name).unlink(missing_ok=True)
+    with ownership.active(folder, "run"):
+        ownership.claim(folder / "study.journal.lock")
+    (folder / "study.journal.lock").symlink_to(folder / "study.journal")
+    with ownership.active(folder, "run"):
+        ownership.claim(folder / "study.journal.lock")
+    *_, driver = resumed(folder)
+    assert len(driver.rest()) == 6
+    assert not os.path.lexists(folder / "study.journal.lock")
 
 
 @pytest.mark.parametrize("make", [lambda p: p.write_text("x"), lambda p: p.symlink_to("trials"), lambda p: p.symlink_to("nowhere"), os.mkfifo])
