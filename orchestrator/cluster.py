@@ -96,6 +96,8 @@ def _init(ray, address: str, extra: dict[str, Any], say: Callable[[str], None]) 
     if address == "local":
         # Preemption is a matter of clusters that come and go; here its watcher would be one more process per lane.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # Ray would answer its driver only when a first idle worker has come up, and never where that one dies (a machine out of memory).
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         # Ray gives its workers the lowest priority but four; here they are the work, and any other process would starve them.
         os.environ.setdefault("RAY_worker_niceness", "0")
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
