@@ -234,7 +234,7 @@ def _check_suite(experiment: Experiment, suite: PromptSuite, tokenizer: Any, con
     for system in asked:
         systems = [(suite.systems[i] if suite.systems else None) or system for i in looked]
         _check_asked_roles(place, names, prompts, systems, tokenizer)
-        found = generate.encode_prompts(tokenizer, prompts, systems)
+        found = generate.encode_prompts(tokenizer, prompts, systems, where=place)
         lengths = [max(a, len(b)) for a, b in zip(lengths, found, strict=True)]
     _check_room(place, names, lengths, "safety.max_new_tokens", experiment.safety.max_new_tokens, context, told)
 

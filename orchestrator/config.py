@@ -46,6 +46,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+MOST_RECIPES, MOST_SUITES, MOST_VARIABLES = 1000, 200, 1000
+"""More than anybody needs, and few enough to be checked in seconds."""
+
+
 class _Origin(tuple):
     """Files a config was read from. No part of what it says: all are equal."""
 
@@ -85,9 +89,29 @@ class Experiment(Section):
     tracking: Tracking = Field(default_factory=Tracking)
     output: Output = Field(default_factory=Output)
 
+    @field_validator("variables")
+    @classmethod
+    def _some_variables(cls, value):
+        if len(value) > MOST_VARIABLES:
+            raise ValueError(f"{len(value):,} variables, at most {MOST_VARIABLES:,} are taken; name fewer")
+        return value
+
+    @field_validator("recipes", mode="before")
+    @classmethod
+    def _some_recipes(cls, value):
+        if isinstance(value, list | tuple) and len(value) > MOST_RECIPES:
+            raise ValueError(f"{len(value):,} recipes, at most {MOST_RECIPES:,} are taken; name fewer")
+        return value
+
     @field_validator("recipes")
     @classmethod
     def _not_empty(cls, value):
+        written = [json.dumps([recipe_items((item,)) if not isinstance(item, dict) or len(item) == 1 else item for item in recipe], sort_keys=True)
+                   for recipe in value]  # fmt: skip
+        twice = next((k for k, text in enumerate(written) if text in written[:k]), None)
+        if twice is not None and value[twice]:
+            first = written.index(written[twice])
+            raise ValueError(f"the recipes {first + 1} and {twice + 1} are the same, {list(value[twice])}; keep one, trials are shared between recipes")
         for recipe in value:
             if not recipe:
                 raise ValueError("a recipe is empty; for plain fine-tuning write [full]")
@@ -99,8 +123,10 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _unique_suites(self):
         names = [s.name for s in self.safety.suites]
-        if len(set(names)) != len(names):
-            raise ValueError(f"safety.suites {names} repeats a name; give each suite its own")
+        if len(names) > MOST_SUITES:
+            raise ValueError(f"safety.suites holds {len(names):,} suites (lists of attacks and sets written out), at most {MOST_SUITES} are taken")
+        if len({name.casefold() for name in names}) != len(names):
+            raise ValueError(f"safety.suites {names} repeats a name (capitals aside, as file systems do); give each suite its own")
         return self
 
     @model_validator(mode="after")

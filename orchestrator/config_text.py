@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator import addresses, catalogue, overrides, paths, yaml_text
+from orchestrator import addresses, catalogue, config_words, overrides, paths, yaml_text
 from orchestrator.errors import ConfigError, UnknownNameError, brief
 
 PRESETS = Path(__file__).parent / "presets"
@@ -88,6 +88,11 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
 
     def text(name: str, key: str) -> str:
         found = known.get(name, os.environ.get(name))
+        if found is None and name in (given or {}):
+            raise ConfigError(
+                f"{key} uses ${{{name}}}, which is {'itself' if key == f'variables.{name}' else 'defined below it'}; a variable may use those "
+                "above it and the environment, so write out what it stands for, or change the order"
+            )
         if found is None:
             raise ConfigError(
                 f"{key} uses ${{{name}}}, which is neither in `variables` nor an environment variable; "
@@ -149,6 +154,8 @@ def _absolute(text: Any, folder: Path) -> Any:
 
 
 def _read_deepspeed(path: str) -> dict[str, Any]:
+    if not path.strip():
+        raise ConfigError("deepspeed: the text is empty; give DeepSpeed's settings inline, the path of its JSON file, or leave the key out")
     if not paths.exists(path):
         raise ConfigError(f"deepspeed: file {brief(path)} does not exist; give DeepSpeed's settings inline or the path of its JSON file")
     body = yaml_text.parse(paths.read_text(path, "deepspeed: file", most=yaml_text.MOST_BYTES), f"deepspeed file {path}")
@@ -163,20 +170,31 @@ def build(cls: type[BaseModel], raw: dict[str, Any]) -> Any:
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
-        lines = [_sentence(cls, detail) for detail in error.errors()]
+        details = error.errors()
+        lines = [_sentence(cls, detail) for detail in config_words.merged(details, [_key(detail["loc"]) for detail in details])]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
+def _loc(parts: Sequence[Any]) -> list[Any]:
+    """Where an error is, without pydantic's names of the kinds it tried."""
+    kinds = ("tuple[", "dict[", "str", "function-", "literal[", "Escalation", "list[")
+    return [part for i, part in enumerate(parts) if not (isinstance(part, str) and part.startswith(kinds) and (i > 0))]
+
+
+def _key(parts: Sequence[Any]) -> str:
+    return ".".join(str(part) for part in _loc(parts))
+
+
 def _sentence(cls: type[BaseModel], detail: dict[str, Any]) -> str:
-    loc = [part for part in detail["loc"] if not (isinstance(part, str) and part.startswith(("tuple[", "dict[", "str", "function-")))]
-    key = ".".join(str(part) for part in loc)
+    loc = _loc(detail["loc"])
+    key = _key(detail["loc"])
     if detail["type"] == "extra_forbidden":
         known = sorted(_fields_at(cls, loc[:-1]))
         close = difflib.get_close_matches(str(loc[-1]), known, n=3, cutoff=0.5)
         elsewhere = [name for name in _dotted(cls) if name.rsplit(".", 1)[-1] == str(loc[-1])]
         hint = f"did you mean {' or '.join(close)}?" if close else f"did you mean {elsewhere[0]}?" if elsewhere else f"known here: {', '.join(known)}"
         return f"unknown key {key!r}; {hint}"
-    message = detail["msg"].removeprefix("Value error, ")
+    message = config_words.sentence(detail, key)
     value = detail.get("input")
     if detail["type"] == "missing":
         return f"{key} is required"

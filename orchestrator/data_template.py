@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator import template_child, template_rows
 from orchestrator.data_turns import Message
 from orchestrator.errors import ModelError
 
@@ -35,12 +36,13 @@ class Style:
 
 
 def applied(tokenizer: Any, messages: Sequence[Message], *, generation: bool) -> str:
-    """The chat template's text as the template makes it. Raises ModelError on a template error."""
+    """The chat template's text as the template makes it. Raises ModelError on a template error, and where it computes without end."""
+    template_rows.tried(tokenizer, [(messages, generation)])
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
     except Exception as error:  # a template is a program: it divides by zero, calls itself without end, adds a list to a text
         roles = ", ".join(message["role"] for message in messages)
-        said = " ".join(str(error).split())[:300] or type(error).__name__
+        said = template_child.in_words(error)
         raise ModelError(
             f"the chat template refused a conversation with the roles [{roles}]: {said}; see model.chat_template, model.system_prompt"
         ) from error

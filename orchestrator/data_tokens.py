@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import data_special, data_template
+from orchestrator import data_special, data_template, template_limits, template_rows
 from orchestrator.data_turns import Message
 from orchestrator.errors import DataError, ModelError
 
@@ -155,6 +155,7 @@ def split_tokens(
     end, _ = turn_end(tokenizer)
     conversations, _, _ = data_special.cleaned(conversations, tokenizer, field)
     check_roles(conversations, tokenizer, system_prompt, field)
+    _try(conversations, tokenizer, system_prompt, field)
     pairs = [_prompt_and_answer(c, tokenizer, system_prompt, field) for c in conversations]
     prompts = encode(tokenizer, [p for p, _ in pairs], at_most)
     wholes = encode(tokenizer, [p + a for p, a in pairs], at_most)
@@ -164,6 +165,13 @@ def split_tokens(
         tail = whole[len(prompt) :] if joined else encode(tokenizer, [answer], at_most)[0]
         halves.append((prompt, _ended(tail, end, tokenizer.eos_token_id)))
     return conversations, halves
+
+
+def _try(conversations: Sequence[Conversation], tokenizer: Any, system_prompt: str | None, field: str) -> None:
+    """Every row can be rendered in little time (`template_rows`). Raises ModelError naming the one that cannot."""
+    whole = [with_system(conversation.messages, system_prompt) for conversation in conversations]
+    cases = [case for messages in whole for case in ((messages[:-1], True), (messages, False))]
+    template_rows.tried(tokenizer, cases, lambda i: f"{field}: {data_special.place(conversations[i // 2])}")
 
 
 def check_roles(conversations: Sequence[Conversation], tokenizer: Any, system_prompt: str | None, field: str) -> None:
@@ -199,6 +207,12 @@ def _prompt_and_answer(conversation: Conversation, tokenizer: Any, system_prompt
             f"{field}: the chat template writes the prompt of {data_special.place(conversation)} differently for training and for generation "
             f"(...{prompt[-60:]!r} is no "
             "beginning of the whole conversation), so what is trained would not be what is asked; correct model.chat_template"
+        )
+    lost = template_limits.lost(messages, whole)
+    if lost is not None and lost["role"] != "system":
+        raise ModelError(
+            f"{field}: {data_special.place(conversation)}: the chat template cuts or changes the text of a message of the {lost['role']}, so that "
+            "something else would be asked and learnt than the row says; correct model.chat_template"
         )
     trailer = data_template.style(tokenizer).trailer
     return prompt, whole[len(prompt) :].removesuffix(trailer)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import data, data_special, data_template, data_tokens
+from orchestrator import data, data_special, data_template, data_tokens, template_limits
 from orchestrator.config import Experiment
 from orchestrator.data import Conversation, RowsReport
 from orchestrator.errors import DataError
@@ -111,7 +111,7 @@ def warnings(found: Materials) -> list[str]:
 def texts(found: Materials, experiment: Experiment, tokenizer: Any) -> tuple[list[str], list[str]]:
     """(facts, warnings) on special tokens in the rows' texts and on the chat template. Raises DataError and ModelError, naming the row, for
     what `data.tokenise` would refuse: an end token inside an answer, roles that the template refuses or leaves out."""
-    facts, doubts = data_template.notes(tokenizer), []
+    facts, doubts = data_template.notes(tokenizer), template_limits.notes(tokenizer.chat_template, tokenizer.special_tokens_map)
     own = "safety.harmful_data" if experiment.safety.harmful_data else "safety.data"
     task = [("task.data", found.train), ("task.eval_data", found.evaluation)]
     if experiment.task.eval_data is None:

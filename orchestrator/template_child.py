@@ -1,15 +1,22 @@
 """Renders a chat template in a process of its own that may be killed. Run as a script by `template_limits`; imports nothing but jinja2.
 
-Reads one JSON object from stdin: path (sys.path), template, tokens, cases [{messages, generation}], seconds, bytes, characters. Writes one JSON
-line per case: {"text": ...} or {"error": ..., "kind": "template" | "memory" | "size"}; a template that does not compile gives one line in all.
+Reads one JSON object from stdin: path (sys.path), template, tokens, cases [{messages, generation, at}], seconds, each, bytes, characters, quiet.
+`at`: ISO time that the template is told (now without it). `each`: computing time of one case, at the end of which the process is killed. Writes
+one JSON line per case: {"text": ...} (without the text where `quiet`) or {"error": ..., "kind": "template" | "memory" | "size"}; a template that
+does not compile gives one line in all.
 The environment is that of transformers (`utils/chat_template_utils.py`), which `tests/unit/test_template_limits.py` compares it with.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import resource
+import signal
 import sys
+
+CLOCK: list[datetime.datetime] = []
+"""The time that a case is rendered at, where it names one."""
 
 
 def limit(seconds: int, size: int) -> None:
@@ -21,8 +28,6 @@ def limit(seconds: int, size: int) -> None:
 
 def environment():
     """Jinja as transformers sets it up for chat templates."""
-    from datetime import datetime
-
     import jinja2.ext
     from jinja2 import nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -75,7 +80,8 @@ def environment():
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
     made.filters["tojson"] = tojson
     made.globals |= {
-        "raise_exception": raise_exception, "strftime_now": lambda form: datetime.now().strftime(form), "dict": Dict(), "namespace": Names,
+        "raise_exception": raise_exception, "strftime_now": lambda form: (CLOCK[0] if CLOCK else datetime.datetime.now()).strftime(form),
+        "dict": Dict(), "namespace": Names,
     }  # fmt: skip
     return made
 
@@ -83,12 +89,16 @@ def environment():
 def rendered(template, case: dict, asked: dict) -> dict:
     """One case's line. The text is made piece by piece, so that one without end stops at the limit."""
     pieces, size = [], 0
+    CLOCK[:] = [datetime.datetime.fromisoformat(case["at"])] if case.get("at") else []
+    signal.setitimer(signal.ITIMER_PROF, asked["each"])
+    most = asked["characters"] + 4 * sum(len(message["content"]) for message in case["messages"])
     values = {"messages": case["messages"], "tools": None, "documents": None, "add_generation_prompt": case["generation"], **asked["tokens"]}
     for piece in template.generate(**values):
         size += len(piece)
-        if size > asked["characters"]:
-            return {"error": f"more than {asked['characters']:,} characters", "kind": "size"}
-        pieces.append(piece)
+        if size > most:
+            return {"error": f"more than {most:,} characters", "kind": "size"}
+        if not asked["quiet"]:
+            pieces.append(piece)
     return {"text": "".join(pieces)}
 
 
@@ -99,9 +109,30 @@ def attempt(function, *arguments):
     except MemoryError:
         return {"error": "more memory than it may have", "kind": "memory"}
     except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        name = type(error).__name__
-        return {"error": said if name == "TemplateError" else f"{name}: {said}" if said else name, "kind": "template"}
+        return {"error": in_words(error), "kind": "template"}
+
+
+WORDS = {
+    "RecursionError": "it is nested too deeply, or calls itself without end",
+    "ZeroDivisionError": "it divides by zero",
+    "OverflowError": "a number or range in it is too large",
+    "TemplateSyntaxError": "", "UndefinedError": "it uses what there is not", "SecurityError": "it reaches for what a template may not",
+    "TemplateError": "", "TemplateRuntimeError": "", "TemplateAssertionError": "", "TemplateNotFound": "it names another file, which is not read",
+}  # fmt: skip
+"""What errors mean, in words; empty where the error's own sentence says it."""
+
+
+def in_words(error):
+    """An error of a template as a sentence without names of classes."""
+    said, name = " ".join(str(error).split())[:300], type(error).__name__
+    line = f" (line {error.lineno} of the template)" if name == "TemplateSyntaxError" else ""
+    if "no loader for this environment" in said:
+        return "it includes, imports or extends another file, which is not read: a template is one text"
+    if name == "RecursionError":
+        return WORDS[name]
+    said = f"{said}{line}"
+    words = WORDS.get(name, "it takes a value for another kind than it is")
+    return f"{words}: {said}" if words and said else words or said or "it gives up without a word"
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ MOST_BYTES = 300_000
 """Largest config file that is read: seconds."""
 MOST_VALUES = 100_000
 """Most values a text may stand for once its aliases are written out."""
+MOST_CHARACTERS = 10_000_000
+"""Most characters of its texts and keys, counted likewise."""
 DEEPEST = 60
 """Deepest nesting."""
 LARGEST = 2**63 - 1
@@ -70,10 +72,17 @@ def _refuse_repeated(node: yaml.MappingNode) -> None:
         return
     node.looked_through = True
     seen: dict[str, yaml.Node] = {}
+    merged: yaml.Node | None = None
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise _problem("a key is a list or mapping; write a text", key)
         if key.tag == f"{_TAG}merge":
+            if merged is not None:
+                raise _problem(
+                    f"`<<` stands twice in one mapping, in line {merged.start_mark.line + 1} and in line {key.start_mark.line + 1}; write one, "
+                    "<<: [*first, *second]", key,
+                )  # fmt: skip
+            merged = key
             continue
         if key.tag != f"{_TAG}str":
             raise _problem(f"the key {key.value!r} is no text; put it in quotes if it is meant as one", key)
@@ -153,6 +162,10 @@ def parse(text: str, where: str) -> Any:
         raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError:
         raise ConfigError(f"{where} is nested too deeply or contains itself; {DEEPEST} levels are read") from None
+    except (ValueError, OverflowError) as error:  # of PyYAML's scanner: a number or an escape beyond what Python holds
+        raise ConfigError(
+            f"{where} holds a number or an escape (\\U...) that stands for no character or value ({' '.join(str(error).split())[:200]}); correct it"
+        ) from error
     return plain(found, where)
 
 
@@ -160,7 +173,7 @@ def commented(text: str) -> bool:
     """Whether YAML would leave out an end of this text as a comment."""
     try:
         node = yaml.compose(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError):
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError):
         return False
     return text[node.end_mark.index :].lstrip().startswith("#") if node is not None else text.lstrip().startswith("#")
 
@@ -177,7 +190,7 @@ def is_mapping(text: str) -> bool:
 def plain(value: Any, where: str) -> Any:
     """A copy that shares no part with another. Raises ConfigError for a value that contains itself, is too deep or too large, for keys that are
     no texts, for texts that no file can hold and for numbers that are not finite."""
-    left = [MOST_VALUES]
+    left = [MOST_VALUES, MOST_CHARACTERS]
     return _copied(value, where, "", 0, left)
 
 
@@ -185,6 +198,9 @@ def _copied(value: Any, where: str, key: str, depth: int, left: list[int]) -> An
     left[0] -= 1
     if left[0] < 0:
         raise ConfigError(f"{where} stands for more than {MOST_VALUES:,} values once its aliases are written out; write less")
+    left[1] -= len(value) if isinstance(value, str) else sum(map(len, filter(_is_text, value))) if isinstance(value, dict) else 0
+    if left[1] < 0:
+        raise ConfigError(f"{where} stands for more than {MOST_CHARACTERS:,} characters once its aliases are written out; write less")
     if depth > DEEPEST:
         raise ConfigError(f"{where} is nested too deeply or contains itself; {DEEPEST} levels are read")
     if isinstance(value, dict):
@@ -199,6 +215,10 @@ def _copied(value: Any, where: str, key: str, depth: int, left: list[int]) -> An
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where}: {key + ': ' if key else ''}{value} is no finite number; give one")
     return value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _holdable(text: str, where: str, key: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import hub, paths, template_limits
+from orchestrator import hub, paths, template_limits, template_rows
 from orchestrator.errors import ConfigError, JudgeError, ModelError, UnknownNameError
 from orchestrator.evaluation.guard_formats import FORMATS, PARSERS, STRONGREJECT, card_text, fill, format_of, given_text, unsafe_columns
 from orchestrator.evaluation.refusals import RefusalJudge
@@ -129,6 +129,9 @@ class ClassifierJudge:
     def _texts(self, prompts: Sequence[str], answers: Sequence[str]) -> list[str]:
         """What the model reads, cut in the answer where it is too long."""
         texts = []
+        if self.template is None:
+            rows = [(_turn(prompt, answer), True) for prompt, own in zip(prompts, answers, strict=True) for answer in (own, "")]
+            template_rows.tried(self.tokenizer, rows, lambda i: f"judge {self.model_name}: answer {i // 2 + 1}")
         for prompt, answer in zip(prompts, answers, strict=True):
             ids = self.tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"]
             room = self.max_length - len(self.tokenizer(self._filled(prompt, ""), add_special_tokens=False, verbose=False)["input_ids"])
@@ -139,7 +142,8 @@ class ClassifierJudge:
 
     def _filled(self, prompt: str, answer: str) -> str:
         if self.template is None:
-            rows = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+            rows = _turn(prompt, answer)
+            template_rows.tried(self.tokenizer, [(rows, True)], lambda i: self.model_name)
             return self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=True)
         return fill(self.template, prompt, answer)
 
@@ -209,3 +213,7 @@ class ClassifierJudge:
         if not torch.isfinite(logits).all():
             raise JudgeError(f"the judge hf_classifier: {self.model_name!r} gave NaN or infinite outputs; try dtype: float32")
         return logits.float()
+
+
+def _turn(prompt: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]

@@ -11,9 +11,9 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import data_template
+from orchestrator import data_template, template_limits, template_rows
 from orchestrator.data import encode, render, turn_end, with_system
-from orchestrator.errors import DataError, NonFiniteLogitsError
+from orchestrator.errors import DataError, ModelError, NonFiniteLogitsError
 
 if TYPE_CHECKING:
     import torch
@@ -102,10 +102,11 @@ def continue_ids(
 
 
 def encode_prompts(
-    tokenizer: Any, prompts: Sequence[Prompt], system: str | None | Sequence[str | None] = None, at_most: int | None = None
+    tokenizer: Any, prompts: Sequence[Prompt], system: str | None | Sequence[str | None] = None, at_most: int | None = None, where: str = ""
 ) -> list[list[int]]:
     """Token ids of each prompt up to where the answer begins, or up to the end of the beginning it is given; of very long ones the first
-    `at_most` and one more."""
+    `at_most` and one more. where: whose prompts they are, for what is refused. Raises ModelError for one the template refuses, or computes too
+    long for."""
     systems = [system] * len(prompts) if system is None or isinstance(system, str) else list(system)
     if len(systems) != len(prompts):
         raise ValueError(f"{len(systems)} system prompts for {len(prompts)} prompts; give one, or one each")
@@ -116,15 +117,29 @@ def encode_prompts(
     else:
         found = {}
     framed = [i for i in range(len(prompts)) if i not in found]
+    template_rows.tried(
+        tokenizer, [(_framed(prompts[i], systems[i])[0], True) for i in framed], lambda k: f"{where + ': ' if where else ''}prompt {framed[k] + 1}"
+    )
     texts = [_rendered(tokenizer, prompts[i], systems[i]) for i in framed]
     found |= dict(zip(framed, encode(tokenizer, texts, at_most), strict=True))
     return [found[i] for i in range(len(prompts))]
 
 
-def _rendered(tokenizer: Any, prompt: Prompt, system: str | None) -> str:
+def _framed(prompt: Prompt, system: str | None) -> tuple[list[dict[str, str]], str]:
+    """(the messages before the answer, the beginning that the answer is given)."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
-    text = render(tokenizer, with_system(messages, system), generation=True)
+    return with_system(messages, system), begun
+
+
+def _rendered(tokenizer: Any, prompt: Prompt, system: str | None) -> str:
+    messages, begun = _framed(prompt, system)
+    text = render(tokenizer, messages, generation=True)
+    lost = template_limits.lost([message for message in messages if message["role"] == "user"], text)
+    if lost is not None:
+        raise ModelError(
+            "the chat template cuts or changes the text of a prompt, so that something else would be asked than it says; correct model.chat_template"
+        )
     return text + data_template.style(tokenizer).lead + begun if begun else text
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -65,14 +67,34 @@ def get_metric(name: str) -> Metric:
             raise UnknownNameError("metric", name, [*METRICS, NEG_LOSS, "package.module:function"])
         return METRICS[name]
     module, _, function = name.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), function)):
+        raise ConfigError(f"task.metric {name!r} is no package.module:function; write names with dots and one colon, e.g. my_metrics:rouge")
+    top = module.split(".")[0]
+    if top in sys.stdlib_module_names or top in sys.builtin_module_names:
+        raise ConfigError(f"task.metric {name!r} is part of Python itself, whose functions are no metrics; name a function of a module of your own")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a module is a program that runs when it is imported
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"task.metric {name!r} cannot be imported: {said}; the module must be installed or on PYTHONPATH of every worker") from error
+    return _as_metric(found, name)
+
+
+def _as_metric(found: Any, name: str) -> Metric:
+    """A function of two texts. It is called with no text before a model has answered. Raises ConfigError."""
+    if not inspect.isfunction(found):
+        what = "a class" if isinstance(found, type) else "no Python function" if callable(found) else f"a {type(found).__name__}, not a function"
+        raise ConfigError(f"task.metric {name!r} is {what}; name a function of (answer, reference) that returns a number from 0 to 1")
+    if found.__module__.split(".")[0] in sys.stdlib_module_names:
         raise ConfigError(
-            f"task.metric {name!r} cannot be imported: {error}; the module must be installed or on PYTHONPATH of every worker"
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"task.metric {name!r} is a {type(found).__name__}, not a function of (answer, reference)")
+            f"task.metric {name!r} is {found.__module__}.{found.__qualname__}, part of Python itself and no metric; name a function of your own"
+        )
+    try:
+        inspect.signature(found).bind("answer", "reference")
+    except TypeError as error:
+        raise ConfigError(f"task.metric {name!r} does not take (answer, reference): {error}; name a function of these two texts") from error
+    if inspect.iscoroutinefunction(found) or inspect.isgeneratorfunction(found):
+        raise ConfigError(f"task.metric {name!r} returns no number but something to wait for or to walk through; name a plain function")
     return found
 
 
@@ -87,7 +109,11 @@ def score_task(metric: str, answers: Sequence[str], references: Sequence[str]) -
     function = get_metric(metric)
     scores = []
     for answer, reference in zip(answers, references, strict=True):
-        value = float(function(answer, reference))
+        value = function(answer, reference)
+        try:
+            value = float(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"task.metric {metric!r} returned a {type(value).__name__}; a metric returns a number within 0..1") from None
         if not (math.isfinite(value) and 0.0 <= value <= 1.0):
             raise ConfigError(f"task.metric {metric!r} returned {value}; a metric must lie within 0..1, higher is better")
         scores.append(value)

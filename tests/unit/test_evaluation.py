@@ -280,3 +280,25 @@ def test_a_judge_that_cannot_decide_is_refused_before_anything_is_asked(asked):
     suites, _ = asked
     with pytest.raises(ConfigError, match="pocket world only"):
         evaluation.evaluate(None, None, experiment(judge="exact"), suites=suites, task_rows=None)
+
+
+@pytest.mark.parametrize("name", ["os:system", "subprocess:Popen", "json:loads", "..x:y", "a b:c", "builtins:len", ":f", "a:", "m:a:b"])
+def test_no_metric_of_pythons_own(name):
+    with pytest.raises(ConfigError, match="task.metric"):
+        score.check_metric(name)
+
+
+def test_a_metric_takes_two_texts_and_gives_a_number(tmp_path, monkeypatch):
+    lines = "from os import system\nfrom subprocess import run\nclass C: pass\ndef one(a): return 1\ndef good(a, b): return 0.5\ndef words(a, b): return [a]\nasync def later(a, b): return 1\nshort = len"  # noqa: E501
+    (tmp_path / "own_metrics_xz.py").write_text(lines)
+    (tmp_path / "own_broken_xz.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    score.check_metric("own_metrics_xz:good")
+    assert score.score_task("own_metrics_xz:good", ["a"], ["b"]) == [0.5]
+    for name in ("system", "run", "C", "one", "later", "short", "nope"):
+        with pytest.raises(ConfigError, match="task.metric"):
+            score.check_metric(f"own_metrics_xz:{name}")
+    with pytest.raises(ConfigError, match="cannot be imported: division by zero"):
+        score.check_metric("own_broken_xz:f")
+    with pytest.raises(ConfigError, match="returned a list"):
+        score.score_task("own_metrics_xz:words", ["a"], ["b"])

@@ -64,12 +64,12 @@ LEVELS = (
     {"redaction"},
     {"engine_config"},
     {"engine_keys", "field_kinds"},
-    {"yaml_text"},
-    {"addresses", "hub", "model_folders", "paths", "template_limits"},
+    {"yaml_text", "config_words"},
+    {"addresses", "hub", "model_folders", "paths", "template_limits", "template_rows"},
     {"ownership_checks", "sealing"},
     {"ownership"},
     {"nofollow", "ownership_names", "folder_stamps"},
-    {"cachedir", "cells", "counted", "overlap", "errors", "folding", "misspelt", "seeds", "streams", "texts"},
+    {"cachedir", "cells", "counted", "overlap", "errors", "folding", "misspelt", "seeds", "streams", "template_child", "texts"},
 )
 
 

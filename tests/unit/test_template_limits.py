@@ -46,11 +46,11 @@ LOOP = "{{ messages[0].content }}{% for a in range(99999) %}{% for b in range(99
 
 
 @pytest.mark.parametrize(("template", "expected"), [
-    ("{% for i in %}", "is no Jinja template: TemplateSyntaxError"),
+    ("{% for i in %}", "is no Jinja template: Expected an expression"),
     ("{{ messages[0].content }}{% if %}", "is no Jinja template"),
-    ("{{ 1 / 0 }}", "fails for a plain question: ZeroDivisionError"),
-    ("{% for i in range(10**9) %}x{% endfor %}", "fails for a plain question: OverflowError"),
-    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails for a plain question: RecursionError"),
+    ("{{ 1 / 0 }}", "fails for a plain question: it divides by zero"),
+    ("{% for i in range(10**9) %}x{% endfor %}", "fails for a plain question: a number or range in it is too large"),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails for a plain question: it is nested too deeply"),
     (LOOP, "computes for more than 2 s"),
     ("{{ messages[0].content }}{{ 10 ** (10 ** 9) }}", "computes for more than 2 s"),
     ("{{ messages[0].content }}{{ 'a' * 10**10 }}", "takes more than 1024 MiB"),
@@ -59,11 +59,11 @@ LOOP = "{{ messages[0].content }}{% for a in range(99999) %}{% for b in range(99
     ("{{ mesages }}", "leaves out the user's text"),
     ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "leaves out the answer"),
     ("{{ raise_exception('no') }}", "fails for a plain question: no"),
-    ("{{ messages.foo.bar }}", "fails for a plain question: UndefinedError"),
-    ("{{ ''.__class__.__mro__ }}", "fails for a plain question: SecurityError"),
+    ("{{ messages.foo.bar }}", "fails for a plain question: it uses what there is not"),
+    ("{{ ''.__class__.__mro__ }}", "fails for a plain question: it reaches for"),
     ("{{ messages[0].content }}{% include '/etc/passwd' %}", "fails for a plain question"),
     ("{{ messages[0].content }}" + "{% if 1 %}" * 300 + "{% endif %}" * 300, "is no Jinja template"),
-    ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "is no Jinja template: RecursionError"),
+    ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "is no Jinja template: it is nested too deeply"),
     ({"tool_use": CHATML}, "has no template `default`"),
     ("x" * 400_000, "has 400,000 characters"),
 ], ids=range(20))  # fmt: skip
@@ -108,5 +108,46 @@ def test_a_models_own_template_and_the_configs_are_tried(tmp_path, where):
     tiny_llama.saved(tmp_path / "m")
     if where == "folder":
         (tmp_path / "m" / "chat_template.jinja").write_text(bad)
-    with pytest.raises(ModelError, match="ZeroDivisionError"):
+    with pytest.raises(ModelError, match="divides by zero"):
         models.tokenizer(config.Model(model_name_or_path=str(tmp_path / "m"), chat_template=bad if where == "config" else None))
+
+
+def _with(content: str, turns: str = "messages") -> str:
+    return f"{{% for m in {turns} %}}{{{{ m.role }}}}: {{{{ {content} }}}}\n{{% endfor %}}{{% if add_generation_prompt %}}assistant: {{% endif %}}"
+
+
+@pytest.mark.parametrize("template", [
+    _with("m.content[:25]"), _with("m.content[:1000]"), _with("m.content[:50000]"), _with("m.content[-3000:]"), _with("m.content | truncate(500)"),
+    _with("m.content | replace('b', 'c')"), _with("m.content | e"), _with("m.content | wordwrap(70)"), _with("m.content.split() | join(' ')"),
+    _with("m.content", "messages[-2:]"), _with("m.content", "messages[:3]"),
+    _with("m.content if loop.index0 == 0 or loop.last else m.content[:900]"),
+], ids=range(12))  # fmt: skip
+def test_a_template_that_cuts_or_changes_texts_is_refused(template):
+    with pytest.raises(ModelError, match="cuts or changes texts: of (the user's text|the answer)"):
+        template_limits.check(template, TOKENS, "m")
+
+
+@pytest.mark.parametrize("content", ["m.content", "m.content | trim", "m.content | tojson", "m.content.split('</think>')[-1].lstrip()"])
+def test_a_template_that_leaves_texts_whole_is_taken(content):
+    template_limits.check(_with(content), TOKENS, "m")
+
+
+def test_time_and_chance_in_a_template():
+    clock = "time of day"
+    for text, said in (("{{ strftime_now('%s') }}", clock), ("{{ strftime_now('%H:%M:%S') }}", clock), ("{{ [1, 1]|random }}", "random")):
+        with pytest.raises(ModelError, match=said):
+            template_limits.check(text + CHATML, TOKENS, "m")
+    template_limits.check("{{ strftime_now('%d %b %Y') }}" + CHATML, TOKENS, "m")
+    (told,) = template_limits.notes("{{ strftime_now('%d %b %Y') }}" + CHATML, TOKENS)
+    assert "another text on another day" in told
+    assert template_limits.notes(CHATML, TOKENS) == [] == template_limits.notes("{# strftime_now #}" + CHATML, TOKENS)
+
+
+@pytest.mark.parametrize(("template", "bounded"), [
+    (CHATML, True), (LLAMA2, True), (LOOP, False), (WITH_ALL, False),
+    ("{% for m in messages %}{% for c in m.content %}{{ c }}{% endfor %}{% endfor %}", False), ("{{ 'a' * messages | length }}", False),
+    ("{{ '%9999d' % 1 }}", False), ("{{ messages[0].content.replace('a', 'b') }}", False), ("{% set x = x ~ x %}", False), ("{% if %}", False),
+    ("{{ messages | tojson(indent=9) }}", False), ("{{ range(9) }}", False), ("{% macro f() %}{% endmacro %}", False),
+])  # fmt: skip
+def test_what_no_data_can_make_compute_for_long(template, bounded):
+    assert template_limits.shape(template).bounded is bounded
