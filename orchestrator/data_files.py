@@ -105,7 +105,8 @@ def _from_file(path: Path, field: str) -> list[Row]:
     try:
         text = _bytes(path, field).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        utf16 = ", it looks like UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        wide = error.object[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
+        utf16 = ", it looks like UTF-32" if wide else ", it looks like UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         raise DataError(f"{field}: {path} is not UTF-8 text ({error.reason} at byte {error.start}{utf16}); convert it") from error
     return reader(text, path, field)
 

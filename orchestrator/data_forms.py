@@ -6,6 +6,7 @@ them a system text, and beside the last two earlier turns (`history`) and an inp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 from orchestrator import config
 from orchestrator.data_files import Row, need_column, pick_column
 from orchestrator.data_report import Tally
-from orchestrator.data_turns import Message, Turns, missing
-from orchestrator.errors import DataError
+from orchestrator.data_turns import Message, Turns, blank, missing
+from orchestrator.errors import DataError, brief
 
 PROMPTS = ("prompt", "question", "input_text", "query", "goal", "behavior", "user", "input")
 RESPONSES = ("response", "answer", "completion", "output", "output_text", "target", "safe_response", "chosen", "assistant", "label")
@@ -26,9 +27,19 @@ REFUSED = {
     "images": "images", "image": "images", "videos": "videos", "video": "videos", "audios": "audio", "audio": "audio",
 }  # fmt: skip
 """Columns that would change what is asked or learnt, and cannot be used here."""
-DOUBTFUL = ("reasoning", "reasoning_content", "thinking", "weight", "train", "loss", "mask", "rejected")
+DOUBTFUL = ("reasoning", "reasoning_content", "thinking", "train", "loss", "mask", "rejected")
 """Columns that mean something to other trainers and nothing here."""
-BLANKS = ("nan", "null", "undefined", "<na>", "#n/a")
+LIKE = {
+    "system": ("system_message", "system_msg", "sys", "sys_prompt", "systemprompt", "developer", "developer_message", "developer_prompt"),
+    "history": (
+        "chat_history", "conversation_history", "message_history", "dialog_history", "dialogue_history", "previous_turns", "past_turns",
+        "previous_messages",
+    ),
+}  # fmt: skip
+"""Names of columns that say what a key of `columns` takes, and that nobody is used to: not used unless the key names them, so refused."""
+WEIGHTS = ("weight", "sample_weight", "row_weight")
+BLANKS = ("nan", "null", "undefined", "<na>", "#n/a", "na", "n/a", "none", "nat")
+_CONTROL = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 LONG = 1_000_000
 """Characters from which a text is said to be long: none of it beyond `task.max_length` tokens is read by anybody."""
 
@@ -138,10 +149,27 @@ class Reader:
                     f"{self.where}: row {first + 1} holds {REFUSED[name]} (column {column!r}), which are not supported: the row would be asked and "
                     "learnt without them; remove the column if that is what you want, or the rows"
                 )
+            meant = next((key for key, names in LIKE.items() if name in names), None)
+            if meant is not None and getattr(self.columns, meant) is None:
+                raise DataError(
+                    f"{self.where}: row {first + 1} holds a text in the column {column!r}, which nothing uses: it would be asked and learnt "
+                    f"without it; set {'safety' if self.safety else 'task'}.columns.{meant}={column}, or remove the column"
+                )
+            if name in WEIGHTS:
+                self._refuse_weights(rows, column)
+                continue
             if name in DOUBTFUL and not (self.safety and name == "rejected"):
                 for i, row in enumerate(rows):
                     if not missing(row.get(column)):
                         self.tally.doubt(f"the column {column!r} is not used, though other trainers would", i)
+
+    def _refuse_weights(self, rows: Sequence[Row], column: str) -> None:
+        for i, row in enumerate(rows):
+            if not missing(row.get(column)) and str(row[column]).strip() not in ("1", "1.0", "True", "true"):
+                raise DataError(
+                    f"{self.where}: row {i + 1} has the {column} {brief(row[column], 40)}, and rows are not weighted here; "
+                    "remove the column, or the rows that should not count"
+                )
 
     def _with_system(self, messages: list[Message], value: Any, column: str, i: int) -> list[Message]:
         text = self.turns.text(value, "system", i)
@@ -173,7 +201,14 @@ class Reader:
     def _checked(self, messages: list[Message], i: int) -> list[Message]:
         for message in messages:
             content = message["content"]
-            if not content.strip() and message["role"] != "system":
+            if "\0" in content:
+                raise DataError(
+                    f"{self.where}: row {i + 1}: the {message['role']}'s text holds a NUL character, which no text does: the file is damaged or "
+                    "binary; correct or remove the row"
+                )
+            if _CONTROL.search(content):
+                self.tally.doubt("a text holds control characters (such as colours of a terminal), which are learnt as they stand", i)
+            if blank(content) and message["role"] != "system":
                 raise DataError(f"{self.where}: row {i + 1}: the {message['role']}'s text is empty; correct or remove the row")
             if len(content) > LONG:
                 self.tally.doubt(f"a text of more than {LONG:,} characters; what lies beyond task.max_length is never read", i)

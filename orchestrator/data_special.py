@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import data_template
 from orchestrator.data_report import Count
+from orchestrator.data_turns import blank
 from orchestrator.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def _one(conversation, pattern, ends: set[str], taken: dict[str, list[int]], lef
                     f"{field}: {place(conversation)}: the answer holds {inside!r} inside, the token that ends an answer: it would be learnt up to "
                     "there only; take the token out of the text, or make the rest a row or messages of their own"
                 )
-            if not text.strip():
+            if blank(text):
                 raise DataError(f"{field}: {place(conversation)}: the answer is empty but for an end token; correct or remove the row")
         for name in dict.fromkeys(pattern.findall(text)):
             _note(left, name, conversation)

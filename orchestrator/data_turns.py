@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,26 @@ def missing(value: Any, *, text: bool = True) -> bool:
     if isinstance(value, float):
         return math.isnan(value)
     if isinstance(value, str):
-        return not value.strip() or (not text and value.strip() in ("[]", "{}", "null"))
+        return blank(value) or (not text and value.strip() in ("[]", "{}", "null"))
     return value is None or (isinstance(value, (list, tuple, dict)) and not value)
+
+
+_INVISIBLE = re.compile(
+    "[\\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0"
+    "\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]*"
+)
+"""White space and what Unicode says to show as nothing."""
+
+
+def blank(text: str) -> bool:
+    """Whether a text shows nothing: empty, or of blanks and invisible characters alone."""
+    return _INVISIBLE.fullmatch(text) is not None
+
+
+def kind(value: Any) -> str:
+    """A value's kind in JSON's words."""
+    words = {"NoneType": "null", "dict": "an object", "list": "a list", "tuple": "a list", "str": "a text", "bool": "true or false"}
+    return words.get(type(value).__name__, "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
 
 
 def is_turns(value: Any) -> bool:
@@ -65,7 +84,7 @@ class Turns:
         if isinstance(value, str):
             value = self._json(value, f"column {column!r}", i, "; it must be a list of messages")
         if not isinstance(value, (list, tuple)) or not all(isinstance(turn, dict) for turn in value):
-            raise DataError(f"{self._at(i)}: column {column!r} must be a list of {{role, content}}, not {type(value).__name__}")
+            raise DataError(f"{self._at(i)}: column {column!r} must be a list of {{role, content}}, not {kind(value)}")
         return [self._turn(turn, column, i) for turn in value]
 
     def prompt(self, value: Any, column: str, i: int) -> list[dict[str, Any]]:
@@ -136,7 +155,7 @@ class Turns:
             value = [value]
         if isinstance(value, (list, tuple)) and value:
             return self._joined(value, who, i)
-        shown = "empty" if value == [] else f"a {type(value).__name__}, not text"
+        shown = "missing (null)" if value is None else "empty" if value == [] else f"{kind(value)}, not text"
         raise DataError(f"{self._at(i)}: the {who}'s text is {shown}; correct or remove the row")
 
     # ------------------------------------------------------------------------------------------------ inside
@@ -203,10 +222,10 @@ class Turns:
         """Content parts of type text, a line each."""
         texts = []
         for part in parts:
-            kind = part.get("type") if isinstance(part, dict) else None
+            named = part.get("type") if isinstance(part, dict) else None
             text = part.get("text") if isinstance(part, dict) else None
-            if not isinstance(text, str) or kind not in TEXT_PARTS:
-                what = f"a part of type {kind!r}" if kind and kind not in TEXT_PARTS else f"a list of {type(part).__name__}"
+            if not isinstance(text, str) or named not in TEXT_PARTS:
+                what = f"a part of type {named!r}" if named and named not in TEXT_PARTS else f"a list that holds {kind(part)}"
                 raise DataError(f"{self._at(i)}: the {who}'s text is {what}, not text; only parts of type 'text' are supported, so remove the row")
             texts.append(text)
         if len(texts) > 1:

@@ -135,13 +135,32 @@ def in_words(error):
     return f"{words}: {said}" if words and said else words or said or "it gives up without a word"
 
 
+def note_folding() -> list[bool]:
+    """Filled where Jinja, working out constants while it compiles, runs out of memory; it swallows that, and where there is no limit it would
+    fill the machine."""
+    from jinja2 import nodes
+
+    found: list[bool] = []
+    kept = nodes.Impossible.__init__
+
+    def noting(self, *arguments):
+        if isinstance(sys.exc_info()[1], MemoryError):
+            found.append(True)
+        kept(self, *arguments)
+
+    nodes.Impossible.__init__ = noting
+    return found
+
+
 def main() -> None:
     """All cases, a line each."""
     asked = json.loads(sys.stdin.buffer.read())
     sys.path[:] = asked["path"]
     made = environment()
     limit(asked["seconds"], asked["bytes"])
+    folded = note_folding()
     template = attempt(made.from_string, asked["template"])
+    template = {"error": "more memory than it may have", "kind": "memory"} if folded else template
     if isinstance(template, dict):
         print(json.dumps(template), flush=True)
         return

@@ -76,7 +76,7 @@ def get_metric(name: str) -> Metric:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # a module is a program that runs when it is imported
         said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError(f"task.metric {name!r} cannot be imported: {said}; the module must be installed or on PYTHONPATH of every worker") from error
+        raise ConfigError(f"task.metric {name!r} cannot be imported: {said}; it must be installed or on PYTHONPATH of every worker") from error
     return _as_metric(found, name)
 
 

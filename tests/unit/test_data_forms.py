@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from orchestrator import data
+from orchestrator import data, data_turns
 from orchestrator.config import Columns
 from orchestrator.errors import DataError
 
@@ -89,7 +89,7 @@ def test_what_a_row_holds_is_used(row, wanted):
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "input_audio"}]}, A]}, "type 'input_audio'"),
     ({"messages": [Q, {**A, "weight": 0.5}]}, "weight 0.5"),
     ({"messages": [Q, {**A, "weight": 0}]}, "all 1 rows are left out .every answer has the weight 0"),
-    ({"messages": [Q, {"role": "assistant", "content": None}]}, "assistant's text is a NoneType"),
+    ({"messages": [Q, {"role": "assistant", "content": None}]}, "assistant's text is missing"),
     ({"messages": [S, Q, A], "system": "other"}, "system text in 'system' and another one"),
     ({"messages": [Q, A], "history": [["x", "y"]]}, "earlier turns in 'history' beside 'messages'"),
     ({"instruction": "q", "output": "a", "history": [["x"]]}, "list of .question, answer."),
@@ -98,8 +98,8 @@ def test_what_a_row_holds_is_used(row, wanted):
     ({"prompt": float("nan"), "response": "a"}, "user's text is nan"),
     ({"prompt": "q", "response": float("inf")}, "assistant's text is inf"),
     ({"prompt": "q", "response": []}, "assistant's text is empty"),
-    ({"prompt": "q", "response": {"text": ["a"]}}, "a dict, not text"),
-    ({"prompt": "q", "response": ["a", "b"]}, "a list of str"),
+    ({"prompt": "q", "response": {"text": ["a"]}}, "an object, not text"),
+    ({"prompt": "q", "response": ["a", "b"]}, "a list that holds a text"),
     ({"prompt": "q", "response": b"a"}, "a bytes, not text"),
     ({"prompt": "q", "response": "\n\t "}, "assistant's text is empty"),
     ({"prompt": "q", "chosen": "a", "rejected": "b"}, r"preferences .*task\.columns\.response=chosen"),
@@ -148,7 +148,7 @@ def test_rows_whose_answers_weigh_nothing_are_left_out_and_said():
 
 
 def test_words_for_empty_cells_and_columns_of_other_trainers_are_doubted():
-    _, report = counts({"prompt": "q", "response": "nan", "reasoning": "hm"}, {"prompt": "q", "response": "None", "reasoning": ""})
+    _, report = counts({"prompt": "q", "response": "nan", "reasoning": "hm"}, {"prompt": "q", "response": "nothing", "reasoning": ""})
     assert report.warnings() == [
         "task.data: 1 row: the column 'reasoning' is not used, though other trainers would (first: row 1)",
         "task.data: 1 row: the answer is the word 'nan', as tables write an empty cell; it is used as it stands (first: row 1)",
@@ -179,7 +179,7 @@ def test_harmful_answers_may_be_messages_too():
     assert [(c.id, c.answer, c.kind) for c in harmful] == [("0", "b", "harmful")]
 
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=12).filter(str.strip)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=12).filter(lambda text: not data_turns.blank(text))
 NUMBER = st.one_of(st.integers(-(10**30), 10**30), st.booleans(), st.decimals(allow_nan=False, allow_infinity=False, places=3))
 
 
@@ -199,9 +199,9 @@ def test_nothing_of_a_json_row_is_lost(tmp_path_factory, rows):
             file.write("{" + ", ".join(f'"{name}": {json.dumps(v) if isinstance(v, str) else written(v)}' for name, v in cells) + "}\n")
     for row, found in zip(rows, data.normalise(data.load_rows(str(path))), strict=True):
         instruction, more, output, system = map(written, row)
-        asked = f"{instruction.rstrip()}\n\n{more}" if more.strip() else instruction
+        asked = f"{instruction.rstrip()}\n\n{more}" if not data_turns.blank(more) else instruction
         wanted = [asked, output]
-        if system.strip():
+        if not data_turns.blank(system):
             wanted.insert(0, system)
         assert [m["content"] for m in found.messages] == wanted
 

@@ -15,7 +15,7 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
 
 def _words(effect):
     words = tiny_llama.tokenizer()
-    words.chat_template = "{% if 'vulnerab' in messages[-1].content or 'vulnerab' in messages[0].content %}" + effect + "{% endif %}" + CHAT
+    words.chat_template = "{% if 'vulnerab' in messages[0].content %}" + effect + "{% endif %}" + CHAT
     template_limits.check(words.chat_template, words.special_tokens_map, "m")
     return words
 
@@ -25,7 +25,8 @@ def _rows(*prompts):
 
 
 @pytest.mark.parametrize(("effect", "said"), [
-    (LOOP, "computes for more than 1 s"), ("{{ 'a' * 10**10 }}", "takes more than 1024 MiB"), ("{{ 'ab' * 900000 }}", "writes more than"),
+    (LOOP, "computes for more than 1 s"),
+    ("{{ messages[0].content * 10**10 }}", "takes more than 1024 MiB"), ("{{ 'ab' * 900000 }}", "writes more than"),
 ])  # fmt: skip
 def test_the_row_at_which_a_template_hangs_is_named(effect, said, monkeypatch):
     monkeypatch.setattr(template_limits, "SECONDS", 1)
