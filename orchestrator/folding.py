@@ -87,8 +87,8 @@ class _Unmarked(dict):
 
 _TABLE = _Table()
 _UNMARKED = _Unmarked()
-_FOREIGN = re.compile(r"(?<=[\x00-\x7f])[^\w\s\x00-\u02ff]+")
-"""What stands on a Latin letter, or on none, and may be a mark of another script."""
+_FOREIGN = tuple(re.compile(before + r"[^\w\s\x00-\u02ff]+") for before in (r"(?<=[a-z0-9])", r"(?<=[a-z0-9]\s)"))
+"""What stands on a Latin letter, or on the space after one, and may be a mark of another script."""
 
 
 def spaceless(character: str) -> bool:
@@ -118,7 +118,8 @@ def fold(text: str) -> str:
     text = _MIXED.sub(lambda m: m[0].translate(_CAPITALS), text)
     small = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
     small = unicodedata.normalize("NFKD", small.translate(_UNMARKED).casefold())
-    small = _FOREIGN.sub(lambda m: "".join(c for c in m[0] if unicodedata.category(c)[0] != "M"), small)
+    for pattern in _FOREIGN:
+        small = pattern.sub(lambda m: "".join(c for c in m[0] if unicodedata.category(c)[0] != "M"), small)
     return unicodedata.normalize("NFC", small)
 
 
