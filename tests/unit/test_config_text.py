@@ -44,8 +44,8 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     ("search: {seeds: 1" + "0" * 30 + "}", "too large"),
     ("search: {seeds: 1000000}", "1 to 1000"),
     ("search: {seeds: [2147483648]}", "not between 0 and 2147483647"),
-    ("search: {sampler_seed: -1}", "greater than or equal to 0"),
-    ("search: {sampler_seed: 2147483648}", "less than or equal to 2147483647"),
+    ("search: {sampler_seed: -1}", "at least 0"),
+    ("search: {sampler_seed: 2147483648}", "at most 2147483647"),
     ("2024-01-01: x", "2024-01-01"),
     ("on: x", "is no text; put it in quotes"),
     ("? [a]\n: b", "a key is a list or mapping"),
@@ -161,7 +161,7 @@ def test_names_and_folders_of_the_command_line():
 def test_what_is_a_text_or_more():
     assert config.load(None, ["safety.judge=llm"]).safety.judge == "llm"
     assert config.load(None, ["safety.judge={name: refusal, list: xstest}"]).safety.judge == {"name": "refusal", "list": "xstest"}
-    assert config.load(None, ["recipes.0=[lora]"]).recipe_names[0] == "lora" == config.load(None, ["recipes.0.0=lora"]).recipe_names[0]
+    assert config.load(None, ["recipes.0=[ema]"]).recipe_names[0] == "ema" == config.load(None, ["recipes.0.0=ema"]).recipe_names[0]
     suites = config.load(None, ["safety.suites.0.attack=[direct, prefill]"]).safety.suites
     assert [suite.attack for suite in suites[:2]] == ["direct", "prefill"]
     assert config.load(None, ["monitor.on_breach=add safegrad"]).monitor.on_breach.add == "safegrad"

@@ -146,7 +146,7 @@ def test_unknown_columns_are_named_with_the_nearest():
     ("row", "said"),
     [
         ({"prompt": "q", "response": " "}, "assistant's text is empty"),
-        ({"prompt": None, "response": "a"}, "user's text is a NoneType"),
+        ({"prompt": None, "response": "a"}, "user's text is missing"),
         ({"messages": PAIR[:1]}, "no assistant answer"),
         ({"messages": PAIR[1:]}, "no prompt before it"),
         ({"messages": [{"role": "boss", "content": "x"}]}, "role 'boss'"),
