@@ -85,6 +85,8 @@ class Lora(Strategy):
                 raise StrategyError(f"lora.lora_alpha={self.lora_alpha} must be above 0: it is the scale of the update; usual is twice lora_r")
             if not 0 <= self.lora_dropout < 1:
                 raise StrategyError(f"lora.lora_dropout={self.lora_dropout} must be in [0, 1)")
+            if not self.target_modules:
+                raise StrategyError(f"lora.target_modules={self.target_modules!r} names no module; write all-linear, or names such as [q_proj]")
             parse_layers(self.layers)
 
     def __init__(self, config=None):

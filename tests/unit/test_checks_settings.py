@@ -52,6 +52,7 @@ def test_every_number_of_a_config_is_bounded():
     ([("lora", {"lora_r": 10**9})], "beyond 16384"),
     ([("lora", {"lora_r": [0]})], "not a whole number"),
     ([("lora", {"lora_alpha": -5})], "must be above 0"),
+    ([("lora", {"target_modules": []})], "names no module"),
     ([("lora", {"lora_alpha": float("inf")})], "not a number"),
     ([("lora", {"lora_alpha": "nan"})], "not a number"),
     ([("lora", {"layers": "0-999999999"})], "not a list of layers"),
