@@ -112,8 +112,9 @@ def _with_evaluation(experiment: Experiment, found: Materials, everyone: Sequenc
     if hits:
         exact = sum(place.exact for place, _ in hits)
         examples = tuple((place.row, name) for place, name in sorted(hits, key=lambda hit: not hit[0].exact)[:SHOWN])
+        given = experiment.task.eval_data is not None  # rows that we held out ourselves: the same prompts stay on one side, likenesses are said
         yield Overlap(
-            "task.data", TASK, exact, len(hits) - exact, len(places), examples, tuple(everyone), True, experiment.task.allow_overlap
+            "task.data", TASK, exact, len(hits) - exact, len(places), examples, tuple(everyone), given, experiment.task.allow_overlap
         )  # fmt: skip
 
 

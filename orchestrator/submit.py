@@ -95,31 +95,18 @@ def submit(
     """
     console = console or screen.console()
     client = _client(address, console)
-    with _answering(address):
-        known = _known(client, submission_id)
+    known = _known(client, submission_id)
     if known is not None:
         if known.status.is_terminal() or not follow:
             raise ConfigError(f"submission id {submission_id!r} was used before and its job is {known.status}; {_remedy(known)}")
         screen.say(console, f"job {submission_id} is {known.status} already; following it")
     else:
-        with _answering(address):
+        with _answering(f"the job could not be sent to {address or 'RAY_ADDRESS'}", "look with `ray job list` whether it is there, then try again"):
             submission_id = _send(client, experiment, submission_id, console, shared_paths)
     if not follow:
         screen.say(console, f"ray job logs --follow {submission_id} shows its log, ray job stop {submission_id} ends it cleanly")
         return 0
-    with _answering(address, f"; the job goes on: `ray job status {submission_id}` says how it stands"):
-        return _follow(client, submission_id)
-
-
-@contextlib.contextmanager
-def _answering(address: str | None, more: str = "") -> Iterator[None]:
-    """What a job server that goes away raises, of several libraries, as one LaneError."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, OSError) and not type(error).__module__.startswith("aiohttp"):
-            raise
-        raise LaneError(f"the Ray job server at {address or 'RAY_ADDRESS'} does not answer any more: {_first_line(error)}{more}") from error
+    return _follow(client, submission_id)
 
 
 def _remedy(details: Any) -> str:
