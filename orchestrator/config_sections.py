@@ -352,7 +352,7 @@ class Output(Section):
         odd = next((found for found in re.findall(r"(?<!\$)\{(\w*)\}", made) if found != "name"), None)
         if odd is not None:
             raise ValueError(f"{{{odd}}} stands for nothing here; only {{name}} is replaced, and ${{variable}} is")
-        if re.search(r"[{}]", re.sub(r"\{name\}", "", made)):
+        if re.search(r"[{}]", re.sub(r"\$?\{\w+\}", "", made)):
             raise ValueError("a brace { or } stands alone; write {name}, which the experiment's name replaces, or no braces")
         if made.strip().lower() in ("null", "none", "~"):
             raise ValueError(f"{made!r} would be a folder of that name; name a folder, or leave the key out for outputs/{{name}}")

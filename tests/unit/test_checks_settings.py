@@ -18,17 +18,17 @@ def tiny(tmp_path_factory):
 
 @pytest.mark.parametrize(("override", "expected"), [
     ("training.learning_rate=.inf", "no finite number"),
-    ("training.learning_rate=1e9", "less than or equal to 10"),
+    ("training.learning_rate=1e9", "at most 10"),
     ("training.learning_rate=-1", "greater than 0"),
     ("training.num_train_epochs=.inf", "no finite number"),
-    ("training.num_train_epochs=1e300", "less than or equal to 10000"),
-    ("search.trials=1000000000", "less than or equal to 100000"),
-    ("ray.num_workers=1000000000", "less than or equal to"),
+    ("training.num_train_epochs=1e300", "at most 10000"),
+    ("search.trials=1000000000", "at most 100000"),
+    ("ray.num_workers=1000000000", "at most"),
     ("ray.cpus_per_worker=.nan", "no finite number"),
-    ("task.max_length=1000000000000", "less than or equal to"),
-    ("search.time_budget_s=1e300", "less than or equal to"),
+    ("task.max_length=1000000000000", "at most"),
+    ("search.time_budget_s=1e300", "at most"),
     ("model.dtype=float31", "float32"),
-    ("safety.suites.0.limit=99999999999", "less than or equal to"),
+    ("safety.suites.0.limit=99999999999", "at most"),
 ])  # fmt: skip
 def test_numbers_nobody_means(override, expected):
     with pytest.raises(ConfigError, match=expected):
@@ -178,7 +178,7 @@ def test_the_pocket_models_depth_is_known():
 def test_what_does_not_wait_for_the_pocket_world(tmp_path, monkeypatch, tiny):
     monkeypatch.setenv("SAFEBASIN_CACHE", str(tmp_path))
     for override, expected in (
-        ("model.chat_template={{ 1/0 }}", "ZeroDivisionError"), ("search.space.learning_rate={low: -1, high: 1}", "reaches -1"),
+        ("model.chat_template={{ 1/0 }}", "divides by zero"), ("search.space.learning_rate={low: -1, high: 1}", "reaches -1"),
         ("search.space.nope=1", "unknown parameter in search.space"), ("model.model_name_or_path=./nope", "does not exist"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=expected):
