@@ -20,7 +20,9 @@ from orchestrator.ownership import NotOurs
 
 Input = tuple[str, Path]
 """(what it is, e.g. "task.data"; where it lies)."""
-SYSTEM = ("etc", "usr", "bin", "sbin", "boot", "proc", "sys", "dev")
+SYSTEM = ("etc", "usr", "bin", "sbin", "boot", "proc", "sys", "dev", "lib", "lib32", "lib64", "libx32")
+PYTHON = ("bin", "lib", "lib64", "include", "share", "Lib", "Scripts", "conda-meta", "pkgs", "envs")
+"""Folders of a Python installation; beside them, where somebody made an environment in the project's own folder, lie other files."""
 SECRETS = (".ssh", ".gnupg", ".aws", ".kube")
 _SOURCES = (
     ("model", ("model_name_or_path", "unaligned_name_or_path", "chat_template")), ("task", ("data", "eval_data")),
@@ -103,14 +105,14 @@ def _reason(place: Path) -> str | None:
 def _of_the_system(place: Path) -> str | None:
     """Why a folder is the system's, Python's or a secret one's; None where it is none."""
     top = place.parts[1] if len(place.parts) > 1 else ""
-    if (top in SYSTEM or top.startswith("lib")) and place.parts[:3] != ("/", "dev", "shm"):
+    if top in SYSTEM and place.parts[:3] != ("/", "dev", "shm"):
         return f"lies in the system's own /{top}"
     package = Path(__file__).resolve().parent
     for own in (package, *(package.parent / name for name in ("strategies", "search_spaces"))):
         if _holds(own, place):
             return f"lies in safebasin's own code ({own})"
     for prefix in {os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix)} - {"/"}:
-        if _holds(Path(prefix), place):
+        if _same(Path(prefix), place) or any(_holds(Path(prefix, name), place) for name in PYTHON):
             return f"lies in the Python installation {prefix}"
     if {"site-packages", "dist-packages"} & set(place.parts):
         return "lies among installed Python packages"

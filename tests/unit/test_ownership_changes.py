@@ -136,6 +136,16 @@ def test_places_of_the_system_and_of_other_runs_are_refused(tmp_path):
     places.check(folder / "own")
     system = ("/etc/x", "/usr/share/x", "/bin", "/lib64/x", "/boot/x", "/proc/x", "/sys/x", "/dev/fd")
     secret = (Path.home() / ".ssh", Path.home() / ".gnupg" / "x")
-    for place in (*system, *secret, Path(sys.prefix) / "out", Path(places.__file__).parent / "out", tmp_path / "site-packages" / "x"):
+    for place in (*system, *secret, Path(sys.prefix) / "lib" / "out", Path(sys.prefix), Path(places.__file__).parent / "out", tmp_path / "site-packages" / "x"):
         with pytest.raises(ConfigError, match="lies (in|among)"):
             places.check(place)
+
+
+def test_places_beside_those_of_the_system_are_free(tmp_path, monkeypatch):
+    """A name that only begins like one of the system's, and an environment made in the project's own folder."""
+    places.check("/library-of-results/x")
+    places.check("/binaries/x")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    places.check(tmp_path / "outputs" / "x")
+    with pytest.raises(ConfigError, match="lies in the Python installation"):
+        places.check(tmp_path / "lib" / "x")
