@@ -31,7 +31,7 @@ import psutil  # noqa: E402
 import yaml  # noqa: E402
 
 from benchmarks import tiny  # noqa: E402
-from benchmarks.chaos import Search, Stuck, is_worker  # noqa: E402
+from benchmarks.faults import Search, Stuck, is_worker  # noqa: E402
 
 FLAT = ("driver_mib", "lane_mib", "broker_mib", "ray_mib", "driver_files", "lane_files", "threads", "processes", "temporary_files")
 LINEAR = ("journal_kib", "mlflow_kib", "records_kib")

@@ -136,7 +136,8 @@ def test_places_of_the_system_and_of_other_runs_are_refused(tmp_path):
     places.check(folder / "own")
     system = ("/etc/x", "/usr/share/x", "/bin", "/lib64/x", "/boot/x", "/proc/x", "/sys/x", "/dev/fd")
     secret = (Path.home() / ".ssh", Path.home() / ".gnupg" / "x")
-    for place in (*system, *secret, Path(sys.prefix) / "lib" / "out", Path(sys.prefix), Path(places.__file__).parent / "out", tmp_path / "site-packages" / "x"):
+    python = (Path(sys.prefix) / "lib" / "out", Path(sys.prefix), Path(places.__file__).parent / "out", tmp_path / "site-packages" / "x")
+    for place in (*system, *secret, *python):
         with pytest.raises(ConfigError, match="lies (in|among)"):
             places.check(place)
 
