@@ -200,7 +200,9 @@ def _sentence(cls: type[BaseModel], detail: dict[str, Any]) -> str:
         return f"{key} is required"
     value = addresses.masked(value) if isinstance(value, str) and addresses.is_address(value) else value
     shown = "" if isinstance(value, (dict, list, tuple)) else f" (got {brief(value)})"
-    return f"{key}: {message}{shown}" if key else message
+    if not key or message.startswith((f"{key}:", f"{key}=", f"{key} ")):  # it says key and value itself
+        return message
+    return f"{key}: {message}{shown}"
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:

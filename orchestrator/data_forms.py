@@ -23,6 +23,7 @@ MESSAGES = ("messages", "conversations", "conversation", "chat")
 SYSTEMS = ("system", "system_prompt")
 HISTORIES = ("history",)
 REFUSED = {
+    "chat_template_kwargs": "settings of the chat template", "documents": "documents for the chat template",
     "tools": "definitions of tools", "functions": "definitions of functions", "tool_calls": "calls of tools", "function_call": "calls of functions",
     "images": "images", "image": "images", "videos": "videos", "video": "videos", "audios": "audio", "audio": "audio",
 }  # fmt: skip

@@ -148,7 +148,8 @@ class Turns:
             return "true" if value else "false"
         if isinstance(value, (int, float, decimal.Decimal)):
             if not isinstance(value, (int, data_json.Decimal)) and not math.isfinite(value):
-                raise DataError(f"{self._at(i)}: the {who}'s text is {value}, as an empty cell of a table is written; correct or remove the row")
+                why = "as an empty cell of a table is written" if math.isnan(value) else "which is no number that can be written as a text"
+                raise DataError(f"{self._at(i)}: the {who}'s text is {value}, {why}; correct or remove the row")
             self.tally.change("a number is used as text", i)
             return str(value)
         if isinstance(value, dict) and isinstance(value.get("text"), str):

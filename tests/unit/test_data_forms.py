@@ -80,6 +80,8 @@ def test_what_a_row_holds_is_used(row, wanted):
     ({"messages": [Q, {**A, "thinking": "hm"}]}, "chain of thought"),
     ({"messages": [Q, {**A, "audio": {"id": "x"}}]}, "audio"),
     ({"messages": [Q, A], "tools": [{"name": "f"}]}, "definitions of tools .column 'tools'."),
+    ({"messages": [Q, A], "chat_template_kwargs": {"enable_thinking": False}}, "settings of the chat template .column 'chat_template_kwargs'."),
+    ({"prompt": "p", "response": float("inf")}, "inf, which is no number"),
     ({"conversations": SHAREGPT, "tools": '[{"name": "f"}]'}, "definitions of tools"),
     ({"prompt": "q", "response": "a", "images": ["x.png"]}, "images"),
     ({"conversations": [SHAREGPT[0], {"from": "function_call", "value": "{}"}, SHAREGPT[1]]}, "'function_call'"),
