@@ -138,10 +138,12 @@ def _changed(found: Sequence[Mapping[str, str]]) -> str | None:
 
 
 def _moving(template: str, found: Sequence[Mapping[str, str]]) -> str | None:
+    if shape(template).random:
+        return "draws at random, so that the same prompt is another text each time; take it out"
     texts = [line.get("text") for line in found]
     if texts[0] != texts[1]:
         return "writes the time of day, so that the same prompt is another text a second later and nothing can be compared; take it out"
-    return "draws at random, so that the same prompt is another text each time; take it out" if shape(template).random else None
+    return None
 
 
 def notes(template: Any, tokens: Mapping[str, Any]) -> list[str]:
