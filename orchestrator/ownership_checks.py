@@ -143,7 +143,7 @@ def begun(folder: Path) -> None:
     """Note that a run, which holds the folder's lock, goes on. Raises StorageError.
 
     What somebody changed since an earlier one ended is remembered as theirs. A list that came with a copy of its folder is bound to this one; what
-    workers left in the copy is not deleted from then on, and its model is set aside, since nothing proves that they are as the run left them.
+    workers left in the copy is not deleted from then on, and its results are set aside, since nothing proves that they are as the run left them.
     """
     owned = ownership.current(folder)
     if owned is None or owned.kind != "run" or owned.running:
@@ -151,7 +151,8 @@ def begun(folder: Path) -> None:
     try:
         if not folder_stamps.same_place(owned.place, folder):
             owned.place, owned.since, owned.taken_up = folder_stamps.place_of(folder), folder_stamps.now(folder), True
-            _set_model_aside(folder)
+            _set_results_aside(folder)
+            owned.prune()
         elif owned.since is None:
             owned.changed = set(changed(owned))
     except OSError as error:
@@ -160,12 +161,15 @@ def begun(folder: Path) -> None:
     owned.save()
 
 
-def _set_model_aside(folder: Path) -> None:
-    if os.path.lexists(folder / MODEL.rstrip("/")):
-        number = 1
-        while os.path.lexists(folder / f"model.before-{number}"):
-            number += 1
-        os.rename(folder / MODEL.rstrip("/"), folder / f"model.before-{number}")
+def _set_results_aside(folder: Path) -> None:
+    """Rename what the run's end writes anew: `report.html` to `report.html.before-1`, or the first number that is free. Raises OSError."""
+    for name in sorted(os.listdir(folder)):
+        is_result = f"{name}/".startswith(RESULTS) and ".before-" not in name
+        if is_result:
+            number = 1
+            while os.path.lexists(folder / f"{name}.before-{number}"):
+                number += 1
+            os.rename(folder / name, folder / f"{name}.before-{number}")
 
 
 def taken_up(folder: Path) -> str | None:
@@ -174,4 +178,4 @@ def taken_up(folder: Path) -> str | None:
     if owned is None or not owned.taken_up:
         return None
     owned.taken_up = False
-    return f"{folder} is a copy of the folder its run began in: trained models that came with it are kept, and a model/ is now model.before-N"
+    return f"{folder} is a copy of the folder its run began in: trained models that came with it are kept, and its results are now NAME.before-N"

@@ -77,6 +77,7 @@ def test_a_copied_folder_is_not_emptied_and_can_be_resumed(tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "model" / "config.json").write_text("mine")
+    (copy / "report.html").write_text("mine")
     again = made_up.experiment(tmp_path, output={"dir": str(copy), "overwrite": True})
     before = tree(copy)
     with pytest.raises(ConfigError, match="was written for another folder.*move it away or give another output.dir"):
@@ -84,6 +85,7 @@ def test_a_copied_folder_is_not_emptied_and_can_be_resumed(tmp_path):
     assert tree(copy) == before
     run_once(made_up.experiment(tmp_path, output={"dir": str(copy)}), copy, resumed=True)
     assert (copy / "model.before-1" / "config.json").read_text() == "mine" and (copy / "model" / "config.json").exists()
+    assert (copy / "report.html.before-1").read_text() == "mine"
     assert ownership.read(copy, "run").since is not None
     folder.rename(tmp_path / "moved")  # the same folder by another name
     run_once(made_up.experiment(tmp_path, output={"dir": str(tmp_path / "moved"), "overwrite": True}), tmp_path / "moved")
