@@ -251,12 +251,7 @@ def _check_asked_roles(place: str, names: Sequence[str], prompts: Sequence[Any],
         if roles in seen:
             continue
         seen.add(roles)
-        marked = [{"role": role, "content": f"qxzj{i}z"} for i, role in enumerate(roles)]
-        try:
-            text = data_tokens.render(tokenizer, marked, generation=True)
-        except ModelError as error:
-            raise ModelError(f"{place}: {name}: {error}") from error
-        lost = next((message["role"] for message in marked if message["content"] not in text), None)
+        lost = data_tokens.left_out(tokenizer, roles, f"{place}: {name}", generation=True)
         if lost is not None:
             raise ModelError(
                 f"{place}: {name}: the chat template leaves out the {lost} message (roles: {', '.join(roles)}), so it would be asked without it; "

@@ -180,18 +180,27 @@ def check_roles(conversations: Sequence[Conversation], tokenizer: Any, system_pr
     for conversation in conversations:
         first.setdefault(tuple(message["role"] for message in with_system(conversation.messages, system_prompt)), conversation)
     for roles, conversation in first.items():
-        marked = [{"role": role, "content": f"qxzj{i}z"} for i, role in enumerate(roles)]
-        try:
-            text = render(tokenizer, marked, generation=False)
-        except ModelError as error:
-            raise ModelError(f"{field}: {data_special.place(conversation)}: {error}") from error
-        lost = next((message["role"] for message in marked if message["content"] not in text), None)
+        place = f"{field}: {data_special.place(conversation)}"
+        lost = left_out(tokenizer, roles, place, generation=False)
         if lost is not None:
             raise ModelError(
-                f"{field}: {data_special.place(conversation)}: the chat template leaves out a message of the {lost} (roles: {', '.join(roles)}), so "
+                f"{place}: the chat template leaves out a message of the {lost} (roles: {', '.join(roles)}), so "
                 "the row would be asked and learnt without it; correct model.chat_template, take such messages out of the rows"
                 + (", or leave model.system_prompt out" if lost == "system" and system_prompt else "")
             )
+
+
+def left_out(tokenizer: Any, roles: Sequence[str], place: str, *, generation: bool) -> str | None:
+    """The role of the first message that the template leaves out of a conversation of these roles; None where it takes all of them.
+
+    Raises ModelError, beginning with `place`, where it refuses them.
+    """
+    marked = [{"role": role, "content": f"qxzj{i}z"} for i, role in enumerate(roles)]
+    try:
+        text = render(tokenizer, marked, generation=generation)
+    except ModelError as error:
+        raise ModelError(f"{place}: {error}") from error
+    return next((message["role"] for message in marked if message["content"] not in text), None)
 
 
 def _prompt_and_answer(conversation: Conversation, tokenizer: Any, system_prompt: str | None, field: str) -> tuple[str, str]:
