@@ -1,4 +1,4 @@
-"""Which folder this is and what time its disk has: what a marker is bound to, and what tells files of a run from later ones; its writing."""
+"""Which folder this is and what time its disk has: what a marker is bound to, and what tells files of a run from later ones."""
 
 from __future__ import annotations
 
@@ -44,25 +44,3 @@ def last_sign(folder: Path, written: int) -> int:
     for pattern in SIGNS:
         times += [path.lstat().st_mtime_ns for path in folder.glob(pattern) if path.is_file() and not path.is_symlink()]
     return max(times)
-
-
-def write(path: Path, data: bytes, *, first: bool = False) -> None:
-    """Replace a file in one step, on the disk when this returns; `first`: only where none is there. Raises OSError."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        if first:
-            os.link(temporary, path)  # fails where another process was faster
-        else:
-            os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

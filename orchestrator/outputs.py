@@ -10,12 +10,11 @@ import errno
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator import cells, ownership
+from orchestrator import atomic, cells, ownership
 from orchestrator.errors import StorageError
 
 TRIAL_COLUMNS = (
@@ -49,20 +48,11 @@ def write_bytes(path: str | Path, data: bytes, *, mode: int | None = None) -> Pa
     Raises StorageError; an earlier file at `path` is then left as it was. So it is where the folder is `ownership.active` and the file not ours.
     """
     path = Path(path)
-    temporary: str | None = None
     ownership.claim(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, mode if mode is not None else file_mode())
-        os.replace(temporary, path)
+        atomic.replace(path, data, mode if mode is not None else file_mode())
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise storage_error(path, error) from error
     return path
 

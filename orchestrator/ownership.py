@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator import folder_stamps, nofollow
+from orchestrator import atomic, folder_stamps, nofollow
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.ownership_names import ADDRESS_SHAPES, LAYOUT, LINKS, MODEL, SHAPES, WORKERS, known, marker_name
 
@@ -240,7 +240,7 @@ class Owned:
         """Write the marker anew, or for the `first` time. Raises StorageError."""
         path = self.folder / marker_name(self.kind)
         try:
-            folder_stamps.write(path, self.body(), first=first)
+            atomic.replace(path, self.body(), 0o644, first=first, durable=True)
         except OSError as error:
             raise _cannot(path, error) from error
 
