@@ -12,9 +12,9 @@ from rich.console import Console
 
 from orchestrator import config, lane_control
 from orchestrator.cluster import Machine
-from orchestrator.experiment import Run
 from orchestrator.lane_pool import _moved
 from orchestrator.progress import Dashboard
+from orchestrator.run_state import Run
 
 
 def test_the_interface_is_found_by_its_address():

@@ -37,6 +37,7 @@ LEVELS = (
     {"evaluating", "evaluating_report", "basin", "basin_report"},
     {"page"},
     {"experiment"},
+    {"run_state"},
     {
         "search", "searcher", "study_journal", "trial_records", "run_identity", "report", "summary", "tracking", "tracker",
         "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "checks_tokens", "checks_settings",
