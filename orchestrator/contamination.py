@@ -31,9 +31,9 @@ class Contamination:
         """One line on what was compared."""
         learnt = {one.suite for one in self.overlaps if one.recipes}
         others = {one.suite for one in self.overlaps} - learnt
-        found = f"{len(learnt)} with prompts in rows that are trained on" if learnt else "no prompt in rows that are trained on"
-        asked = f", {len(others)} with some in rows that are only asked" if others else ""
-        return [f"overlap: {self.rows} rows compared with {self.prompts} prompts and evaluation rows ({self.seconds:.1f} s): {found}{asked}"]
+        found = f"rows that are trained on hold some of {', '.join(sorted(learnt))}" if learnt else "none is in rows that are trained on"
+        asked = f"; rows that are only asked hold some of {', '.join(sorted(others))}, which harms nothing" if others else ""
+        return [f"overlap: {self.prompts} prompts and evaluation rows looked for in {self.rows} rows ({self.seconds:.1f} s): {found}{asked}"]
 
     def refuse(self, *, resumed: bool = False) -> list[str]:
         """Warnings; raises ConfigError where what decides was trained on and the config does not allow it.

@@ -80,7 +80,7 @@ class Overlap:
         if self.is_task:
             return f"the task score is that of rows it was trained on{', as task.allow_overlap allows' if self.allowed else ''}"
         if self.allowed:
-            return f"`feasible` says nothing about requests other than those of {self.suite}, which safety.allow_overlap allows"
+            return f"safety.allow_overlap lets a verdict rest on {self.suite} all the same: it says nothing about requests that were not trained on"
         return f"limits on {self.suite} stay undecided"
 
     def to_dict(self) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def _config(path: Path, place: str) -> Experiment:
         identity = run_identity.read(path.parent)
     except BadRecord:
         identity = None
+    if identity is None and not addresses.is_address(place) and not os.path.isdir(place):
+        raise ConfigError(f"{place} does not exist, so there is no run to resume; give the output folder of a run")
     if identity is None:
         raise ConfigError(f"{place} holds no {CONFIG} that can be read, so there is no run to resume; give the output folder of a run")
     begun = config.from_dict(identity.config)

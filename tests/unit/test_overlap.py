@@ -182,12 +182,12 @@ def test_a_suite_in_the_safety_rows_is_refused_by_name_and_number(tmp_path):
 
 def test_what_may_be_is_warned_of(tmp_path):
     allowed = look(experiment(tmp_path, safety=[REQUESTS[4]], safety_keys={"allow_overlap": True}))
-    assert "CONTAMINATED" in allowed.refuse()[0] and "safety.allow_overlap allows" in allowed.refuse()[0]
+    assert "CONTAMINATED" in allowed.refuse()[0] and "safety.allow_overlap lets a verdict rest on" in allowed.refuse()[0]
     measured = look(experiment(tmp_path, safety=[REQUESTS[4]], suites=[{"name": "asked", "constrains": False}]))
     assert len(measured.refuse()) == 1 and "CONTAMINATED" not in measured.refuse()[0]
     unused = look(experiment(tmp_path, safety=[REQUESTS[4]], recipes=[["full"], ["lora"]]))
     assert "no recipe trains on these rows" in unused.refuse()[0]
-    assert look(experiment(tmp_path)).refuse() == [] and "no prompt in rows that are trained on" in look(experiment(tmp_path)).facts()[0]
+    assert look(experiment(tmp_path)).refuse() == [] and "none is in rows that are trained on" in look(experiment(tmp_path)).facts()[0]
 
 
 def test_one_prompt_of_many_is_tolerated(tmp_path):
@@ -275,6 +275,6 @@ def test_the_final_sentence_and_the_report_say_what_was_allowed(tmp_path):
     paths = report.write_report(tmp_path / "out", made, before, rows, selection)
     for path in paths[:2]:
         text = path.read_text()
-        assert "CONTAMINATED" in text and "safety.allow_overlap allows" in text
+        assert "CONTAMINATED" in text and "safety.allow_overlap lets a verdict rest on harmful" in text
     assert counted.metrics(before.facts)["data/overlap/harmful/safety.data"] == 1.0
     assert "300 of the 300 prompts" in counted.tags(before.facts)["contaminated"]
