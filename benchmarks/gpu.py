@@ -52,12 +52,17 @@ def main() -> None:
         make_inputs(Path(folder), args)
         for name in args.only or WORKLOADS:
             rows += run(Path(folder), name, args)
+            keep(rows, facts, args)
     show(rows, facts)
+    if any(row["state"] != "complete" for row in rows):
+        raise SystemExit("not every trial was completed; see the column state")
+
+
+def keep(rows: list[dict], facts: str, args) -> None:
+    """Write what is known so far, so that a benchmark that is cut off leaves the workloads it ended."""
     if args.json:
         asked = {name: value for name, value in vars(args).items() if name != "json"}
         args.json.write_text(json.dumps({"machine": facts, "arguments": asked, "rows": rows}, indent=1))
-    if any(row["state"] != "complete" for row in rows):
-        raise SystemExit("not every trial was completed; see the column state")
 
 
 def machine(device: str) -> str:
