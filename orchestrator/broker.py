@@ -46,6 +46,8 @@ class LaneState:
     """The group was asked to leave; Train counts that as a failure, we do not."""
     failure: dict[str, Any] | None = None
     """The first error of a rank of several. It is the trial's own, or comes of another rank's death; that is known when the group has ended."""
+    waited: float = 0.0
+    """Seconds its worker waited for room on a full disk after that error: such an interruption does not count against the trial."""
     deaths: int = 0
     """Groups that lost a worker, since `take_deaths`; without those whose machine left."""
     gone: str | None = None
@@ -258,7 +260,8 @@ class Broker:
         return self._closing or trial_id in self._cancelled
 
     async def done(self, lane: int, token: int, rank: int, outcome: dict[str, Any]) -> str:
-        """A rank is through with the trial: {"result": dict} or {"error": text, "fault": whose, "traceback": text, "poisoned": bool}.
+        """A rank is through with the trial: {"result": dict} or {"error": text, "fault": whose, "traceback": text, "poisoned": bool,
+        "waited": seconds for a full disk}.
 
         Answers "next", "reset" (leave the group, so that Train starts a new one) or "stop". The trial is finished when every
         rank is through, or at an error: of a rank of several, when the group has left and had lost no worker. An error that is a
@@ -273,6 +276,7 @@ class Broker:
             # Other ranks may sit in a collective that this rank will never join: only a new group is surely sound.
             state.resetting = state.world_size > 1 or bool(outcome.get("poisoned"))
             facts = {"traceback": outcome.get("traceback", ""), "lane": lane}
+            state.waited = outcome.get("waited", 0.0)
             state.failure = {"error": outcome["error"], "fault": outcome.get("fault", "safebasin"), "facts": facts}
             if state.world_size == 1:
                 self._interrupted(state, died=False)
@@ -317,13 +321,14 @@ class Broker:
         """What this lane runs ends here. It is told failed where it raised by itself, or died too often; else it is next in the queue."""
         spec, state.spec = state.spec, None
         failure, state.failure = state.failure, None
+        waited, state.waited = state.waited, 0.0
         if spec is None:
             return
         if failure is not None and not died and failure["fault"] != "machine":
             self._finish(spec, "failed", **{**failure, "error": faults.said(failure["error"], failure["fault"])})
             return
         said = failure["error"] if failure is not None and not died else None
-        deaths = self._deaths[spec.trial_id] = self._deaths.get(spec.trial_id, 0) + int(not machines)
+        deaths = self._deaths[spec.trial_id] = self._deaths.get(spec.trial_id, 0) + int(not machines and not waited)
         event = {"kind": "interrupted", "trial_id": spec.trial_id, "attempt": spec.attempt, "deaths": deaths, "machines": list(machines)}
         self._log(event | ({"error": said} if said else {}))
         if self._closing or spec.trial_id in self._cancelled:

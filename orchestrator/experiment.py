@@ -15,6 +15,7 @@ from orchestrator import (
     checks,
     constraint,
     crash,
+    disk_space,
     handover,
     lanes,
     mirror,
@@ -138,7 +139,7 @@ def _with_cluster(start: Start, tracker, cluster, started: float) -> Outcome:
     plan = lanes.plan(experiment, cluster.nodes, experiment.search.trials)
     if not cluster.started:  # for a cluster of this machine the checks have said it
         screen.say(console, plan.sentence)
-    with Dashboard(console, experiment.search.trials, plan.lanes) as dashboard:
+    with Dashboard(console, experiment.search.trials, plan.lanes) as dashboard, disk_space.patient(dashboard.say, stop.is_set):
         dump = experiment.model_dump(mode="json")
         known = {"standing": start.standing, "copy": start.copy, "evidence": checked.evidence}
         state = Run(experiment, start.folder, console, stop, tracker, dashboard, dump=dump, **known)
@@ -157,7 +158,8 @@ def _with_cluster(start: Start, tracker, cluster, started: float) -> Outcome:
             _confirm(state, group)
         finally:
             group.stop()
-    return _conclude(state, started)
+    with disk_space.patient(functools.partial(_say, console), stop.is_set):
+        return _conclude(state, started)
 
 
 def _baseline(state: Run, group) -> None:

@@ -7,10 +7,11 @@ import importlib
 import os
 import socket
 import sys
+import tempfile
 import traceback
 from typing import Any
 
-from orchestrator import faults, streams
+from orchestrator import disk_space, faults, streams
 from orchestrator.records import LaneContext, TrialSpec
 from orchestrator.redaction import redact_text
 
@@ -119,13 +120,22 @@ def run_trial(runner, spec: TrialSpec, reporter, context: LaneContext) -> dict[s
         text = redact_text(traceback.format_exc())
         streams.tell(f"trial {spec.trial_id} failed\n{text}", sys.stderr)
         fault = faults.of(error)
-        return {"error": f"{type(error).__name__}: {error}", "fault": fault, "traceback": text, "poisoned": is_poisoned(error)}
+        waited = wait_for_room(spec, reporter, error) if fault == "machine" and disk_space.is_full(error) else 0.0
+        return {"error": f"{type(error).__name__}: {error}", "fault": fault, "traceback": text, "poisoned": is_poisoned(error), "waited": waited}
     finally:
         gc.collect()
         if context.device.startswith("cuda"):
             import torch
 
             torch.cuda.empty_cache()
+
+
+def wait_for_room(spec: TrialSpec, reporter, error: BaseException) -> float:
+    """Seconds a trial's lane waited because its disk is full: taken up at once it would only fail again, and soon be given up."""
+    where = spec.dir or tempfile.gettempdir()
+    if not disk_space.has_room(where):
+        reporter.report({"kind": "log", "step": 0, "storage": f"the disk of {where} is full ({error}); its lane waits for room"})
+    return disk_space.waited(where, lambda: reporter.report({"kind": "phase", "phase": "waits for disk space", "step": 0}))
 
 
 def is_poisoned(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator import atomic, cells, ownership
+from orchestrator import atomic, cells, disk_space, ownership
 from orchestrator.errors import StorageError
 
 TRIAL_COLUMNS = (
@@ -24,6 +24,8 @@ TRIAL_COLUMNS = (
 )  # fmt: skip
 """Fixed columns of trials.csv, before the `params.*` ones."""
 
+TRIES = 3
+"""How often a file is written where each time the disk was full and had room afterwards."""
 _REMEDY = {
     errno.ENOSPC: "the disk is full; free space there or set output.dir to another disk",
     errno.EDQUOT: "your disk quota is used up; free space there or set output.dir to another disk",
@@ -45,15 +47,22 @@ def storage_error(path: Path, error: OSError) -> StorageError:
 def write_bytes(path: str | Path, data: bytes, *, mode: int | None = None) -> Path:
     """Replace `path` by `data` in one step, making its folder; `mode` e.g. 0o600 (the umask's mode without it).
 
-    Raises StorageError; an earlier file at `path` is then left as it was. So it is where the folder is `ownership.active` and the file not ours.
+    A run waits for room where the disk is full (`disk_space`). Raises StorageError; an earlier file at `path` is then left as it was.
+    So it is where the folder is `ownership.active` and the file not ours.
     """
     path = Path(path)
     ownership.claim(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.replace(path, data, mode if mode is not None else file_mode())
-    except OSError as error:
-        raise storage_error(path, error) from error
+    for _ in range(TRIES):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.replace(path, data, mode if mode is not None else file_mode())
+            break
+        except OSError as error:
+            trouble = error
+            if not disk_space.again(path, error):
+                raise storage_error(path, error) from error
+    else:
+        raise storage_error(path, trouble) from trouble
     return path
 
 

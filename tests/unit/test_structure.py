@@ -69,7 +69,7 @@ LEVELS = (
     {"addresses", "hub", "model_folders", "paths", "template_limits", "template_rows"},
     {"ownership_checks", "sealing"},
     {"ownership"},
-    {"atomic", "nofollow", "ownership_names", "folder_stamps"},
+    {"atomic", "disk_space", "nofollow", "ownership_names", "folder_stamps"},
     {"cachedir", "cells", "counted", "overlap", "errors", "folding", "misspelt", "seeds", "streams", "template_child", "texts"},
 )
 
