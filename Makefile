@@ -10,14 +10,16 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 # Two test processes, a file each at a time, the longest files first: waiting for clusters to start overlaps with computing.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
-FAST := tests/contract tests/unit tests/fuzz
+FAST := tests/contract tests/unit tests/fuzz tests/families
 SLOW := tests/e2e/test_main_job.py tests/e2e/test_chaos.py tests/ray tests/e2e/test_resume.py tests/e2e/test_bad_input.py
+
+# `make families`: all model families of tests/families, not only the unlike ones of `make test`.
 
 # `make fuzz`: so many mutations of configs, texts, overrides and data files per test; SEED tries others.
 EXAMPLES ?= 5000
 SEED ?= 0
 
-.PHONY: demo test check fuzz install clean
+.PHONY: demo test check fuzz families install clean
 
 demo: $(STAMP)
 	$(BIN)/safebasin run output.overwrite=true
@@ -32,6 +34,9 @@ check: $(STAMP)
 
 fuzz: $(STAMP)
 	SAFEBASIN_FUZZ_EXAMPLES=$(EXAMPLES) SAFEBASIN_FUZZ_SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load --timeout 7200 tests/fuzz
+
+families: $(STAMP)
+	SAFEBASIN_FAMILIES=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load tests/families
 
 install: $(STAMP)
 

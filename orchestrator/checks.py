@@ -47,7 +47,8 @@ def check(experiment: Experiment, *, build_pocket: bool = True, resumed: bool = 
         found.facts.append("the pocket world is built on the first run; its model and data were not looked at")
         checks_settings.check_before_building(experiment)
     else:
-        found.num_layers = check_model(experiment)
+        found.num_layers, slower = check_model(experiment)
+        found.warnings += slower
         found.facts += check_data(experiment)
         found.warnings += materials.warnings(materials.load(experiment)) + check_templates(experiment)
         facts, doubts = check_texts(experiment)
@@ -173,11 +174,12 @@ def check_held_out(experiment: Experiment) -> list[str]:
     ]
 
 
-def check_model(experiment: Experiment) -> int | None:
-    """The model can be found, is whole as far as can be seen without its weights, and has a chat template; returns its number of layers."""
-    from orchestrator import models
+def check_model(experiment: Experiment) -> tuple[int, list[str]]:
+    """(number of layers, warnings on how it is asked) of a model that can be found, is whole as far as can be seen without its weights, can be
+    asked right, and has a chat template. Raises ModelError."""
+    from orchestrator import model_checks
 
-    return models.check(experiment.model)
+    return model_checks.check(experiment.model)
 
 
 def check_data(experiment: Experiment) -> list[str]:

@@ -58,9 +58,9 @@ def check_before_building(experiment: Experiment) -> None:
             template_limits.check(models.template(experiment.model.chat_template), tokens, "model.chat_template")
         ranges.resolve_space(experiment, POCKET_LAYERS)
         return
-    from orchestrator import models
+    from orchestrator import model_checks
 
-    ranges.resolve_space(experiment, models.check(experiment.model))
+    ranges.resolve_space(experiment, model_checks.check(experiment.model)[0])
     check_adapters(experiment)
 
 

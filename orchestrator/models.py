@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config, data_template, hub, model_folders, paths, template_limits
+from orchestrator import config, data_template, hub, loading_report, model_folders, paths, template_limits
 from orchestrator.errors import ModelError, brief
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ def load(model: config.Model, *, device: str = "cpu") -> tuple[nn.Module, Any]:
     """
     words = tokenizer(model)
     loaded = network(model)
-    _check_vocabulary(model, loaded.get_input_embeddings().weight.shape[0], words)
+    check_vocabulary(model, loaded.get_input_embeddings().weight.shape[0], words)
     return loaded.to(device).eval(), words
 
 
 def network(model: config.Model) -> nn.Module:
     """The weights alone, on the CPU in evaluation mode. Raises ModelError, also where the files lack a tensor of the model, which
-    transformers would start at random, or hold layers that config.json does not count."""
+    transformers would start at random, or hold what the model has no place for (`loading_report`)."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -51,38 +51,21 @@ def network(model: config.Model) -> nn.Module:
     options = {"attn_implementation": model.attn_implementation} if model.attn_implementation else {}
     dtype = "auto" if model.dtype == "auto" else getattr(torch, model.dtype)
     try:
-        loaded, told = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            use_safetensors=True,
-            revision=model.revision or "main",
-            trust_remote_code=model.trust_remote_code,
-            output_loading_info=True,
-            **options,
-        )
+        with loading_report.quiet():
+            loaded, told = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype,
+                use_safetensors=True,
+                revision=model.revision or "main",
+                trust_remote_code=model.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # the report names them; they are refused below
+                **options,
+            )
     except Exception as error:  # config classes, custom code and damaged files raise what they like; all of it is about this model
-        raise _explained(model, error) from error
-    _check_complete(model, loaded, told)
+        raise explained(model, error) from error
+    loading_report.refuse(model, loaded, told)
     return loaded.eval()
-
-
-def _check_complete(model: config.Model, loaded: nn.Module, told: Mapping[str, Any]) -> None:
-    from strategies.base import layer_index
-
-    name = model.model_name_or_path
-    if getattr(loaded, "_hf_peft_config_loaded", False):
-        raise ModelError(f"{name!r} is an adapter, not a whole model; download it and give its folder (safebasin evaluate FOLDER), or give its base")
-    missing = sorted(told.get("missing_keys") or ())
-    if missing:
-        raise ModelError(
-            f"the weights of {name!r} lack {len(missing)} tensors of the model, e.g. {missing[0]}; its files are incomplete: copy them anew"
-        )
-    count = getattr(loaded.config.get_text_config(), "num_hidden_layers", None)
-    more = sorted(key for key in told.get("unexpected_keys") or () if count and (layer_index(key) or 0) >= count)
-    if more:
-        raise ModelError(
-            f"config.json of {name!r} says num_hidden_layers={count}, but its weights hold {more[0]}; config and weights are of two models"
-        )
 
 
 def tokenizer(model: config.Model) -> Any:
@@ -101,7 +84,7 @@ def bare_tokenizer(model: config.Model) -> Any:
     try:
         return AutoTokenizer.from_pretrained(resolve(model), revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
     except Exception as error:  # tokenizers raises bare exceptions for damaged files
-        raise _explained(model, error, "tokenizer ") from error
+        raise explained(model, error, "tokenizer ") from error
 
 
 def finished(words: Any, name: str) -> Any:
@@ -154,7 +137,7 @@ def template(text: str) -> str:
     return text
 
 
-def _explained(model: config.Model, error: Exception, part: str = "") -> ModelError:
+def explained(model: config.Model, error: Exception, part: str = "") -> ModelError:
     """One sentence with a remedy for what transformers said."""
     if isinstance(error, ModelError):
         return error
@@ -176,7 +159,7 @@ def _explained(model: config.Model, error: Exception, part: str = "") -> ModelEr
     return ModelError(f"{f'the {part}of' if part else 'model'} {name!r} cannot be loaded: {said[:400]}")
 
 
-def _check_vocabulary(model: config.Model, rows: int, tokenizer: Any) -> None:
+def check_vocabulary(model: config.Model, rows: int, tokenizer: Any) -> None:
     """A tokenizer with more entries than the embedding has rows would crash later with an index error that says nothing."""
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= rows:
@@ -196,35 +179,7 @@ def settings(model: config.Model) -> Any:
     try:
         return AutoConfig.from_pretrained(resolve(model), revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
     except Exception as error:  # a config class checks its values by whatever it raises
-        raise _explained(model, error) from error
-
-
-def check(model: config.Model) -> int:
-    """Everything about a model that is to be trained and can be known without its weights; returns its number of layers. Raises ModelError."""
-    words, found = tokenizer(model), settings(model)
-    if getattr(found, "quantization_config", None):
-        raise ModelError(
-            f"model {model.model_name_or_path!r} is quantised (quantization_config in config.json), so its weights cannot be trained or merged; give "
-            "the one in full precision that it was made from"
-        )
-    rows = getattr(found.get_text_config(), "vocab_size", None)
-    if isinstance(rows, int):
-        _check_vocabulary(model, rows, words)
-    _check_generation(model)
-    shape(model)
-    return num_layers(model)
-
-
-def _check_generation(model: config.Model) -> None:
-    """What transformers would refuse only when the weights are loaded."""
-    from transformers import GenerationConfig
-
-    source = Path(resolve(model))
-    if (source / "generation_config.json").is_file():
-        try:
-            GenerationConfig.from_pretrained(str(source)).validate()
-        except Exception as error:  # as for `settings`
-            raise _explained(model, error, "generation_config.json ") from error
+        raise explained(model, error) from error
 
 
 def num_layers(model: config.Model) -> int:
@@ -252,7 +207,7 @@ def shape(model: config.Model) -> nn.Module:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(found, dtype=dtype, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # as for `settings`
-        raise _explained(model, error) from error
+        raise explained(model, error) from error
 
 
 def template_hash(tokenizer: Any) -> str:
@@ -269,7 +224,7 @@ def _commit(model: config.Model, source: str) -> str:
     try:
         path = Path(hf_hub_download(source, "config.json", revision=model.revision or "main"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise _explained(model, error) from error
+        raise explained(model, error) from error
     return path.parent.name
 
 

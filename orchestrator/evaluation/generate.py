@@ -1,4 +1,4 @@
-"""Greedy answers in batches: sorted by length, padded on the left, with a key-value cache, stopping when every row has ended.
+"""Greedy answers in batches: sorted by length, in the fastest way that is right for the model, stopping when every row has ended.
 
 A decode loop of its own, because `model.generate` spends most of a small model's time on bookkeeping. It changes nothing outside:
 training mode comes back module by module, the random state is not touched, `model.config` is not written to.
@@ -6,14 +6,14 @@ training mode comes back module by module, the random state is not touched, `mod
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import data_template, template_limits, template_rows
 from orchestrator.data import encode, render, turn_end, with_system
 from orchestrator.errors import DataError, ModelError, NonFiniteLogitsError
+from orchestrator.evaluation import capability, decoding
+from orchestrator.evaluation.decoding import inference
 
 if TYPE_CHECKING:
     import torch
@@ -148,21 +148,6 @@ def context_length(model: nn.Module) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-@contextlib.contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule gets its own mode back."""
-    import torch
-
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def stop_tokens(model: nn.Module, tokenizer: Any) -> frozenset[int]:
     """Tokens that end an answer: the tokenizer's, the template's end of turn (where it has a template) and the generation config's."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
@@ -183,8 +168,8 @@ class _Decoder:
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.stops = sorted(stop_tokens(model, tokenizer))
         self.stop_tensor = torch.tensor(self.stops, device=self.device)
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
+        self.calls = decoding.Calls(model)
+        self.mode = capability.of(model).mode
         self.text_config = model.config.get_text_config()
         self.prefix = self._shared(ids)
 
@@ -199,90 +184,56 @@ class _Decoder:
         inner = getattr(c, "intermediate_size", None) or 4 * c.hidden_size
         width = next(self.model.parameters()).element_size()
         cache = 2 * c.num_hidden_layers * kv_heads * head_dim * width * length * 2  # twice: old and grown cache live together for a moment
-        work = longest * (6 * c.hidden_size + 3 * inner + heads * longest) * max(width, 4)
-        logits = c.vocab_size * 4 * (2 if self.last_only else 2 * longest)
+        worked = longest if self.mode.cache else length
+        work = worked * (6 * c.hidden_size + 3 * inner + heads * worked) * max(width, 4)
+        logits = c.vocab_size * 4 * (2 if self.calls.last_only else 2 * worked)
         kind = self.device.type
         room = int(torch.cuda.mem_get_info(self.device)[0] * GPU_SHARE) if kind == "cuda" else CPU_BYTES
         return max(1, min(MAX_BATCH.get(kind, MAX_BATCH["cpu"]), room // (cache + work + logits)))
 
     def _shared(self, ids: list[list[int]]) -> list[int]:
-        """Tokens all prompts begin with, empty where sharing them does not pay.
-
-        At least one token stays outside for every prompt. Not with sliding windows: they count the padding between prefix and rest.
-        """
+        """Tokens all prompts begin with, empty where sharing them does not pay or the model cannot. One token at least stays outside."""
         first, last = min(ids), max(ids)
         common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
         common = min(common, min(map(len, ids)) - 1)
-        kinds = set(getattr(self.text_config, "layer_types", None) or ["full_attention"])
-        windowed = getattr(self.text_config, "sliding_window", None) or kinds != {"full_attention"}
-        return first[:common] if len(ids) > 1 and common >= SHARED_PREFIX and not windowed else []
+        pays = len(ids) > 1 and common >= SHARED_PREFIX
+        return first[:common] if pays and self.mode.prefix and not decoding.windowed(self.text_config) else []
 
     def run(self, rows: list[list[int]]) -> list[str]:
         """Answers to one batch of prompts."""
-        import torch
-
         rows = [row[len(self.prefix) :] for row in rows]
-        longest = max(map(len, rows))
-        ids = torch.tensor([[self.pad] * (longest - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0) + len(self.prefix)
-        cache = self._prefix_cache(len(rows))
-        if self.prefix:
-            mask = torch.cat([mask.new_ones(len(rows), len(self.prefix)), mask], dim=1)
         steps = self.new if self.limit is None else min(self.new, self.limit - min(map(len, rows)) - len(self.prefix))
-        return self._loop(ids, mask, positions, cache, steps)
+        return self._loop(decoding.Rows(self.calls, self.mode, rows, self.pad, self.prefix), steps)
 
-    def _prefix_cache(self, rows: int) -> Any:
-        import torch
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self.text_config)
-        if self.prefix:
-            ids = torch.tensor([self.prefix], device=self.device)
-            self.model(input_ids=ids, past_key_values=cache, use_cache=True, **self.last_only)
-            cache.batch_repeat_interleave(rows)
-        return cache
-
-    def _loop(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any, steps: int) -> list[str]:
+    def _loop(self, rows: decoding.Rows, steps: int) -> list[str]:
         """Token after token; every few tokens rows that have ended leave the batch once they are half of it."""
         import torch
 
-        count = ids.shape[0]
+        count = len(rows)
         out = torch.full((count, steps), self.pad, device=self.device)
         alive = torch.arange(count, device=self.device)  # batch row -> answer
         done = torch.zeros(count, dtype=torch.bool, device=self.device)
-        padded, broken = not bool(mask.all()), torch.zeros(count, dtype=torch.bool, device=self.device)
+        broken = torch.zeros(count, dtype=torch.bool, device=self.device)
         for step in range(steps):
-            logits = self.model(
-                input_ids=ids,
-                attention_mask=mask if padded else None,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                **self.last_only,
-            ).logits[:, -1]
-            largest, token = logits.max(-1)  # the largest of logits with a NaN among them is NaN
+            largest, token = rows.logits().max(-1)  # the largest of logits with a NaN among them is NaN
             broken = broken | ~torch.isfinite(largest)
             token = token.masked_fill(done, self.pad)
             out[alive, step] = token
-            positions = positions[:, -1:] + 1
             done = done | torch.isin(token, self.stop_tensor)
             if self.limit is not None:
-                done = done | (positions[:, 0] >= self.limit)
+                done = done | (rows.last_positions + 1 >= self.limit)
             if (step + 1) % LOOK_EVERY == 0 or self.device.type == "cpu":
                 if self.stop_early is not None and (step + 1) % LOOK_EVERY == 0:
                     done = done | self._settled(out, alive, step + 1, done)
                 ended = int(done.sum())
                 if ended == len(alive):
                     break
-                if ended * 2 >= len(alive) and len(alive) > 8:
+                if self.mode.leaving and ended * 2 >= len(alive) and len(alive) > 8:
                     keep = (~done).nonzero()[:, 0]
-                    cache.batch_select_indices(keep)
+                    rows.keep(keep)
                     check_finite(broken)
-                    alive, mask, positions, token, done, broken = (x[keep] for x in (alive, mask, positions, token, done, broken))
-            ids = token[:, None]
-            if padded:
-                mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+                    alive, token, done, broken = (x[keep] for x in (alive, token, done, broken))
+            rows.append(token)
         check_finite(broken)
         return self._texts(out)
 

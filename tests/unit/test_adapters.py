@@ -12,7 +12,7 @@ import tiny_llama
 import torch
 from rich.console import Console
 
-from orchestrator import adapters, comparing, config, evaluating, models, subjects
+from orchestrator import adapters, comparing, config, evaluating, model_checks, models, subjects
 from orchestrator.config import Model
 from orchestrator.errors import ModelError
 
@@ -199,9 +199,9 @@ def test_adapters_in_subfolders_are_named_and_a_copied_config_makes_no_model_of_
     kept = subjects.load(str(where), Model())[0]
     assert type(kept).__name__ == "PeftModelForCausalLM"
     with pytest.raises(ModelError, match=f"holds an adapter for '{on}', not a whole model"):
-        models.check(Model(model_name_or_path=str(where)))
+        model_checks.check(Model(model_name_or_path=str(where)))
     shutil.copy(on / "model.safetensors", where)
-    for use in (lambda: models.check(Model(model_name_or_path=str(where))), lambda: subjects.load(str(where), Model())):
+    for use in (lambda: model_checks.check(Model(model_name_or_path=str(where))), lambda: subjects.load(str(where), Model())):
         with pytest.raises(ModelError, match="holds a whole model and an adapter"):
             use()
 

@@ -1,0 +1,89 @@
+"""Everything about a model that is to be trained and can be known before a device is taken and without reading a weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from orchestrator import config, loading_report, models, paths
+from orchestrator.errors import ModelError
+from orchestrator.evaluation import capability
+
+
+def check(model: config.Model) -> tuple[int, list[str]]:
+    """(its number of decoder layers, what users should know of how it is asked). Raises ModelError, in one sentence, for a model that is missing,
+    damaged or incomplete, quantised, no causal language model, or one that cannot be asked right."""
+    words, found = models.tokenizer(model), models.settings(model)
+    if getattr(found, "quantization_config", None):
+        raise ModelError(
+            f"model {model.model_name_or_path!r} is quantised (quantization_config in config.json), so its weights cannot be trained or merged; give "
+            "the one in full precision that it was made from"
+        )
+    check_kind(model, found)
+    rows = getattr(found.get_text_config(), "vocab_size", None)
+    if isinstance(rows, int):
+        models.check_vocabulary(model, rows, words)
+    _check_generation_config(model)
+    models.shape(model)
+    _check_weights(model)
+    return models.num_layers(model), _asked(model, found)
+
+
+def check_kind(model: config.Model, found: Any) -> None:
+    """What config.json says the model is. Raises ModelError for what is no decoder that writes text."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+
+    name, kind = model.model_name_or_path, getattr(found, "model_type", "") or type(found).__name__
+    remedy = "give a causal language model, one that writes from left to right (Llama, Qwen, Gemma, Mistral, ...)"
+    if getattr(found, "is_encoder_decoder", False):
+        raise ModelError(f"model {name!r} is an encoder with a decoder ({kind}), which this tool does not train; {remedy}")
+    own = bool((getattr(found, "auto_map", None) or {}).get("AutoModelForCausalLM"))
+    if own:
+        return  # its own code, which runs only where the config says so; the probe looks at what it does
+    if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"model {name!r} is of the kind {kind}, for which transformers has no causal language model; {remedy}")
+    named = list(getattr(found, "architectures", None) or ())
+    usual = {_name(MODEL_FOR_CAUSAL_LM_MAPPING, found), _name(MODEL_MAPPING, found)}
+    if named and not usual & set(named) and not any(one.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for one in named):
+        raise ModelError(f"config.json of {name!r} says its weights are those of {named[0]}, which is no causal language model; {remedy}")
+
+
+def _name(mapping: Any, found: Any) -> str:
+    cls = mapping.get(type(found), None)
+    return (cls[0] if isinstance(cls, tuple) else cls).__name__ if cls else ""
+
+
+def _check_generation_config(model: config.Model) -> None:
+    """What transformers would refuse only when the weights are loaded."""
+    from transformers import GenerationConfig
+
+    source = Path(models.resolve(model))
+    if (source / "generation_config.json").is_file():
+        try:
+            GenerationConfig.from_pretrained(str(source)).validate()
+        except Exception as error:  # as for `models.settings`
+            raise models.explained(model, error, "generation_config.json ") from error
+
+
+def _check_weights(model: config.Model) -> None:
+    """The files hold this model, whole; of a hub id that is not here yet this is seen when it is loaded."""
+    source = models.resolve(model)
+    if not paths.is_folder(source):
+        return
+    try:
+        loading_report.look(model, source)
+    except Exception as error:  # as for `models.settings`
+        raise models.explained(model, error) from error
+
+
+def _asked(model: config.Model, found: Any) -> list[str]:
+    try:
+        how = capability.of_config(found)
+    except ModelError as error:
+        raise ModelError(f"model {model.model_name_or_path!r}: {error}") from None
+    if how is None:
+        return [
+            "how this model is to be asked (with a key-value cache or without) is found out when it is loaded: it is too large, or too unusual, "
+            "for a small copy of it to be tried now"
+        ]
+    return [how.sentence] if how.sentence else []
