@@ -206,24 +206,33 @@ def _baseline(state: Run, group) -> None:
 
 def _confirm(state: Run, group) -> None:
     """Train the best configurations again, always asked in full, until one holds: on the further seeds, and on the first where that
-    trial was stopped early."""
+    trial was stopped early.
+
+    Rounds are gone through from the first, with what earlier drivers of the run confirmed: a resumed run asks for no other trials than one that
+    was never interrupted.
+    """
     first, *seeds = state.experiment.search.seeds
+    seen = [row for row in state.rows if row[0].phase != "confirm"]
     for _ in range(CONFIRMATION_ROUNDS):
-        chosen = constraint.finalists(state.rows, state.experiment.search.finalists, more_seeds=bool(seeds))
+        chosen = constraint.finalists(seen, state.experiment.search.finalists, more_seeds=bool(seeds))
         if state.stop.is_set() or not chosen:
             return
-        finished = {result.trial_id for result, _ in state.rows}
         wanted = [(found, seed) for found in chosen for seed in ([first] if found.screened else []) + seeds]
-        specs = [spec for found, seed in wanted if (spec := _again(state, found, seed)).trial_id not in finished]
-        if not specs:
+        specs = {spec.trial_id: spec for found, seed in wanted for spec in [_again(state, found, seed)]}
+        if not specs.keys() - {result.trial_id for result, _ in seen}:
             return
-        state.dashboard.grow(len(specs))
-        state.dashboard.say(f"confirming {len(chosen)} finalist(s) on seed(s) {', '.join(str(s) for s in sorted({s.seed for s in specs}))}")
-        state.specs.update({spec.trial_id: spec for spec in specs})
-        for spec in specs:
-            trial_records.write_spec(state.folder, spec, state.standing.run_id)
-        search.run_specs(group, specs, state.event, state.stop)
-        if seeds and constraint.best(state.rows).best is not None:
+        finished = {result.trial_id for result, _ in state.rows}
+        missing = [spec for trial_id, spec in specs.items() if trial_id not in finished]
+        if missing:
+            state.dashboard.grow(len(missing))
+            numbers = ", ".join(str(seed) for seed in sorted({spec.seed for spec in missing}))
+            state.dashboard.say(f"confirming {len(chosen)} finalist(s) on seed(s) {numbers}")
+            state.specs.update({spec.trial_id: spec for spec in missing})
+            for spec in missing:
+                trial_records.write_spec(state.folder, spec, state.standing.run_id)
+            search.run_specs(group, missing, state.event, state.stop)
+        seen += [row for row in state.rows if row[0].trial_id in specs]
+        if seeds and constraint.best(seen).best is not None:
             return
 
 

@@ -406,15 +406,17 @@ def test_the_report_says_what_was_stopped_early(tmp_path):
     assert "sequential evaluation" not in dict(off["measured"])
 
 
+@pytest.mark.parametrize("done", range(5))
 @pytest.mark.parametrize(("seeds", "asked"), [((0,), ["t1s0", "t3s0"]), ((0, 1), ["t1s0", "t1s1", "t3s0", "t3s1"])])
-def test_finalists_are_asked_in_full_on_the_first_seed_too(tmp_path, monkeypatch, seeds, asked):
-    """The driver's confirmation: t1 fails it, t3 is next and holds; t2 was asked in full by the search and scores less."""
+def test_finalists_are_asked_in_full_on_the_first_seed_too(tmp_path, monkeypatch, seeds, asked, done):
+    """The driver's confirmation: t1 fails it, t3 is next and holds; t2 was asked in full by the search and scores less. A driver that takes up
+    a run in which `done` of these were finished asks for the rest, and for no other."""
     made = made_up.experiment(tmp_path, search={"seeds": list(seeds), "finalists": 1}, safety={"sequential": {"enabled": True}})
     rows = judged(screened("t1", score=0.95), full("t2", 0, 0.8, rate=2.0), screened("t3", score=0.9, rate=3.0))
     specs = {t.trial_id: made_up.spec(t, untouched={"harmful": "0"}) for t, _ in rows}
     state = SimpleNamespace(
         experiment=made, rows=rows, specs=specs, stop=threading.Event(), standing=driver.Standing(False), event=None, folder=tmp_path,
-        trial_folder=lambda name: name,
+        trial_folder=lambda name: name, ends_after=min(done, len(asked)),
         dashboard=SimpleNamespace(grow=lambda n: None, say=lambda text: None),
     )  # fmt: skip
     ran = []
@@ -422,11 +424,19 @@ def test_finalists_are_asked_in_full_on_the_first_seed_too(tmp_path, monkeypatch
     def run_specs(group, specs, *rest):
         for spec in specs:
             assert spec.untouched == {} and spec.phase == "confirm"
+            if len(ran) < len(asked) and state.ends_after == len(ran):
+                state.stop.set()  # this driver ends here
+            if state.stop.is_set():
+                return
             ran.append(spec.trial_id)
             failing = 80 if spec.trial_id.startswith("t1") else 0
             state.rows += judged(full(spec.trial_id, failing, 0.9, rate=spec.params["learning_rate"], seed=spec.seed, phase="confirm"))
 
     monkeypatch.setattr(driver.search, "run_specs", run_specs)
+    driver._confirm(state, None)
+    assert ran == asked[:done]
+    state.stop.clear()
+    state.ends_after = -1
     driver._confirm(state, None)
     winner = constraint.best(state.rows).best
     assert ran == asked and winner.seeds == seeds and winner.trials[0][0].trial_id == "t3s0"
