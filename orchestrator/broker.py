@@ -104,8 +104,12 @@ class Broker:
     async def events(self, cursor: int, timeout: float = POLL_S) -> tuple[int, list[dict[str, Any]]]:
         """Events from number `cursor` on and the next cursor; empty after `timeout` seconds without any. Those before are forgotten."""
         if cursor > self._forgotten:
+            taken = self._events[: cursor - self._forgotten]
             del self._events[: cursor - self._forgotten]
             self._forgotten = cursor
+            for event in taken:
+                if event["kind"] == "finished":
+                    self._slim(event["trial_id"])
         await self._until(lambda: len(self._events) + self._forgotten > cursor, timeout)
         return len(self._events) + self._forgotten, self._events[max(0, cursor - self._forgotten) :]
 
@@ -364,6 +368,12 @@ class Broker:
     def _store(self, spec: TrialSpec, result: dict[str, Any]) -> None:
         self._results[spec.trial_id] = result
         self._log({"kind": "finished", "trial_id": spec.trial_id, "result": result})
+
+    def _slim(self, trial_id: str) -> None:
+        """Keep no more of a finished trial than how it ended: the driver has the rest, and a search may have thousands."""
+        if trial_id in self._results:  # else its id is in use again
+            self._results[trial_id] = {"state": self._results[trial_id]["state"]}
+            self._specs.pop(trial_id, None)
 
     def _log(self, event: dict[str, Any]) -> None:
         self._events.append({"time": time.time(), **event})

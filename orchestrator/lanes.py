@@ -104,7 +104,7 @@ class Lanes:
         """The oldest event not yet taken (of one trial, or of any); None after `timeout` seconds without one.
 
         Kinds: lane_up, lane_gone, lane_added, no_room, machines (of no trial; the last three carry a `sentence` for the user);
-        started, interrupted, finished (`trial_id`; finished carries `result`), and what the trial itself reports: phase, train, probe, log.
+        started, interrupted, finished (`trial_id`; finished carries `result`, a TrialResult), and what the trial itself reports: phase, train, probe, log.
         """
         with self._news:
             self._news.wait_for(lambda: self._find(trial_id) is not None, timeout)
@@ -202,7 +202,7 @@ class Lanes:
     def _take_in(self, event: dict[str, Any]) -> None:
         if event["kind"] == "finished":
             result = TrialResult.from_dict(event["result"])
-            self._results[result.trial_id] = result
+            self._results[result.trial_id] = event["result"] = result  # one object for all who ask: a search may have thousands
             self._pending.pop(result.trial_id, None)
             if result.state == "failed":  # the screen says it; the traceback is in the trial's result.json
                 log.debug("trial %s failed: %s\n%s", result.trial_id, result.error, result.facts.get("traceback", ""))

@@ -119,7 +119,7 @@ class Run:
             again = event["deaths"] <= self.experiment.ray.max_trial_failures
             self.dashboard.say(f"{trial_id}: {why}{', it is taken up again' if again else ''}")
         elif kind == "finished":
-            result = TrialResult.from_dict(event["result"])
+            result: TrialResult = event["result"]
             if result.phase != "baseline" and result.facts.get("started", True):
                 self.finished(result)
         else:

@@ -141,6 +141,9 @@ class SequentialTest:
         over, within = self.rejected(self.allowed, "more"), self.rejected(self.allowed + 1, "less")
         if over == within:  # both at once happens only where one of them is an error
             return "undecided"
+        lower, upper = self._refuted_up_to()
+        if lower > upper:  # the same, seen at other totals
+            return "undecided"
         return "infeasible" if over else "feasible"
 
     @property
@@ -154,12 +157,16 @@ class SequentialTest:
         """Confidence interval of D from all draws so far; (D, D) at the end of the suite."""
         if len(self.sums) == len(self.units):
             return sum(self.sums) / self.size, sum(self.sums) / self.size
+        lower, upper = self._refuted_up_to()
+        if lower > upper:  # an error has happened for certain; nothing is claimed
+            lower, upper = int(self.low.sum()), int(self.high.sum())
+        return lower / self.size, upper / self.size
+
+    def _refuted_up_to(self) -> tuple[int, int]:
+        """The smallest and the largest sum of x that were never refuted; the first above the second where every one was, which is an error."""
         least, most = int(self.low.sum()), int(self.high.sum())
         lower = _first(least, most, lambda s: not self.rejected(s, "more"))
-        upper = -_first(-most, -least, lambda s: not self.rejected(-s, "less"))
-        if lower > upper:  # an error has happened for certain; nothing is claimed
-            lower, upper = least, most
-        return lower / self.size, upper / self.size
+        return lower, -_first(-most, -least, lambda s: not self.rejected(-s, "less"))
 
     def record(self) -> Screening:
         """What is kept of it. Raises ValueError where nothing was asked."""

@@ -277,3 +277,20 @@ def test_waiting_processes_hand_in_one_at_a_time_once_all_are_up():
         return await broker.meet(0.01)
 
     assert play(story)
+
+
+def test_of_a_finished_trial_whose_events_were_taken_only_its_state_is_kept():
+    async def life():
+        broker = Broker(1, 1)
+        token = await broker.register(0, 1, 1, "host", [])
+        await broker.submit(spec("a"))
+        await broker.take(0, token, 0, 0)
+        await broker.done(0, token, 0, outcome("a"))
+        cursor, events = await broker.events(0)
+        assert events[-1]["result"]["trial_id"] == "a" and (await broker.wait("a"))["trial_id"] == "a"
+        await broker.events(cursor, 0.01)  # the driver has taken them
+        assert await broker.wait("a") == {"state": "complete"} and not broker._specs
+        await broker.submit(spec("a"))  # its id may be used again
+        return await broker.wait("a", 0.01)
+
+    assert asyncio.run(life()) is None
