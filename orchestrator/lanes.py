@@ -104,7 +104,8 @@ class Lanes:
         """The oldest event not yet taken (of one trial, or of any); None after `timeout` seconds without one.
 
         Kinds: lane_up, lane_gone, lane_added, no_room, machines (of no trial; the last three carry a `sentence` for the user);
-        started, interrupted, finished (`trial_id`; finished carries `result`, a TrialResult), and what the trial itself reports: phase, train, probe, log.
+        started, interrupted, finished (`trial_id`; finished carries `result`, a TrialResult), and what the trial itself reports: phase, train,
+        probe, log.
         """
         with self._news:
             self._news.wait_for(lambda: self._find(trial_id) is not None, timeout)
