@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from strategies.base import Tensors, TrainingData
+    from strategies.blocks import Blocks
     from strategies.recipe import Recipe
 
 OPTIONS = {"unaligned_base": "--unaligned BASE0 (the aligned model before its alignment)", "safety": "--safety FILE (prompts and refusals)",
@@ -56,6 +57,8 @@ class Applied:
     modules: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Weight name -> norms of its update (against the aligned model) before and after, and whether it changed."""
 
+    blocks: Blocks | None = None
+    """Where the decoder blocks lie, for the table by layer."""
     untouched: reach.Untouched = reach.Untouched(0.0, ())
     """The part of the update that lies in tensors the method does not act on."""
     asked: dict[str, Any] = field(default_factory=dict)
@@ -140,6 +143,7 @@ def _check(request: Request, recipe: Recipe) -> None:
 
 def _apply(request: Request, recipe: Recipe) -> tuple[Applied, nn.Module, Any]:
     """(what was done, the changed model, its tokenizer). One whole model is in memory at a time."""
+    from strategies import blocks
     from strategies.base import Strategy
 
     aligned = config.Model(model_name_or_path=request.aligned, dtype="auto")
@@ -159,7 +163,7 @@ def _apply(request: Request, recipe: Recipe) -> tuple[Applied, nn.Module, Any]:
     after = _measure(model, sources["aligned"])
     modules = _compared(before, after)
     left = reach.untouched(outside, modules, sources["aligned"])
-    return Applied(recipe.facts().get(request.strategy, {}), modules, left, asked.facts, (*asked.notes, *notes)), model, tokenizer
+    return Applied(recipe.facts().get(request.strategy, {}), modules, blocks.of(model), left, asked.facts, (*asked.notes, *notes)), model, tokenizer
 
 
 def _tuned(request: Request, aligned: config.Model) -> tuple[nn.Module, Any, tuple[str, ...]]:
@@ -245,14 +249,12 @@ def _record(request: Request, applied: Applied) -> dict[str, Any]:
 
 def _show(request: Request, applied: Applied, console: Console) -> None:
     """Updates by decoder layer, then what the method says."""
-    from strategies.base import layer_index
-
     table = screen.Grid(title=f"{request.strategy} on {request.model}", box=None, padding=(0, 2), header_style="bold", title_justify="left")
     for column in ("layer", "updates", "changed", "norm before", "norm after"):
         table.add_column(column, justify="right")
     layers: dict[int, list[dict[str, Any]]] = {}
     for name, module in applied.modules.items():
-        layers.setdefault(layer_index(name), []).append(module)
+        layers.setdefault(applied.blocks.index(name), []).append(module)
     for label, group in [*((str(n), layers[n]) for n in sorted(layers)), ("all", list(applied.modules.values()))]:
         norms = [sum(m[key] ** 2 for m in group) ** 0.5 for key in ("norm_before", "norm_after")]
         table.add_row(label, str(len(group)), str(sum(m["changed"] for m in group)), *(f"{norm:.4g}" for norm in norms))

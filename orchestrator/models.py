@@ -183,12 +183,14 @@ def settings(model: config.Model) -> Any:
 
 
 def num_layers(model: config.Model) -> int:
-    """Number of decoder layers, read from config.json alone. Raises ModelError where it is not said there."""
-    body = settings(model).get_text_config()
-    count = getattr(body, "num_hidden_layers", None)
-    if not count:
-        raise ModelError(f"config.json of {model.model_name_or_path!r} names no num_hidden_layers; layer knobs cannot be used with it")
-    return int(count)
+    """Number of decoder blocks, of the model as config.json describes it, without its weights. Raises ModelError where none are found."""
+    from strategies import blocks
+    from strategies.base import StrategyError
+
+    try:
+        return blocks.of(shape(model)).count
+    except StrategyError as error:
+        raise ModelError(f"model {model.model_name_or_path!r}: {error}") from None
 
 
 def architecture(model: config.Model) -> dict[str, Any]:

@@ -73,21 +73,22 @@ def outside_parts(model: nn.Module, aligned: Tensors) -> dict[str, Part]:
     """Tensors outside what `strategies.linear.updates` shows a method, by name, with the norm of what training did to them."""
     import torch
 
-    from strategies import linear
+    from strategies import blocks, linear
 
+    inside = blocks.of(model)
     with torch.no_grad():
         found: dict[str, float] = {}
         adapted = bool(linear.adapters(model))
         for name, norm in _wrapped(model):
             found[name] = norm
         if adapted:
-            for update in linear.updates(model, aligned, lambda name: not linear.in_blocks(name)):
+            for update in linear.updates(model, aligned, lambda name: not inside.holds(name)):
                 found[update.name] = linear.norm(update)
         for name, parameter in model.named_parameters():
             own = _plain(name)
             if own in found or not parameter.is_floating_point() or "lora_" in name or ".modules_to_save." in name or "trainable_tokens" in name:
                 continue
-            if not adapted and linear.in_blocks(own):
+            if not adapted and inside.holds(own):
                 continue  # shown to the method
             norm = _moved(parameter, _before(own, parameter, model, aligned))
             if norm:

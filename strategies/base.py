@@ -16,7 +16,6 @@ The mathematics of a method is a pure module-level function on tensors; the clas
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -347,20 +346,3 @@ class Strategy:
     def owns_step(cls) -> bool:
         """Whether the method replaces the gradient of a step."""
         return cls.step is not Strategy.step
-
-
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
-
-
-def layer_index(parameter_name: str) -> int | None:
-    """Index of the decoder layer a parameter belongs to (0 = first after the embedding), None outside the layers."""
-    match = _LAYER.search(parameter_name)
-    return int(match.group(1)) if match else None
-
-
-def num_layers(model: nn.Module) -> int:
-    """Number of decoder layers, counted from parameter names. Raises StrategyError where none is recognised."""
-    found = {layer_index(name) for name, _ in model.named_parameters()} - {None}
-    if not found:
-        raise StrategyError("no decoder layers found: parameter names hold none of layers.N, h.N, blocks.N; layer knobs cannot be used")
-    return max(found) + 1

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from strategies import auxiliary, linear
+from strategies import auxiliary, blocks, linear
 from strategies.base import Strategy, StrategyError
 from strategies.linear import Update
 from strategies.rows import sample
@@ -112,8 +112,9 @@ def merge(
 def containers(model: nn.Module, pattern: re.Pattern[str]) -> list[str]:
     """Names of the modules in decoder blocks that match, the outermost where they are nested."""
     found: list[str] = []
+    inside = blocks.of(model)
     for name, _ in model.named_modules():
-        if pattern.search(name) and linear.in_blocks(f"{name}.weight") and not name.startswith(tuple(f"{n}." for n in found)):
+        if pattern.search(name) and inside.holds(name) and not name.startswith(tuple(f"{n}." for n in found)):
             found.append(name)
     return found
 

@@ -3,13 +3,15 @@
 Stage: before training (what is trained is decided once).
 Paper: Li et al., "Safety Layers in Aligned Large Language Models: The Key to LLM Security" (SPPFT), ICLR 2025, arXiv 2408.17003.
 Reference: listen0425/Safety-Layers (code not read); described after the reproduction silu101/safety-layers-repo.
-Idea: a few layers in the middle tell malicious from normal prompts. Keep their attention and MLP weights as they are, and
-    fine-tuning forgets less of its safety.
+Idea: a few layers in the middle tell malicious from normal prompts. Keep their weights as they are, and fine-tuning forgets less of its
+    safety.
 Knobs: range - given: as start, end and width say; auto: located in the untouched model, once per lane. start, end - first and last frozen
     layer, both inclusive, 0 is the first after the embedding; without them 0.28 and 0.45 of the depth. width - number of layers from start
-    on, in place of end (the search uses it: any start goes with any width). modules - what is frozen inside a block: attention_mlp
-    (paper, norms stay trainable), all, attention, mlp. For range=auto: onset - gap of cosines from which on a layer tells malicious from
-    normal prompts (0.05). alpha - factor on the weights of a range when over-rejection is counted (paper 1.1). prompts - of each class.
+    on, in place of end (the search uses it: any start goes with any width). modules - what is frozen inside a block: all
+    (every parameter and saved buffer), attention_mlp (paper, norms stay trainable), attention (what mixes tokens: attention, state-space and
+    convolution parts), mlp (the rest without norms, routers and experts too). For range=auto: onset - gap of
+    cosines from which on a layer tells malicious from normal prompts (0.05). alpha - factor on the
+    weights of a range when over-rejection is counted (paper 1.1). prompts - of each class.
 Cost: less than full fine-tuning: no gradient and no AdamW state for what is frozen. range=auto: a forward per prompt and about 6 to 12
     times `prompts` short answers, once per lane.
 Needs: nothing; range=auto needs safety rows (safety.data) of both kinds, refusal and harmless.
@@ -17,28 +19,25 @@ Limits: the range is not one constant; the paper's are [9, 14] of 32 (Llama-2-7b
     of 32 (Phi-3-mini), [8, 11] of 18 (gemma-2b-it). Search it, or locate it first. Weak against attacks on the rows themselves.
 Interacts: with lora in any order, adapters are put on the other layers only, so the merged model keeps the frozen ones bit for bit.
     Every ZeRO stage. Proof: hashes of the frozen tensors before and after; a trial that touched one fails.
-Deviations: start and end may also be given or searched, and the fallback is the middle of the paper's ranges. Both ends are inclusive (the
-    official code's are exclusive). range=auto compares cosines of block outputs over bootstrap draws; its over-rejection prompts are the
+Deviations: a frozen layer is the whole block, norms too (the paper: attention and MLP; modules=attention_mlp). start and end may also be given
+    or searched, and the fallback is the middle of the paper's ranges. Both ends are inclusive (the official code's are exclusive).
+    range=auto compares cosines of block outputs over bootstrap draws; its over-rejection prompts are the
     harmless safety rows, and where scaling changes no verdict the range of the activations stands (see strategies/locate.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from strategies import locate
-from strategies.base import Strategy, StrategyError, layer_index, num_layers
-from strategies.linear import original_name
-
-ATTENTION = re.compile(r"\.(self_attn|attn|attention|self_attention)\.")
-MLP = re.compile(r"\.(mlp|feed_forward|ffn|block_sparse_moe|experts)\.")
-NORM = re.compile(r"(norm|\.ln_)")
+from strategies import blocks, locate
+from strategies.base import Strategy, StrategyError
+from strategies.block_parts import part_of
+from strategies.blocks import original_name
 
 
 def fallback_range(layers: int) -> tuple[int, int]:
@@ -50,16 +49,18 @@ def fallback_range(layers: int) -> tuple[int, int]:
     return start, max(start, min(round(0.45 * layers), layers - 2))
 
 
-def belongs(name: str, start: int, end: int, modules: str) -> bool:
-    """Whether the parameter `name` lies in layers start..end and is of the kind `modules` names."""
-    layer = layer_index(name)
-    if layer is None or not start <= layer <= end:
-        return False
-    if modules == "all":
-        return True
-    attention, mlp = bool(ATTENTION.search(name)), bool(MLP.search(name))
-    wanted = {"attention": attention, "mlp": mlp, "attention_mlp": attention or mlp}[modules]
-    return wanted and not NORM.search(name)
+def frozen_tensors(model: nn.Module, start: int, end: int, modules: str) -> dict[str, Tensor]:
+    """Parameters, and buffers that are saved, of the decoder blocks start..end by their name in the bare model: those of the parts that `modules`
+    names (`all`, `attention_mlp`, `attention`, `mlp`; see `block_parts`)."""
+    wanted = {"all": {"attention", "mlp", "norm"}, "attention_mlp": {"attention", "mlp"}}.get(modules, {modules})
+    found, inside = {}, blocks.of(model)
+    for index in range(start, end + 1):
+        block = inside.modules[index]
+        saved = set(block.state_dict())
+        for name, tensor in [*block.named_parameters(), *((n, b) for n, b in block.named_buffers() if n in saved)]:
+            if "lora_" not in name and part_of(block, name) in wanted:
+                found[original_name(f"{inside.name(index)}.{name}")] = tensor
+    return found
 
 
 def tensor_hash(tensor: Tensor) -> str:
@@ -84,8 +85,8 @@ class FreezeLayers(Strategy):
         width: int | None = field(
             default=None, metadata={"help": "Frozen layers from `start` on, as far as the model goes; ignored where `end` is given."}
         )
-        modules: Literal["attention_mlp", "all", "attention", "mlp"] = field(
-            default="attention_mlp", metadata={"help": "What is frozen inside a block; `attention_mlp` leaves the norms trainable (paper)."}
+        modules: Literal["all", "attention_mlp", "attention", "mlp"] = field(
+            default="all", metadata={"help": "What is frozen inside a block; `attention_mlp` leaves the norms trainable (paper)."}
         )
         onset: float = field(default=0.05, metadata={"help": "range=auto: gap of cosines from which on a layer counts."})
         alpha: float = field(default=1.1, metadata={"help": "range=auto: factor on a range's weights when over-rejection is counted."})
@@ -162,22 +163,22 @@ class FreezeLayers(Strategy):
         return layers - frozenset(range(start, end + 1))
 
     def setup(self, model: nn.Module) -> nn.Module:
-        start, end = self.located(model) if self.config.range == "auto" else self.range(num_layers(model))
-        frozen = {name: p for name, p in model.named_parameters() if belongs(name, start, end, self.config.modules)}
+        start, end = self.located(model) if self.config.range == "auto" else self.range(blocks.of(model).count)
+        frozen = frozen_tensors(model, start, end, self.config.modules)
         if not frozen:
             raise StrategyError(
                 f"freeze_layers.modules={self.config.modules}: no such parameter in layers {start} to {end}; use modules=all"
             )
-        for parameter in frozen.values():
-            parameter.requires_grad_(False)
+        for tensor in frozen.values():
+            tensor.requires_grad_(False)
         if not any(p.requires_grad for p in model.parameters()):
             raise StrategyError(f"freeze_layers: layers {start} to {end} are all there is, nothing is left to train; narrow the range")
-        self._hashes = {original_name(name): tensor_hash(p) for name, p in frozen.items()}
+        self._hashes = {name: tensor_hash(tensor) for name, tensor in frozen.items()}
         return model
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Proves that nothing frozen was touched. Raises StrategyError naming the tensor where one was."""
-        now = {original_name(name): p for name, p in model.named_parameters()}
+        now = {original_name(name): tensor for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
         for name, before in self._hashes.items():
             if name not in now or tensor_hash(now[name]) != before:
                 raise StrategyError(f"freeze_layers: the frozen tensor {name} was changed by training; the model is not what was asked for")

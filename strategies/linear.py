@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from strategies import merging
-from strategies.base import StrategyError, Tensors, layer_index
+from strategies import blocks, merging
+from strategies.base import StrategyError, Tensors
+from strategies.blocks import original_name
 
 TINY = 1e-9
 """Norms below this have no direction."""
@@ -137,11 +138,6 @@ def projected(update: Update, direction: Tensor) -> Update:
     return update.replaced(left=onto(direction, update.left)) if update.low_rank else update.replaced(full=onto(direction, update.full))
 
 
-def original_name(name: str) -> str:
-    """The name a parameter had before adapters were wrapped around its module."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-
-
 def pick(weights: Tensors, name: str, shape: tuple[int, ...] | None = None, role: str = "aligned") -> Tensor:
     """`weights[name]`. Raises StrategyError where the model lacks it or has it in another shape."""
     if name not in weights:
@@ -159,12 +155,8 @@ def is_linear(module: nn.Module) -> bool:
 
 def block_linears(model: nn.Module) -> dict[str, nn.Module]:
     """The linear layers inside decoder blocks by module name, of a model without adapters."""
-    return {n: m for n, m in model.named_modules() if is_linear(m) and layer_index(f"{n}.weight") is not None}
-
-
-def in_blocks(name: str) -> bool:
-    """Whether a parameter belongs to a decoder block."""
-    return layer_index(name) is not None
+    inside = blocks.of(model)
+    return {n: m for n, m in model.named_modules() if is_linear(m) and inside.holds(n)}
 
 
 def adapters(model: nn.Module) -> dict[str, nn.Module]:
@@ -180,10 +172,12 @@ def adapters(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def updates(model: nn.Module, aligned: Tensors, only: Callable[[str], bool] = in_blocks) -> Iterator[Update]:
+def updates(model: nn.Module, aligned: Tensors, only: Callable[[str], bool] | None = None) -> Iterator[Update]:
     """The updates of a trained model against the aligned weights, one at a time: of its adapters where it has any, else of every
-    parameter whose name `only` accepts. Weights that did not move are left out. Raises StrategyError where names or shapes differ.
+    parameter whose name `only` accepts (without it those of the decoder blocks). Weights that did not move are left out. Raises StrategyError
+    where names or shapes differ.
     """
+    only = only or blocks.of(model).holds
     with torch.no_grad():
         wrapped = adapters(model)
         for name, module in wrapped.items():
@@ -203,7 +197,7 @@ def updates(model: nn.Module, aligned: Tensors, only: Callable[[str], bool] = in
                 yield Update(name, full=change.T if transposed else change, transposed=transposed)
 
 
-def edit(model: nn.Module, aligned: Tensors, change: Callable[[Update], Update | None], only: Callable[[str], bool] = in_blocks) -> nn.Module:
+def edit(model: nn.Module, aligned: Tensors, change: Callable[[Update], Update | None], only: Callable[[str], bool] | None = None) -> nn.Module:
     """Replace the update of each weight by `change(update)`; None keeps it, bit for bit. Returns the model.
 
     An adapter stays an adapter as long as every new update is low rank (of any rank); one dense update makes it a whole model, since no

@@ -7,7 +7,6 @@ ends. Activations are taken from the decoder blocks themselves, so that no index
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from strategies import rows
-from strategies.base import Example, StrategyError, TrainingData, layer_index
+from strategies import blocks, rows
+from strategies.base import Example, StrategyError, TrainingData
 from strategies.linear import block_linears
 
-BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)$")
 Range = tuple[int, int]
 
 
@@ -57,14 +55,6 @@ class Located:
 # ------------------------------------------------------------------------------------------------ activations
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The decoder blocks in order. Raises StrategyError where none is recognised by its name."""
-    found = {int(match.group(1)): module for name, module in model.named_modules() if (match := BLOCK.search(name))}
-    if not found or sorted(found) != list(range(len(found))):
-        raise StrategyError("no decoder blocks found: module names hold none of layers.N, h.N, blocks.N; layers cannot be located")
-    return [found[i] for i in range(len(found))]
-
-
 @contextmanager
 def watched(model: nn.Module, seen: dict[int, Tensor], last: list[Tensor]) -> Iterator[None]:
     """Inside, every forward writes into seen[layer] the (R, d) outputs of that block at the positions last[0], (R,). Hooks go afterwards."""
@@ -76,7 +66,7 @@ def watched(model: nn.Module, seen: dict[int, Tensor], last: list[Tensor]) -> It
 
         return keep
 
-    handles = [block.register_forward_hook(hook(layer)) for layer, block in enumerate(blocks(model))]
+    handles = [block.register_forward_hook(hook(layer)) for layer, block in enumerate(blocks.of(model).modules)]
     try:
         yield
     finally:
@@ -213,7 +203,8 @@ def refine(count: Callable[[int, int], int], start: int, end: int, layers: int) 
 def scaled(model: nn.Module, start: int, end: int, factor: float) -> Iterator[None]:
     """Inside, the weight matrices of attention and MLP in layers start..end are multiplied by `factor`; put back bit for bit from copies
     afterwards, also after an exception."""
-    weights = [module.weight for name, module in block_linears(model).items() if start <= layer_index(f"{name}.weight") <= end]
+    inside = blocks.of(model)
+    weights = [module.weight for name, module in block_linears(model).items() if start <= inside.index(name) <= end]
     saved = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():

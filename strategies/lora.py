@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from strategies.base import Strategy, StrategyError, layer_index, num_layers
+from strategies import blocks
+from strategies.base import Strategy, StrategyError
 from strategies.linear import is_linear
 
 
@@ -50,9 +51,9 @@ def parse_layers(value: str | tuple[int, ...] | None, layers: int | None = None)
 def target_names(model: nn.Module, targets: str | tuple[str, ...], layers: tuple[int, ...] | None) -> list[str]:
     """Full names of the linear modules inside decoder blocks that get an adapter: in `layers`, named by `targets`, and not frozen."""
     names = [t.strip() for t in targets.split(",")] if isinstance(targets, str) else list(targets)
-    found = []
+    found, inside = [], blocks.of(model)
     for name, module in model.named_modules():
-        layer = layer_index(f"{name}.weight")
+        layer = inside.index(name)
         if layer is None or (layers is not None and layer not in layers) or not is_linear(module):
             continue
         if (names == ["all-linear"] or name.rpartition(".")[2] in names) and module.weight.requires_grad:
@@ -108,7 +109,7 @@ class Lora(Strategy):
         from peft import LoraConfig, get_peft_model
 
         knobs = self.config
-        names = target_names(model, knobs.target_modules, parse_layers(knobs.layers, num_layers(model)))
+        names = target_names(model, knobs.target_modules, parse_layers(knobs.layers, blocks.of(model).count))
         if not names:
             raise StrategyError(
                 f"lora: no module to adapt (target_modules={knobs.target_modules!r}, layers={knobs.layers!r}, frozen ones left out);"

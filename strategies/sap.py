@@ -30,7 +30,6 @@ Deviations: log-probabilities are sums over the answer's tokens with shifted lab
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,12 +38,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from strategies import rows
+from strategies import blocks, rows
 from strategies.base import Batch, Engine, Example, Forward, Strategy, StrategyError, TrainingData
 
 SMALLEST = 1e-12
 """Norms from which on a gradient has a direction."""
-BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)$")
 
 
 def contrastive(logp_chosen: Tensor, logp_rejected: Tensor, temperature: float = 1.0, form: str = "log_sigmoid") -> Tensor:
@@ -138,12 +136,10 @@ class Sap(Strategy):
         self.rows = chosen + rejected
 
     def setup(self, model: nn.Module) -> nn.Module:
-        blocks = {int(found.group(1)): module for name, module in model.named_modules() if (found := BLOCK.search(name))}
-        if not blocks or not hasattr(model.config, "hidden_size"):
-            raise StrategyError("sap finds no decoder layers to probe (modules layers.N, h.N or blocks.N, and config.hidden_size); leave sap out")
-        self.range = self._range(max(blocks) + 1)
-        self.layers = [blocks[i] for i in range(self.range[0], self.range[1] + 1)]
-        self._width = model.config.hidden_size
+        found = blocks.of(model)
+        self.range = self._range(found.count)
+        self.layers = list(found.modules[self.range[0] : self.range[1] + 1])
+        self._width = model.config.get_text_config().hidden_size
         return model
 
     def step(self, engine: Engine, batches: Sequence[Batch], step: int) -> dict[str, float]:

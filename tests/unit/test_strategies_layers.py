@@ -6,8 +6,9 @@ import pytest
 import torch
 import toy
 
-from strategies.base import StrategyError, layer_index
-from strategies.freeze_layers import FreezeLayers, belongs, fallback_range, tensor_hash
+from strategies import blocks
+from strategies.base import StrategyError
+from strategies.freeze_layers import FreezeLayers, fallback_range, frozen_tensors, tensor_hash
 from strategies.lora import parse_layers, target_names
 from strategies.plain import PlainEngine
 from strategies.recipe import build, check
@@ -48,15 +49,16 @@ def test_adapters_spare_frozen_layers_in_either_order(order):
     knobs = {"freeze_layers": {"start": 1, "end": 2}, "lora": {"lora_r": 2}}
     recipe, module = after_training([(name, knobs[name]) for name in order])
     module = recipe.finish(module)
-    adapted = {layer_index(name) for name, _ in module.named_parameters() if "lora_A" in name}
+    inside = blocks.of(module)
+    adapted = {inside.index(name) for name, _ in module.named_parameters() if "lora_A" in name}
     assert adapted == {0, 3}
     merged = toy.weights(module.merge_and_unload())
     start = toy.weights(toy.model(layers=4))
     for name in start:
-        frozen = layer_index(name) in (1, 2)
+        frozen = inside.index(name) in (1, 2)
         if frozen:
             assert torch.equal(merged[name], start[name])
-    assert recipe.facts() == {"freeze_layers": {"frozen_tensors_proved": 14}, "lora": {"adapted_modules": 14}}
+    assert recipe.facts() == {"freeze_layers": {"frozen_tensors_proved": 18}, "lora": {"adapted_modules": 14}}
 
 
 def test_an_adapter_on_a_frozen_module_is_found():
@@ -90,7 +92,7 @@ def test_targets_are_linear_layers_of_the_blocks():
     assert len(target_names(module, "all-linear", None)) == 14
     assert target_names(module, "q_proj, v_proj", (1,)) == ["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
     module.model.layers[0].requires_grad_(False)
-    assert {layer_index(n + ".weight") for n in target_names(module, ("q_proj",), None)} == {1}
+    assert {blocks.of(module).index(n) for n in target_names(module, ("q_proj",), None)} == {1}
 
 
 @pytest.mark.parametrize("value, wanted", [("2-4", (2, 3, 4)), ("0, 3-4", (0, 3, 4)), ((1, 0), (0, 1)), ("5", (5,)), (None, None)])
@@ -147,20 +149,14 @@ def test_freezing_everything_is_refused():
 
 
 @pytest.mark.parametrize(
-    "name, kinds",
-    [
-        ("model.layers.3.self_attn.q_proj.weight", {"all", "attention", "attention_mlp"}),
-        ("model.layers.3.self_attn.q_norm.weight", {"all"}),
-        ("model.layers.3.mlp.down_proj.weight", {"all", "mlp", "attention_mlp"}),
-        ("model.layers.3.input_layernorm.weight", {"all"}),
-        ("transformer.h.3.attn.c_attn.weight", {"all", "attention", "attention_mlp"}),
-        ("transformer.h.3.ln_1.weight", {"all"}),
-        ("model.layers.4.mlp.down_proj.weight", set()),
-        ("model.embed_tokens.weight", set()),
-    ],
+    ("modules", "wanted"),
+    [("all", 9), ("attention_mlp", 7), ("attention", 4), ("mlp", 3)],
 )
-def test_what_belongs_to_a_range(name, kinds):
-    assert {kind for kind in ("all", "attention", "mlp", "attention_mlp") if belongs(name, 3, 3, kind)} == kinds
+def test_what_belongs_to_a_range(modules, wanted):
+    module = toy.model(layers=4)
+    found = frozen_tensors(module, 3, 3, modules)
+    assert len(found) == wanted and all(name.startswith("model.layers.3.") for name in found)
+    assert any("norm" in name for name in found) == (modules == "all")
 
 
 def test_hashes_see_bits_types_and_shapes():

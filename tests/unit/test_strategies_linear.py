@@ -12,7 +12,7 @@ import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies import linear
+from strategies import blocks, linear
 from strategies.base import StrategyError
 from strategies.linear import Update
 
@@ -113,7 +113,7 @@ def test_the_updates_of_adapters_are_what_peft_merges(build):
 def test_the_updates_of_a_whole_model_are_the_differences_inside_the_blocks(build):
     start, module = toy.weights(build()), moved(build())
     found = {u.name: u for u in linear.updates(module, start)}
-    assert set(found) == {name for name in start if linear.in_blocks(name)}
+    assert set(found) == {name for name in start if blocks.of(module).holds(name)}
     transposed = {name for name, u in found.items() if u.transposed}
     assert bool(transposed) == (build is gpt2) and all(start[n].ndim == 2 for n in transposed)
     for name, p in module.named_parameters():
