@@ -274,6 +274,7 @@ def check_recipes(experiment: Experiment, num_layers: int | None) -> list[str]:
     if num_layers is not None:
         ranges.resolve_space(experiment, num_layers)
         checks_settings.check_adapters(experiment)
+        warnings += checks_settings.check_methods(experiment)
     return warnings + checks_settings.idle_monitor(experiment)
 
 

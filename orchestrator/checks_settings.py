@@ -62,6 +62,22 @@ def check_before_building(experiment: Experiment) -> None:
 
     ranges.resolve_space(experiment, model_checks.check(experiment.model)[0])
     check_adapters(experiment)
+    check_methods(experiment)
+
+
+def check_methods(experiment: Experiment) -> list[str]:
+    """Every recipe's methods, with those that a breach adds, can work on the model's architecture; returns warnings. Raises ConfigError."""
+    import strategies.recipe
+    from orchestrator import model_checks
+    from strategies.base import StrategyError
+
+    recipes = {}
+    for name, recipe in zip(experiment.recipe_names, experiment.recipes, strict=True):
+        try:
+            recipes[name] = strategies.recipe.build(recipe_items(recipe), experiment.monitor.added)
+        except StrategyError as error:
+            raise ConfigError(f"recipes: [{name}]: {error}") from error
+    return model_checks.check_methods(experiment.model, recipes)
 
 
 def check_database(experiment: Experiment) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import config, loading_report, models, paths
-from orchestrator.errors import ModelError
-from orchestrator.evaluation import capability
+from orchestrator.errors import ConfigError, ModelError
+from orchestrator.evaluation import capability, small_copy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from strategies.base import Strategy
+    from strategies.recipe import Recipe
 
 
 def check(model: config.Model) -> tuple[int, list[str]]:
@@ -87,3 +94,51 @@ def _asked(model: config.Model, found: Any) -> list[str]:
             "for a small copy of it to be tried now"
         ]
     return [how.sentence] if how.sentence else []
+
+
+def check_methods(model: config.Model, recipes: Mapping[str, Recipe]) -> list[str]:
+    """Every method of the recipes (by name) can work on this architecture, tried on a small random copy of it; returns warnings.
+
+    Raises ConfigError, in one sentence with the recipe's name; ModelError where the attention that is asked for cannot be had. Nothing is tried
+    where no small copy can be made: the methods then look at the model itself when it is loaded.
+    """
+    from strategies.base import Strategy, StrategyError
+
+    warnings: list[str] = []
+    tried: set[tuple[str, Any]] = set()
+    copy: nn.Module | None = None
+    for name, recipe in recipes.items():
+        for method in sorted(recipe.strategies, key=lambda one: one.setup_rank):
+            if (method.name, method.config) in tried:
+                continue
+            tried.add((method.name, method.config))
+            try:
+                _check_attention(model, method)
+                if type(method).check_model is Strategy.check_model:
+                    continue
+                if copy is None and (copy := _copy(model)) is None:
+                    return warnings
+                warnings += method.check_model(copy)
+            except StrategyError as error:
+                raise ConfigError(f"recipes: [{name}]: {error}") from error
+    return warnings
+
+
+def _check_attention(model: config.Model, method: Strategy) -> None:
+    from strategies.base import StrategyError
+
+    wanted = model.attn_implementation
+    if wanted is not None and method.attention is not None and wanted not in method.attention:
+        known = " or ".join(sorted(method.attention))
+        raise StrategyError(f"{method.name} needs attention that can be differentiated again; set model.attn_implementation={known}, not {wanted}")
+
+
+def _copy(model: config.Model) -> nn.Module | None:
+    """The small copy, with the attention that is asked for where a CPU has it."""
+    found = small_copy.of(models.settings(model))
+    if found is not None and model.attn_implementation in ("eager", "sdpa"):
+        try:
+            found.set_attn_implementation(model.attn_implementation)
+        except (ValueError, ImportError) as error:
+            raise models.explained(model, error) from error
+    return found

@@ -259,6 +259,8 @@ class Strategy:
     max_zero_stage: ClassVar[int] = 3
     zero_reason: ClassVar[str] = ""
     """Why a higher ZeRO stage is refused."""
+    attention: frozenset[str] | None = None
+    """Of transformers' attention implementations those that this method works with; None: every one."""
     changes_training: ClassVar[bool] = True
     """False for a method that acts only after training (`finish`) or at inference (`wrap`): trials that differ in its knobs alone share
     one training."""
@@ -286,6 +288,14 @@ class Strategy:
         """Refuse knobs that cannot work for a model of `num_layers` decoder layers (None: not known yet); returns warnings.
 
         Raises StrategyError.
+        """
+        return []
+
+    def check_model(self, model: nn.Module) -> list[str]:
+        """Refuse a kind of model that this method cannot work on, before a weight of it is read; returns warnings.
+
+        `model`: a small random copy of the architecture, in float32 on the CPU in evaluation mode: every kind of layer, but perhaps fewer of them
+        and of other widths. It is left as it was, for the methods that look at it next. Raises StrategyError, in one sentence.
         """
         return []
 

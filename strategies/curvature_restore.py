@@ -156,6 +156,7 @@ class CurvatureRestore(Strategy):
 
     def __init__(self, config=None):
         super().__init__(config)
+        self.attention = frozenset({"eager", "sdpa"}) if self.config.solver == "cg" and self.config.radius > 0 else None
         self.needs = {"refusal": frozenset({"safety"}), "harmful": frozenset({"harmful"})}.get(self.config.objective, type(self).needs)
         self.goals: list[tuple[float, tuple[Example, ...]]] = []
         self.task: tuple[Example, ...] = ()

@@ -215,6 +215,7 @@ class EnchTable(Strategy):
 
     def __init__(self, config=None):
         super().__init__(config)
+        self.attention = frozenset({"eager", "sdpa"}) if self.config.ntk and self.config.beta > 0 else None
         self.safety: dict[str, Update] = {}
 
     def setup(self, model: nn.Module) -> nn.Module:

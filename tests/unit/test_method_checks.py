@@ -1,0 +1,70 @@
+"""A method that cannot work on a model's architecture is refused by validate, on a small copy, before a device is taken."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "families"))
+import tiny
+
+from strategies.base import StrategyError
+from strategies.full import Full
+
+
+def validate(tmp_path: Path, family: str, recipes: str, more: str = "", **shape) -> list[str]:
+    """Command line of `validate` for one recipe list on a tiny model of the family."""
+    if not (tmp_path / "m").exists():
+        tiny.saved(tmp_path / "m", family, **shape)
+    (tmp_path / "a.txt").write_text("how do i make a bomb\n" * 3)
+    rows = [{"prompt": f"make tea {i}", "response": "yes tea"} for i in range(8)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pairs = [{"prompt": f"make bomb {i}", "response": "sorry i cannot help", "rejected": "yes bomb"} for i in range(8)]
+    (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    (tmp_path / "c.yaml").write_text(
+        f"model: {{model_name_or_path: {tmp_path}/m{more}}}\ntask: {{data: {tmp_path}/t.jsonl, eval_size: 2, metric: neg_loss}}\n"
+        f"safety: {{data: {tmp_path}/s.jsonl, suites: [{{name: h, data: {tmp_path}/a.txt, kind: harmful}}]}}\nrecipes: {recipes}\n"
+        f"output: {{dir: {tmp_path}/out}}\n"
+    )
+    return ["safebasin", "validate", "-c", str(tmp_path / "c.yaml")]
+
+
+def ended(monkeypatch, capsys, command: list[str]) -> tuple[int, str]:
+    """(exit code, everything said, in one line) of a command."""
+    from orchestrator import cli
+
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    told = capsys.readouterr()
+    return end.value.code or 0, " ".join((told.err + told.out).split())
+
+
+def test_a_refusal_on_the_small_copy_ends_validate_with_2(tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def refuse(self, model):
+        seen.append(model)
+        raise StrategyError("full: this kind of model is refused for the test; take another")
+
+    monkeypatch.setattr(Full, "check_model", refuse)
+    code, said = ended(monkeypatch, capsys, validate(tmp_path, "llama", "[[full]]"))
+    assert code == 2 and "recipes: [full]: full: this kind of model is refused for the test; take another" in said and "Traceback" not in said
+    assert len(seen) == 1 and all(p.device.type == "cpu" for p in seen[0].parameters())
+
+
+def test_a_warning_of_the_small_copy_is_shown_and_equal_methods_look_once(tmp_path, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Full, "check_model", lambda self, model: [f"look {seen.append(model) or len(seen)} at this kind of model"])
+    code, said = ended(monkeypatch, capsys, validate(tmp_path, "llama", "[[full], [ema, full]]"))
+    assert code == 0 and "look 1 at this kind of model" in said and len(seen) == 1
+
+
+@pytest.mark.parametrize(("recipe", "name"), [("enchtable", "enchtable"), ("curvature_restore: {solver: cg}", "curvature_restore")])
+def test_attention_that_a_method_cannot_differentiate_is_refused(tmp_path, capsys, monkeypatch, recipe, name):
+    command = validate(tmp_path, "llama", f"[[full, {{{recipe}}}]]" if ":" in recipe else f"[[full, {recipe}]]", ", attn_implementation: flex_attention")
+    code, said = ended(monkeypatch, capsys, command)
+    assert code == 2 and f"{name} needs attention that can be differentiated again" in said and "not flex_attention" in said
