@@ -63,8 +63,8 @@ def test_a_warning_of_the_small_copy_is_shown_and_equal_methods_look_once(tmp_pa
     assert code == 0 and "look 1 at this kind of model" in said and len(seen) == 1
 
 
-@pytest.mark.parametrize(("recipe", "name"), [("enchtable", "enchtable"), ("curvature_restore: {solver: cg}", "curvature_restore")])
+@pytest.mark.parametrize(("recipe", "name"), [("enchtable", "enchtable"), ("{curvature_restore: {solver: cg}}", "curvature_restore")])
 def test_attention_that_a_method_cannot_differentiate_is_refused(tmp_path, capsys, monkeypatch, recipe, name):
-    command = validate(tmp_path, "llama", f"[[full, {{{recipe}}}]]" if ":" in recipe else f"[[full, {recipe}]]", ", attn_implementation: flex_attention")
+    command = validate(tmp_path, "llama", f"[[full, {recipe}]]", ", attn_implementation: flex_attention")
     code, said = ended(monkeypatch, capsys, command)
     assert code == 2 and f"{name} needs attention that can be differentiated again" in said and "not flex_attention" in said
