@@ -113,11 +113,11 @@ def _wrapped(model: nn.Module) -> Iterator[tuple[str, float]]:
 
 def _plain(name: str) -> str:
     """A name without what peft's wrappers put into it."""
-    from strategies import linear
+    from strategies import blocks
 
     for part in (".base_layer", ".original_module", ".token_adapter"):
         name = name.replace(part, "")
-    return linear.original_name(name)
+    return blocks.original_name(name)
 
 
 def _default(module: nn.Module, part: str) -> bool:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from strategies.base import Batch, Example, Loss, StrategyError, TrainingData, lm_loss
-from strategies.linear import block_linears, original_name
+from strategies.blocks import original_name
+from strategies.linear import block_linears
 from strategies.rows import evaluating
 
 Parameters = Mapping[str, nn.Parameter]

@@ -5,6 +5,7 @@ A name such as `layers.3` says nothing: vision towers have such lists too, and o
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from torch import nn
@@ -43,7 +44,7 @@ class Blocks:
 
 def original_name(name: str) -> str:
     """The name a parameter had before adapters were wrapped around its module."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return re.sub(r"(\.base_layer)+(?=\.|$)", "", name.removeprefix("base_model.model."))
 
 
 def bare(model: nn.Module) -> nn.Module:

@@ -1,20 +1,23 @@
 """Weight updates: what fine-tuning changed in each weight matrix, read, measured and replaced one module at a time.
 
-An update is `trained - aligned` of one weight, held as it is: low rank (B A of an adapter) or dense. Everything is matched by
-parameter NAME, never by order. Peak memory of `edit` is that of the model plus a few matrices, not of a second model.
+An update is `trained - aligned` of one weight, held as it is: low rank (B A of an adapter) or dense. The matrices of a batch (experts) are
+updates of their own, named by index (`strategies.matrices`). Everything is matched by parameter NAME, never by order. Peak memory of `edit`
+is that of the model plus a few matrices, not of a second model.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from strategies import blocks, merging
+from strategies import adapted, blocks, matrices, merging
+from strategies.adapted import Adapted, adapters
 from strategies.base import StrategyError, Tensors
-from strategies.blocks import original_name
+from strategies.matrices import is_linear
 
 TINY = 1e-9
 """Norms below this have no direction."""
@@ -25,7 +28,7 @@ class Update:
     """The update of one weight, in the orientation (d_out, d_in) for matrices whatever the module stores; float32."""
 
     name: str
-    """The parameter's name in the untouched model, e.g. `model.layers.0.self_attn.q_proj.weight`."""
+    """The parameter's name in the untouched model, e.g. `model.layers.0.self_attn.q_proj.weight`, with `[i]` for matrix i of a batch."""
     full: Tensor | None = None
     """(d_out, d_in), or any shape for what is no matrix; None for a low-rank update."""
     left: Tensor | None = None
@@ -34,6 +37,13 @@ class Update:
     """(r, d_in)."""
     transposed: bool = False
     """Whether the module stores the weight as (d_in, d_out) (GPT-2's Conv1D)."""
+    matrix: bool = True
+    """False for a tensor that maps no vectors (convolutions, norms, biases), whatever its shape: nothing to project or decompose."""
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether there is anything to project or decompose."""
+        return self.matrix and len(self.shape) == 2
 
     @property
     def low_rank(self) -> bool:
@@ -59,7 +69,7 @@ class Update:
     def on(self, device: torch.device | str) -> Update:
         """The same update with its tensors on `device`."""
         parts = {part: None if (tensor := getattr(self, part)) is None else tensor.to(device) for part in ("full", "left", "right")}
-        return Update(self.name, transposed=self.transposed, **parts)
+        return dataclasses.replace(self, **parts)
 
     def times(self, scale: float) -> Update:
         """The update multiplied by a number; a low-rank one stays so."""
@@ -68,9 +78,9 @@ class Update:
     def replaced(self, full: Tensor | None = None, left: Tensor | None = None, right: Tensor | None = None) -> Update:
         """The same place with another update: `full`, or `left` and `right` (one of them kept where it is None)."""
         if full is not None:
-            return Update(self.name, full=full, transposed=self.transposed)
+            return dataclasses.replace(self, full=full, left=None, right=None)
         left, right = self.left if left is None else left, self.right if right is None else right
-        return Update(self.name, left=left, right=right, transposed=self.transposed)
+        return dataclasses.replace(self, full=None, left=left, right=right)
 
 
 def added(a: Update, b: Update, a_scale: float = 1.0, b_scale: float = 1.0) -> Update:
@@ -128,9 +138,10 @@ def onto(direction: Tensor, delta: Tensor) -> Tensor:
 
 
 def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(left (d_out, k), right (k, d_in)), float32, whose product is the best approximation of `matrix` of rank k = min(rank, d_out, d_in)."""
+    """(left (..., d_out, k), right (..., k, d_in)), float32, whose product is the best approximation of `matrix` (..., d_out, d_in) of rank
+    k = min(rank, d_out, d_in)."""
     u, s, vh = torch.linalg.svd(matrix.float(), full_matrices=False)
-    return u[:, :rank] * s[:rank], vh[:rank]
+    return u[..., :rank] * s[..., None, :rank], vh[..., :rank, :]
 
 
 def projected(update: Update, direction: Tensor) -> Update:
@@ -139,37 +150,24 @@ def projected(update: Update, direction: Tensor) -> Update:
 
 
 def pick(weights: Tensors, name: str, shape: tuple[int, ...] | None = None, role: str = "aligned") -> Tensor:
-    """`weights[name]`. Raises StrategyError where the model lacks it or has it in another shape."""
-    if name not in weights:
-        raise StrategyError(f"the {role} model has no parameter {name}; it must be the same architecture as the trained one")
-    found = weights[name]
+    """`weights[name]`, or the matrix of a batch that `name` means. Raises StrategyError where the model lacks it or has it in another shape."""
+    whole, index = matrices.split(name)
+    if whole not in weights:
+        raise StrategyError(f"the {role} model has no parameter {whole}; it must be the same architecture as the trained one")
+    found = weights[whole]
+    if index is not None:
+        if found.ndim != 3 or index >= len(found):
+            raise StrategyError(f"{whole} is {tuple(found.shape)} in the {role} model, so it has no matrix {index}; they do not belong together")
+        found = found[index]
     if shape is not None and tuple(found.shape) != tuple(shape):
         raise StrategyError(f"{name} is {tuple(found.shape)} in the {role} model and {tuple(shape)} in the trained one; they do not belong together")
     return found
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether the module is a linear layer (transformers' Conv1D is one with its weight transposed)."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
 def block_linears(model: nn.Module) -> dict[str, nn.Module]:
     """The linear layers inside decoder blocks by module name, of a model without adapters."""
     inside = blocks.of(model)
-    return {n: m for n, m in model.named_modules() if is_linear(m) and inside.holds(n)}
-
-
-def adapters(model: nn.Module) -> dict[str, nn.Module]:
-    """LoRA modules by the name of the weight they adapt; empty for a model without adapters. Raises StrategyError for several adapters."""
-    found = {}
-    for name, module in model.named_modules():
-        if hasattr(module, "lora_A") and hasattr(module, "base_layer") and len(module.lora_A):
-            if list(module.lora_A) != ["default"]:
-                raise StrategyError(f"{name} carries the adapters {list(module.lora_A)}; merge them into one named `default` first")
-            if getattr(module, "lora_variant", {}).get("default"):
-                raise StrategyError(f"{name} carries a variant of LoRA (such as DoRA) whose update is no low-rank matrix; merge it first")
-            found[f"{original_name(name)}.weight"] = module
-    return found
+    return {n: m for n, m in model.named_modules() if inside.holds(n) and is_linear(m)}
 
 
 def updates(model: nn.Module, aligned: Tensors, only: Callable[[str], bool] | None = None) -> Iterator[Update]:
@@ -180,21 +178,29 @@ def updates(model: nn.Module, aligned: Tensors, only: Callable[[str], bool] | No
     only = only or blocks.of(model).holds
     with torch.no_grad():
         wrapped = adapters(model)
-        for name, module in wrapped.items():
-            left = module.lora_B["default"].weight.float() * module.scaling["default"]
-            if only(name) and left.count_nonzero():
-                yield Update(name, left=left, right=module.lora_A["default"].weight.float(), transposed=not _plain(module.base_layer))
+        for name, one in wrapped.items():
+            left, right = one.factors()
+            if only(name) and left.count_nonzero() and right.count_nonzero():
+                yield Update(name, left=left, right=right, transposed=one.stored.transposed)
         if wrapped:
             return
-        kinds = {f"{n}.weight": m for n, m in model.named_modules() if is_linear(m)}
+        known = matrices.stored(model)
         for name, parameter in model.named_parameters():
-            if not only(name) or not parameter.is_floating_point():
-                continue
-            before = pick(aligned, name, tuple(parameter.shape)).to(parameter.device, torch.float32)
-            change = parameter.float() - before
-            if change.count_nonzero():
-                transposed = name in kinds and not _plain(kinds[name])
-                yield Update(name, full=change.T if transposed else change, transposed=transposed)
+            if only(name) and parameter.is_floating_point():
+                before = pick(aligned, name, tuple(parameter.shape))
+                yield from _of_parameter(name, parameter, before, known.get(name))
+
+
+def _of_parameter(name: str, parameter: Tensor, before: Tensor, how: matrices.Stored | None) -> Iterator[Update]:
+    if how is None or how.count is None:
+        change = parameter.float() - before.to(parameter.device, torch.float32)
+        if change.count_nonzero():
+            yield Update(name, full=change.T if how and how.transposed else change, transposed=bool(how and how.transposed), matrix=how is not None)
+        return
+    for index in range(how.count):
+        change = parameter[index].float() - before[index].to(parameter.device, torch.float32)
+        if change.count_nonzero():
+            yield Update(matrices.named(name, index), full=change.T if how.transposed else change, transposed=how.transposed)
 
 
 def edit(model: nn.Module, aligned: Tensors, change: Callable[[Update], Update | None], only: Callable[[str], bool] | None = None) -> nn.Module:
@@ -204,55 +210,32 @@ def edit(model: nn.Module, aligned: Tensors, change: Callable[[Update], Update |
     adapter could hold it. The merge is held against the unmerged model's logits (`merging`); raises StrategyError where they differ.
     """
     wrapped, widened = adapters(model), False
+    pending: dict[str, tuple[Adapted, Tensor, Tensor]] = {}
     with torch.no_grad():
         for update in updates(model, aligned, only):
+            if pending and wrapped[update.name].module is not next(iter(pending.values()))[0].module:
+                adapted.write(model, pending)
+                pending = {}
             new = change(update)
             if new is None:
                 continue
             if not wrapped:
                 _write_weight(model, aligned, new)
             elif new.low_rank:
-                _write_adapter(model, wrapped[new.name], new)
+                pending[new.name] = (wrapped[new.name], new.left, new.right)
             else:
-                module = wrapped[new.name]
-                weight = module.base_layer.weight
-                weight.add_((new.full.T if new.transposed else new.full).to(weight.dtype))
-                module.lora_B["default"].weight.zero_()
+                one = wrapped[new.name]
+                one.weight.add_((new.full.T if new.transposed else new.full).to(one.weight.dtype))
+                one.clear()
                 widened = True
+        if pending:
+            adapted.write(model, pending)
     return merging.merged(model, "the edited adapter") if widened else model
 
 
-def add_to_weights(model: nn.Module, name: str, delta: Tensor, transposed: bool = False) -> None:
-    """Add (d_out, d_in) `delta` to the stored weight `name`, in the weight's own type."""
-    weight = model.get_parameter(name)
-    with torch.no_grad():
-        weight.copy_((weight.float() + (delta.T if transposed else delta).to(weight.device)).to(weight.dtype))
-
-
 def _write_weight(model: nn.Module, aligned: Tensors, new: Update) -> None:
-    parameter, full = model.get_parameter(new.name), new.dense()
+    name, index = matrices.split(new.name)
+    parameter, full = model.get_parameter(name), new.dense()
+    stored = parameter if index is None else parameter[index]
     before = pick(aligned, new.name).to(parameter.device, torch.float32)
-    parameter.copy_((before + (full.T if new.transposed else full)).to(parameter.dtype))
-
-
-def _write_adapter(model: nn.Module, module: nn.Module, new: Update) -> None:
-    """Put low-rank factors of any rank into a LoRA module, its scale 1 where the rank changes."""
-    a, b = module.lora_A["default"], module.lora_B["default"]
-    rank = new.left.shape[1]
-    if rank == a.weight.shape[0]:
-        b.weight.copy_(new.left / module.scaling["default"])
-        a.weight.copy_(new.right)
-        return
-    for part, weight in ((a, new.right), (b, new.left)):
-        part.weight = nn.Parameter(weight.to(part.weight), requires_grad=part.weight.requires_grad)
-        part.out_features, part.in_features = weight.shape
-    config = model.peft_config["default"]
-    alpha = rank**0.5 if config.use_rslora else rank  # rank-stabilised adapters divide by the root of their rank
-    module.r["default"], module.lora_alpha["default"], module.scaling["default"] = rank, alpha, 1.0
-    # what save_pretrained writes and from_pretrained reads the rank and scale of a single module from
-    key = new.name.removesuffix(".weight")
-    config.rank_pattern, config.alpha_pattern = {**config.rank_pattern, key: rank}, {**config.alpha_pattern, key: alpha}
-
-
-def _plain(module: nn.Module) -> bool:
-    return type(module).__name__ != "Conv1D"
+    stored.copy_((before + (full.T if new.transposed else full)).to(parameter.dtype))

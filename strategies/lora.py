@@ -18,14 +18,14 @@ Deviations: default targets are QLoRA's (every linear layer), not the paper's qu
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from strategies import blocks
+from strategies import blocks, lora_targets
 from strategies.base import Strategy, StrategyError
-from strategies.linear import is_linear
 
 
 def parse_layers(value: str | tuple[int, ...] | None, layers: int | None = None) -> tuple[int, ...] | None:
@@ -46,19 +46,6 @@ def parse_layers(value: str | tuple[int, ...] | None, layers: int | None = None)
     if layers is not None and max(found) >= layers:
         raise StrategyError(f"lora.layers={value!r} is outside the model: it has {layers} layers, 0 to {layers - 1}")
     return tuple(sorted(set(found)))
-
-
-def target_names(model: nn.Module, targets: str | tuple[str, ...], layers: tuple[int, ...] | None) -> list[str]:
-    """Full names of the linear modules inside decoder blocks that get an adapter: in `layers`, named by `targets`, and not frozen."""
-    names = [t.strip() for t in targets.split(",")] if isinstance(targets, str) else list(targets)
-    found, inside = [], blocks.of(model)
-    for name, module in model.named_modules():
-        layer = inside.index(name)
-        if layer is None or (layers is not None and layer not in layers) or not is_linear(module):
-            continue
-        if (names == ["all-linear"] or name.rpartition(".")[2] in names) and module.weight.requires_grad:
-            found.append(name)
-    return found
 
 
 class Lora(Strategy):
@@ -90,10 +77,6 @@ class Lora(Strategy):
                 raise StrategyError(f"lora.target_modules={self.target_modules!r} names no module; write all-linear, or names such as [q_proj]")
             parse_layers(self.layers)
 
-    def __init__(self, config=None):
-        super().__init__(config)
-        self._adapted = 0
-
     def check(self, *, num_layers: int | None, num_workers: int) -> list[str]:
         parse_layers(self.config.layers, num_layers)
         return []
@@ -105,31 +88,29 @@ class Lora(Strategy):
             raise StrategyError(f"lora.layers={self.config.layers!r}: every layer it may adapt is frozen; narrow freeze_layers or widen lora.layers")
         return adapted
 
-    def setup(self, model: nn.Module) -> nn.Module:
-        from peft import LoraConfig, get_peft_model
+    def check_model(self, model: nn.Module) -> list[str]:
+        """Which adapters peft would make on a model of this architecture. Raises StrategyError."""
+        return self._targets(model).notes
 
-        knobs = self.config
-        names = target_names(model, knobs.target_modules, parse_layers(knobs.layers, blocks.of(model).count))
-        if not names:
-            raise StrategyError(
-                f"lora: no module to adapt (target_modules={knobs.target_modules!r}, layers={knobs.layers!r}, frozen ones left out);"
-                " widen target_modules or narrow freeze_layers"
-            )
-        self._adapted = len(names)
-        config = LoraConfig(
-            r=knobs.lora_r, lora_alpha=knobs.lora_alpha, lora_dropout=knobs.lora_dropout, target_modules=names,
-            task_type="CAUSAL_LM", fan_in_fan_out=not isinstance(model.get_submodule(names[0]), nn.Linear),
-        )  # fmt: skip
+    def setup(self, model: nn.Module) -> nn.Module:
+        from peft import get_peft_model
+
+        knobs, targets = self.config, self._targets(model)
+        self._facts = targets.facts
         # the same A on every worker and in a resumed trial, whatever drew from torch's generator before
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what peft warns of was looked at: its choice is what was asked for
             torch.manual_seed(self.data.seed if self.data is not None else 0)
-            return get_peft_model(model, config)
+            made = get_peft_model(model, targets.config(knobs))
+        lora_targets.check_same(made, targets)
+        return made
+
+    def _targets(self, model: nn.Module) -> lora_targets.Targets:
+        knobs = self.config
+        return lora_targets.of(model, knobs, parse_layers(knobs.layers, blocks.of(model).count))
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Raises StrategyError where no adapter has moved: the model would be the untouched one under another name."""
         if not any(p.count_nonzero() for name, p in model.named_parameters() if "lora_B" in name):
             raise StrategyError("lora: no adapter moved during training; raise training.learning_rate or training.max_steps")
         return model
-
-    def facts(self):
-        return {"adapted_modules": self._adapted}

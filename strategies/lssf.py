@@ -97,11 +97,11 @@ class Lssf(Strategy):
 
         def change(update: Update) -> Update | None:
             nonlocal task_sq, added_sq
-            if len(update.shape) != 2 or (direction := linear.alignment(update, aligned, unaligned)) is None:
+            if not update.is_matrix or (direction := linear.alignment(update, aligned, unaligned)) is None:
                 return None
             left, right = fused(direction, self.config.eta, self.config.top)
             ranks.append(len(right))
-            safety = Update(update.name, left=left, right=right).times(self.config.alpha)
+            safety = update.replaced(left=left, right=right).times(self.config.alpha)
             task_sq, added_sq = task_sq + linear.norm(update) ** 2, added_sq + linear.norm(safety) ** 2
             return linear.added(update, safety)
 

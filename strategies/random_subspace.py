@@ -96,7 +96,7 @@ class RandomSubspace(Strategy):
     def _direction(self, update: Update) -> Tensor | None:
         """V of the update's weight; None where it is no matrix or alignment left it alone."""
         weights = self.data.weights
-        return linear.alignment(update, weights["aligned"], weights["unaligned"]) if len(update.shape) == 2 else None
+        return linear.alignment(update, weights["aligned"], weights["unaligned"]) if update.is_matrix else None
 
     def _project(self, update: Update) -> Update | None:
         direction = self._direction(update)

@@ -100,6 +100,6 @@ class SafeLora(Strategy):
 
     def _direction(self, update: linear.Update) -> Tensor | None:
         """V of an update's weight; None where it is no matrix or alignment left it alone."""
-        if len(update.shape) != 2:
+        if not update.is_matrix:
             return None
         return linear.alignment(update, self.data.weights["aligned"], self.data.weights["unaligned"])

@@ -168,7 +168,7 @@ def test_trains_within_the_protocol_and_leaves_nothing_behind(name, plain_weight
 
 @pytest.mark.parametrize("name", NAMES)
 def test_setup_changes_no_weight_unless_it_says_so_and_keeps_the_mode(name):
-    from strategies.linear import original_name
+    from strategies.blocks import original_name
 
     module = toy.model()
     before = toy.weights(module)

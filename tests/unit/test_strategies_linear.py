@@ -229,16 +229,6 @@ def test_one_dense_update_turns_the_model_whole_and_keeps_the_others(build):
         torch.testing.assert_close(p, start[n] + expected.get(n, 0.0), atol=1e-6, rtol=1e-4)
 
 
-def test_add_to_weights_turns_what_is_stored_transposed():
-    module, delta = gpt2(), torch.randn(64, 16)
-    name = "transformer.h.0.mlp.c_fc.weight"
-    before = toy.weights(module)
-    linear.add_to_weights(module, name, delta, transposed=True)
-    after = toy.weights(module)
-    torch.testing.assert_close(after.pop(name), before.pop(name) + delta.T)
-    assert toy.identical(before, after)
-
-
 class Counted(Mapping):
     """Weights made anew at each lookup, which knows of how many weights tensors are alive at once."""
 

@@ -1,0 +1,287 @@
+"""Which weights get an adapter: what was asked for, what of it peft and the model's own code can do, and whether that is what was made.
+
+peft chooses by the ends of names, renames targets of mixtures of experts, and refuses some modules of state-space models; fused kernels read
+weights past the modules that hold them. So the choice is made here by name, tried on a copy without weights, and read back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from strategies import blocks, matrices
+from strategies.adapted import adapters
+from strategies.base import StrategyError
+from strategies.blocks import original_name
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+    from strategies.lora import Lora
+
+    Knobs = Lora.Config
+
+TRIES = 4
+"""How often a target list is mended after peft was tried."""
+NO_EFFECT = 1e-6
+"""Change of the largest logit below which a weight that is half as large again has had no effect."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What gets an adapter, by name in the bare model."""
+
+    modules: tuple[str, ...]
+    """Linear layers."""
+    parameters: tuple[str, ...]
+    """Parameters that peft adapts directly: batches of matrices (experts), and layers whose names it would take for others."""
+    transposed: bool
+    """Whether the linear layers store (d_in, d_out)."""
+    left_out: tuple[tuple[str, str], ...] = ()
+    """(end of a name, why) of linear layers and experts that `all-linear` does not reach in this model."""
+
+    def config(self, knobs: Knobs) -> LoraConfig:
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=knobs.lora_r, lora_alpha=knobs.lora_alpha, lora_dropout=knobs.lora_dropout, target_modules=list(self.modules),
+            target_parameters=list(self.parameters) or None, task_type="CAUSAL_LM", fan_in_fan_out=self.transposed,
+        )  # fmt: skip
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the parameters that get an adapter."""
+        return frozenset(f"{name}.weight" for name in self.modules) | frozenset(self.parameters)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For a trial's record."""
+        found: dict[str, Any] = {"adapted_modules": len(self.names)}
+        return found | ({"not_adapted": {name: why for name, why in self.left_out}} if self.left_out else {})
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"lora: {name} of the decoder blocks gets no adapter ({why})" for name, why in self.left_out]
+
+
+def of(model: nn.Module, knobs: Knobs, layers: tuple[int, ...] | None) -> Targets:
+    """The targets in a model without adapters, read back from peft on a copy without weights. `layers`: decoder layers, None for all.
+
+    Raises StrategyError, in a sentence, where nothing is left to adapt, where a named module is not there or cannot be adapted, and where
+    peft would adapt something else than was asked for.
+    """
+    names = [one.strip() for one in knobs.target_modules.split(",")] if isinstance(knobs.target_modules, str) else list(knobs.target_modules)
+    everything = names == ["all-linear"]
+    asked = _asked(model, None if everything else names, layers)
+    if not everything:
+        _all_there(model, names)
+    if not asked.names:
+        raise StrategyError(
+            f"lora: no module to adapt (target_modules={knobs.target_modules!r}, layers={knobs.layers!r}, frozen ones left out);"
+            " widen target_modules or narrow freeze_layers"
+        )
+    past = _bypassed(model, asked.modules) | _read_elsewhere(model, asked.parameters)
+    asked = _without(asked, past, "this model's own code reads its weight past it, so an adapter has no effect", everything)
+    if asked.parameters and knobs.lora_dropout:
+        raise StrategyError(
+            f"lora.lora_dropout={knobs.lora_dropout:g} cannot be had on {_end(asked.parameters[0])}, experts in one tensor; set lora.lora_dropout=0, or "
+            "name other target_modules"
+        )
+    return _tried(model, asked, knobs, everything)
+
+
+def _asked(model: nn.Module, ends: list[str] | None, layers: tuple[int, ...] | None) -> Targets:
+    """Linear layers and batches of matrices of the decoder blocks whose names end so (None: all but routers), in `layers`, and not frozen."""
+    inside, known, owners = blocks.of(model), matrices.stored(model), matrices.owners(model)
+    choosing = matrices.routers(model) if ends is None else frozenset()
+    modules, parameters, transposed = [], [], False
+    for name, how in known.items():
+        layer, (module, leaf) = inside.index(name), owners[name]
+        if layer is None or (layers is not None and layer not in layers) or not module._parameters[leaf].requires_grad:
+            continue
+        own = name.removesuffix(".weight") if leaf == "weight" else name
+        if ends is not None and own.rpartition(".")[2] not in ends:
+            continue
+        if leaf == "weight" and matrices.is_linear(module):
+            if own not in choosing:
+                modules.append(own)
+                transposed = how.transposed
+        elif how.count is not None or leaf != "weight" or ends is not None:
+            parameters.append(name)  # a router's 2-D `weight` only where it is named
+    return Targets(tuple(modules), tuple(parameters), transposed)
+
+
+def _all_there(model: nn.Module, names: list[str]) -> None:
+    """Raises StrategyError for a name that no linear layer or batch of the decoder blocks has, in any layer."""
+    inside = blocks.of(model)
+    there = {_end(name) for name in matrices.stored(model) if inside.holds(name)}
+    for name in names:
+        if name not in there:
+            raise StrategyError(
+                f"lora.target_modules: no linear layer of the decoder blocks is called {name!r}; there are {', '.join(sorted(there))} (all-linear for all)"
+            )
+
+
+def _end(name: str) -> str:
+    """What users call a target: the last part of its name."""
+    return name.removesuffix(".weight").rpartition(".")[2]
+
+
+def _without(targets: Targets, gone: frozenset[str], why: str, everything: bool) -> Targets:
+    """The targets without those in `gone`. Raises StrategyError where they were named, or nothing is left."""
+    if not gone:
+        return targets
+    ends = sorted({_end(name) for name in gone})
+    kept = replace(
+        targets, modules=tuple(name for name in targets.modules if name not in gone), left_out=(*targets.left_out, *((end, why) for end in ends)),
+        parameters=tuple(name for name in targets.parameters if name not in gone),
+    )  # fmt: skip
+    if not everything or not kept.names:
+        rest = sorted({_end(name) for name in kept.names})
+        remedy = f"leave it out of target_modules ({', '.join(rest)} are left)" if rest else "train this model with full"
+        raise StrategyError(f"lora.target_modules: {', '.join(ends)} cannot be adapted: {why}; {remedy}")
+    return kept
+
+
+# ------------------------------------------------------------------------------------------------ what the model's own code does
+
+
+def _bypassed(model: nn.Module, modules: tuple[str, ...]) -> frozenset[str]:
+    """Linear layers that are not called where the module around them is: kernels of state-space layers are given the weight alone."""
+    watched = {name: model.get_submodule(name) for name in modules}
+    parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in modules}
+    called: set[int] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda module, inputs: called.add(id(module)))
+        for module in {id(m): m for m in [*watched.values(), *parents.values()]}.values()
+    ]
+    try:
+        _asked_once(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return frozenset(name for name in modules if id(parents[name]) in called and id(watched[name]) not in called)
+
+
+def _read_elsewhere(model: nn.Module, parameters: tuple[str, ...]) -> frozenset[str]:
+    """Parameters that have no effect from within their module's forward, which is where peft changes them: another module reads them."""
+    owners = matrices.owners(model)
+    kinds: dict[tuple[type, str], list[str]] = {}
+    for name in parameters:
+        module, leaf = owners[name]
+        kinds.setdefault((type(module), leaf), []).append(name)
+    found: list[str] = []
+    before = _asked_once(model) if parameters else None
+    for names in kinds.values():
+        with matrices.changed({name: owners[name] for name in names}, dict.fromkeys(names, _larger)):
+            after = _asked_once(model)
+        if float((after - before).abs().max()) <= NO_EFFECT * float(before.abs().max()):
+            found += names
+    return frozenset(found)
+
+
+def _larger(weight: Tensor) -> Tensor:
+    return 1.5 * weight
+
+
+def _asked_once(model: nn.Module) -> Tensor:
+    """Logits of a few tokens, as in training: with a cache, other kernels are taken."""
+    with torch.no_grad(), _training(model):
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        ids = torch.arange(0, vocabulary, max(1, vocabulary // 8), device=next(model.parameters()).device)[None, :8]
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
+
+
+@contextlib.contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Training mode, which decides on some kernels, without drawing from the caller's generator."""
+    modes = [(module, module.training) for module in model.modules()]
+    device = next(model.parameters()).device
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)  # the same dropout each time
+            model.train()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+# ------------------------------------------------------------------------------------------------ what peft does
+
+
+def _tried(model: nn.Module, targets: Targets, knobs: Knobs, everything: bool) -> Targets:
+    """The targets as peft makes exactly them. Layers it would take for others are given as parameters."""
+    wrong: set[str] = set()
+    for _ in range(TRIES):
+        try:
+            made = _made(model, targets, knobs)
+        except ValueError as error:
+            if not (refused := _refused(error, targets)):
+                raise StrategyError(f"lora: peft refuses this model: {' '.join(str(error).split())[:300]}") from error
+            targets = _without(targets, refused, "peft refuses it, since this family's kernels read its weight past it", everything)
+            continue
+        wrong = made ^ targets.names
+        lost = [name for name in targets.modules if f"{name}.weight" not in made]
+        if not lost:
+            break
+        ends = {_end(name) for name in lost}
+        # every layer of that name, since what peft renames it renames everywhere
+        turned = tuple(f"{name}.weight" for name in targets.modules if _end(name) in ends)
+        targets = replace(
+            targets, modules=tuple(name for name in targets.modules if _end(name) not in ends), parameters=(*targets.parameters, *turned)
+        )
+    if wrong:
+        raise StrategyError(
+            f"lora: peft would adapt other weights than asked for ({len(wrong)} differ, such as {sorted(wrong)[0]}); name target_modules that this model "
+            "has, or train it with full"
+        )
+    if knobs.lora_dropout and targets.parameters:
+        raise StrategyError(
+            f"lora.lora_dropout={knobs.lora_dropout:g} cannot be had on {_end(targets.parameters[0])} of this family, which peft adapts as a parameter; set "
+            "lora.lora_dropout=0"
+        )
+    return targets
+
+
+def _refused(error: ValueError, targets: Targets) -> frozenset[str]:
+    """The targets that peft names in its refusal of state-space models."""
+    found = re.search(r"Module '([^']+)' is incompatible", str(error))
+    return frozenset(name for name in (*targets.modules, *targets.parameters) if found and _end(name) == found.group(1).rpartition(".")[2])
+
+
+def _made(model: nn.Module, targets: Targets, knobs: Knobs) -> frozenset[str]:
+    """Names of the parameters that peft puts an adapter on, tried on a copy of the model without weights. Raises what peft raises."""
+    from peft import get_peft_model
+
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, Any] = {}
+    for tensor in tensors:
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        return _adapted_names(get_peft_model(copy.deepcopy(model, memo), targets.config(knobs), low_cpu_mem_usage=True))
+
+
+def _adapted_names(model: nn.Module) -> frozenset[str]:
+    found = set()
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and hasattr(module, "base_layer") and len(module.lora_A):
+            found.add(f"{original_name(name)}.{getattr(module, 'parameter_name', 'weight')}")
+    return frozenset(found)
+
+
+def check_same(model: nn.Module, targets: Targets) -> None:
+    """Raises StrategyError where the adapters that were made are not the targets."""
+    wrong = {one.parameter for one in adapters(model).values()} ^ targets.names
+    if wrong:
+        raise StrategyError(f"lora: peft made other adapters than asked for: {', '.join(sorted(wrong)[:3])}; this is a fault of safebasin's, report it")
