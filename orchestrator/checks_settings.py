@@ -131,9 +131,9 @@ def _ranks(experiment: Experiment, knobs: dict[str, Any]) -> list[Any]:
 
 
 def _check_targets(network: Any, names: list[str]) -> None:
-    from strategies.lora import target_names
+    from strategies import lora_targets
 
-    every = {name.rpartition(".")[2] for name in target_names(network, "all-linear", None)}
+    every = lora_targets.ends(network)
     if not every:
         raise ModelError("lora: this model has no linear layer inside its decoder blocks that could be adapted; leave lora out of the recipes")
     for name in names:

@@ -92,8 +92,8 @@ def of(model: nn.Module, knobs: Knobs, layers: tuple[int, ...] | None) -> Target
     asked = _without(asked, past, "this model's own code reads its weight past it, so an adapter has no effect", everything)
     if asked.parameters and knobs.lora_dropout:
         raise StrategyError(
-            f"lora.lora_dropout={knobs.lora_dropout:g} cannot be had on {_end(asked.parameters[0])}, experts in one tensor; set lora.lora_dropout=0, or "
-            "name other target_modules"
+            f"lora.lora_dropout={knobs.lora_dropout:g} cannot be had on {_end(asked.parameters[0])}, experts in one tensor; set "
+            "lora.lora_dropout=0, or name other target_modules"
         )
     return _tried(model, asked, knobs, everything)
 
@@ -119,6 +119,13 @@ def _asked(model: nn.Module, ends: list[str] | None, layers: tuple[int, ...] | N
     return Targets(tuple(modules), tuple(parameters), transposed)
 
 
+def ends(model: nn.Module) -> frozenset[str]:
+    """What target modules may be called: last parts of the names of what may be a weight matrix in the decoder blocks. Also of a model without
+    weights; whether each can be adapted is seen by `of`."""
+    inside = blocks.of(model)
+    return frozenset(_end(name) for name, (module, leaf) in matrices.owners(model).items() if inside.holds(name) and matrices.may_be(module, leaf))
+
+
 def _all_there(model: nn.Module, names: list[str]) -> None:
     """Raises StrategyError for a name that no linear layer or batch of the decoder blocks has, in any layer."""
     inside = blocks.of(model)
@@ -126,7 +133,8 @@ def _all_there(model: nn.Module, names: list[str]) -> None:
     for name in names:
         if name not in there:
             raise StrategyError(
-                f"lora.target_modules: no linear layer of the decoder blocks is called {name!r}; there are {', '.join(sorted(there))} (all-linear for all)"
+                f"lora.target_modules: no linear layer of the decoder blocks is called {name!r}; there are {', '.join(sorted(there))} "
+                "(all-linear for all)"
             )
 
 
@@ -241,13 +249,13 @@ def _tried(model: nn.Module, targets: Targets, knobs: Knobs, everything: bool) -
         )
     if wrong:
         raise StrategyError(
-            f"lora: peft would adapt other weights than asked for ({len(wrong)} differ, such as {sorted(wrong)[0]}); name target_modules that this model "
-            "has, or train it with full"
+            f"lora: peft would adapt other weights than asked for ({len(wrong)} differ, such as {sorted(wrong)[0]}); name target_modules that this "
+            "model has, or train it with full"
         )
     if knobs.lora_dropout and targets.parameters:
         raise StrategyError(
-            f"lora.lora_dropout={knobs.lora_dropout:g} cannot be had on {_end(targets.parameters[0])} of this family, which peft adapts as a parameter; set "
-            "lora.lora_dropout=0"
+            f"lora.lora_dropout={knobs.lora_dropout:g} cannot be had on {_end(targets.parameters[0])} of this family, which peft adapts as a "
+            "parameter; set lora.lora_dropout=0"
         )
     return targets
 
@@ -284,4 +292,4 @@ def check_same(model: nn.Module, targets: Targets) -> None:
     """Raises StrategyError where the adapters that were made are not the targets."""
     wrong = {one.parameter for one in adapters(model).values()} ^ targets.names
     if wrong:
-        raise StrategyError(f"lora: peft made other adapters than asked for: {', '.join(sorted(wrong)[:3])}; this is a fault of safebasin's, report it")
+        raise StrategyError(f"lora: peft made other adapters than asked for: {', '.join(sorted(wrong)[:3])}; this is a fault of ours, report it")

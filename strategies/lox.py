@@ -15,8 +15,8 @@ Interacts: name it before lora, which adapts what it leaves; adapters are merged
     it before the extrapolation; merging methods after it see the extrapolated weights as the start of training.
 Deviations: differences and decompositions in float32 (code: difference in bfloat16). Every matrix of the model is extrapolated, as in the
     code, embeddings too, each expert of a mixture by itself; matrices that alignment left alone are not touched. Compared with the official
-    script on two random 3-layer Llamas, rank 0 with coef 1 and rank 3 with coef 0.7: within 0.9 % of a matrix's largest entry, all of it the script's bfloat16; the same
-    formula in float32 agrees to the last bit.
+    script on two random 3-layer Llamas, rank 0 with coef 1 and rank 3 with coef 0.7: within 0.9 % of a matrix's largest entry, all of it
+    the script's bfloat16; the same formula in float32 agrees to the last bit.
 """
 
 from __future__ import annotations

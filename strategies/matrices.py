@@ -94,7 +94,7 @@ def stored(model: nn.Module) -> dict[str, Stored]:
         weight = module._parameters[leaf]
         if leaf == "weight" and is_linear(module):
             found[name] = Stored(transposed=not isinstance(module, nn.Linear))
-        elif not inside.holds(name) or not _may_be_matrix(module, leaf, weight):
+        elif not inside.holds(name) or not may_be(module, leaf):
             continue
         elif weight.ndim == 2 and leaf == "weight":
             found[name] = Stored()
@@ -117,7 +117,9 @@ def _kind(module: nn.Module, leaf: str) -> tuple[type, str]:
     return type(module), leaf
 
 
-def _may_be_matrix(module: nn.Module, leaf: str, weight: Tensor) -> bool:
+def may_be(module: nn.Module, leaf: str) -> bool:
+    """Whether a module's own parameter has the form of a matrix or a batch of them; looks at no weight."""
+    weight = module._parameters[leaf]
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or leaf.endswith("bias") or not weight.is_floating_point():
         return False
     return weight.ndim in (2, 3) and all(size > 1 for size in weight.shape)

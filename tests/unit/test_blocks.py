@@ -12,7 +12,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "families"))
 import tiny
 
-from strategies import blocks, freeze_layers
+from strategies import blocks, freeze_layers, lora_targets
 from strategies.base import StrategyError
 from strategies.block_parts import part_of
 
@@ -69,9 +69,10 @@ def test_the_vision_tower_of_a_shell_is_not_the_text():
     assert found.container == "model.language_model.layers" and found.count == 3
     tower = [name for name, _ in model.named_parameters() if "vision_tower" in name]
     assert tower and not any(found.holds(name) for name in tower)
-    from strategies.lora import target_names
+    from strategies.lora import Lora
 
-    assert target_names(model, "all-linear", None) and not any("vision" in name for name in target_names(model, "all-linear", None))
+    adapted = lora_targets.of(model, Lora.Config(), None).modules
+    assert adapted and not any("vision" in name for name in adapted)
 
 
 @pytest.mark.parametrize("family", ["opt", "lfm2", "falcon_h1", "qwen3_next", "qwen3_moe", "gpt2", "rwkv", "deepseek_v3"])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
-import tiny
 import torch
 import toy
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "families"))
+import tiny
 
 from strategies import adapted, auxiliary, blocks, linear, lora, lora_targets, matrices
 from strategies.base import StrategyError
@@ -75,7 +80,8 @@ def test_a_router_that_is_a_linear_layer_by_name_alone_is_none():
     model = family("llama4_text")
     router = model.model.layers[0].feed_forward.router
     assert isinstance(router, nn.Linear) and not matrices.is_linear(router)
-    assert matrices.routers(family("jetmoe")) == {f"model.layers.{i}.{part}.router.layer" for i in range(3) for part in ("mlp", "self_attention.experts")}
+    parts = ("mlp", "self_attention.experts")
+    assert matrices.routers(family("jetmoe")) == {f"model.layers.{i}.{part}.router.layer" for i in range(3) for part in parts}
 
 
 def test_names_of_matrices_come_apart_again():
@@ -136,7 +142,8 @@ def test_edited_adapters_of_a_mixture_survive_saving(name, more, tmp_path):
         if update.name not in chosen:
             return None
         half = update.times(0.5)
-        return half if not more else linear.added(half, update.replaced(left=torch.ones(update.shape[0], more), right=torch.ones(more, update.shape[1])))
+        ones = torch.ones(update.shape[0], more), torch.ones(more, update.shape[1])
+        return linear.added(half, update.replaced(left=ones[0], right=ones[1])) if more else half
 
     model = linear.edit(model, start, change)
     assert hasattr(model, "peft_config")

@@ -48,7 +48,7 @@ def test_attached_factors_are_the_same_as_weights_plus_their_product():
     with auxiliary.attached(model, modules, factors):
         inside = loss_of(model, data, data.task)
     for name, update in auxiliary.as_updates(factors).items():
-        linear.add_to_weights(model, name, update.dense())
+        model.get_parameter(name).data.add_(update.dense())
     assert loss_of(model, data, data.task) == pytest.approx(inside, rel=1e-5)
 
 

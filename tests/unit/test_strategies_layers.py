@@ -6,10 +6,10 @@ import pytest
 import torch
 import toy
 
-from strategies import blocks
+from strategies import blocks, lora_targets
 from strategies.base import StrategyError
 from strategies.freeze_layers import FreezeLayers, fallback_range, frozen_tensors, tensor_hash
-from strategies.lora import parse_layers, target_names
+from strategies.lora import Lora, parse_layers
 from strategies.plain import PlainEngine
 from strategies.recipe import build, check
 
@@ -89,10 +89,14 @@ def test_an_adapted_model_starts_as_the_untouched_one():
 
 def test_targets_are_linear_layers_of_the_blocks():
     module = toy.model(layers=2, tie=False)
-    assert len(target_names(module, "all-linear", None)) == 14
-    assert target_names(module, "q_proj, v_proj", (1,)) == ["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
+
+    def names(layers=None, **knobs):
+        return lora_targets.of(module, Lora.Config(**knobs), layers).modules
+
+    assert len(names()) == 14
+    assert names((1,), target_modules="q_proj, v_proj") == ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj")
     module.model.layers[0].requires_grad_(False)
-    assert {blocks.of(module).index(n) for n in target_names(module, ("q_proj",), None)} == {1}
+    assert {blocks.of(module).index(n) for n in names(target_modules=("q_proj",))} == {1}
 
 
 @pytest.mark.parametrize("value, wanted", [("2-4", (2, 3, 4)), ("0, 3-4", (0, 3, 4)), ((1, 0), (0, 1)), ("5", (5,)), (None, None)])
