@@ -155,14 +155,13 @@ def _apply(request: Request, recipe: Recipe) -> tuple[Applied, nn.Module, Any]:
     if type(recipe.strategies[0]).setup is not Strategy.setup:  # a side training wants the untouched model
         recipe.setup(models.network(aligned).to(request.device))
     model, tokenizer, notes = _tuned(request, aligned)
-    outside = reach.outside_parts(model, sources["aligned"])
+    left = reach.of(model, sources["aligned"], recipe.strategies[0])
     before = _measure(model, sources["aligned"])
     if not before:
         raise ConfigError(f"--model {request.model!r} has the weights of --aligned in every decoder block, so there is nothing to change")
     model = recipe.finish(model)
     after = _measure(model, sources["aligned"])
     modules = _compared(before, after)
-    left = reach.untouched(outside, modules, sources["aligned"])
     return Applied(recipe.facts().get(request.strategy, {}), modules, blocks.of(model), left, asked.facts, (*asked.notes, *notes)), model, tokenizer
 
 

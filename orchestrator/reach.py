@@ -5,17 +5,21 @@ Such methods change the weight matrices of the decoder blocks. Whatever else tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from strategies.base import Tensors
+    from orchestrator.records import TrialResult
+    from strategies.base import Strategy, Tensors
+    from strategies.recipe import Recipe
 
 WARN = 0.1
 """Share of the update from which on it is a warning."""
+SHOWN = 4
+"""Tensors that are named."""
 
 
 @dataclass(frozen=True)
@@ -44,29 +48,53 @@ class Untouched:
 
     def sentence(self, method: str) -> str:
         """Empty where there is nothing of the kind."""
-        if not self.parts:
-            return ""
-        shown = ", ".join(f"{part.name} ({part.kind})" for part in self.parts[:4])
-        more = f" and {len(self.parts) - 4} more" if len(self.parts) > 4 else ""
-        return (
-            f"{self.share:.1%} of the update (of its squared norm) lies in {len(self.parts)} tensor{'s' * (len(self.parts) > 1)} that {method} does "
-            f"not change: {shown}{more}"
-        )
+        return _sentence(method, self.share, len(self.parts), self.parts) if self.parts else ""
 
 
-def untouched(outside: Mapping[str, Part], inside: Mapping[str, Mapping[str, Any]], aligned: Tensors) -> Untouched:
-    """outside: as `outside_parts`, of the model before the method. inside: weight -> `norm_before`, `changed`, of what the method was shown.
+def of(model: nn.Module, aligned: Tensors, method: Strategy) -> Untouched:
+    """The part of a tuned model's update that `method`, which acts after training, cannot change; measured before it acts. One pass over the
+    updates; the matrices of a batch (experts) count as one tensor."""
+    from strategies import linear, matrices
 
-    Of the latter, tensors that are no matrix and were not changed count as out of reach too.
-    """
-    odd = {
-        name: Part(name, kind_of(name), module["norm_before"])
-        for name, module in inside.items() if not module["changed"] and name in aligned and aligned[name].ndim != 2
-    }  # fmt: skip
-    parts = sorted([*outside.values(), *odd.values()], key=lambda part: -part.norm)
-    reached = sum(module["norm_before"] ** 2 for name, module in inside.items() if name not in odd)
-    missed = sum(part.norm**2 for part in parts)
-    return Untouched(missed / (missed + reached) if missed else 0.0, tuple(parts))
+    missed = {} if method.moves_outside else {part.name: part.norm**2 for part in outside_parts(model, aligned).values()}
+    reached = 0.0
+    for update in linear.updates(model, aligned):
+        size = linear.norm(update) ** 2
+        if method.reaches(update):
+            reached += size
+        else:
+            name = matrices.split(update.name)[0]
+            missed[name] = missed.get(name, 0.0) + size
+    parts = sorted((Part(name, kind_of(name), size**0.5) for name, size in missed.items() if size > 0), key=lambda part: -part.norm)
+    total = sum(missed.values())
+    return Untouched(total / (total + reached) if total else 0.0, tuple(parts))
+
+
+def before_finish(model: nn.Module, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """For a trial's record, {method: {"share": of the update's squared norm, "tensors": how many, "largest": [Part, ...]}}, of every method of the
+    recipe that changes trained weights after training; empty where none does."""
+    found = {}
+    for method in recipe.active:
+        if method.merges and method.data is not None and "aligned" in method.data.weights:
+            left = of(model, method.data.weights["aligned"], method)
+            found[method.name] = {"share": left.share, "tensors": len(left.parts), "largest": [asdict(part) for part in left.parts[:SHOWN]]}
+    return found
+
+
+def alerts(results: Iterable[TrialResult]) -> list[str]:
+    """A sentence for every method that could not change more than `WARN` of the update in some trial; the largest share is told."""
+    worst: dict[str, dict[str, Any]] = {}
+    for result in results:
+        for name, told in (result.facts.get("untouched") or {}).items():
+            if told["share"] > worst.get(name, {"share": WARN})["share"]:
+                worst[name] = told
+    return [_sentence(name, told["share"], told["tensors"], [Part(**one) for one in told["largest"]]) for name, told in worst.items()]
+
+
+def _sentence(method: str, share: float, count: int, largest: Sequence[Part]) -> str:
+    shown = ", ".join(f"{part.name} ({part.kind})" for part in largest[:SHOWN])
+    more = f" and {count - len(largest[:SHOWN])} more" if count > SHOWN else ""
+    return f"{share:.1%} of the update (of its squared norm) lies in {count} tensor{'s' * (count > 1)} that {method} does not change: {shown}{more}"
 
 
 def outside_parts(model: nn.Module, aligned: Tensors) -> dict[str, Part]:
@@ -162,4 +190,10 @@ def kind_of(name: str) -> str:
         return "head"
     if any(word in name for word in ("embed", "wte", "wpe")):
         return "embedding"
-    return "no matrix of a decoder block"
+    if "expert" in name:
+        return "experts"
+    if any(word in name.lower() for word in ("router", "gate.weight")):
+        return "router"
+    if any(word in name for word in ("conv", "A_log", ".D")):
+        return "convolution or state"
+    return "matrix of a decoder block"

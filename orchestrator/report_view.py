@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator import counted, report_safety, summary, templates
+from orchestrator import counted, reach, report_safety, summary, templates
 from orchestrator import tracking_values as values
 from orchestrator.config import Experiment, dump_yaml
 from orchestrator.constraint import Configuration, Judgement, Selection
@@ -32,7 +32,7 @@ def view(
         "name": experiment.name,
         "feasible": selection.best is not None,
         "stopped": bool(facts.get("stopped")),
-        "alerts": templates.alerts([baseline, *(result for result, _ in rows)]) + counted.alerts(baseline.facts),
+        "alerts": templates.alerts([baseline, *(result for result, _ in rows)]) + counted.alerts(baseline.facts) + reach.alerts(r for r, _ in rows),
         "sentence": summary.headline(selection, baseline, experiment),
         "level": f"{limits.confidence:.0%}",
         "metric": experiment.task.metric,

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from orchestrator import counted
+from orchestrator import counted, reach
 from orchestrator.config import Experiment
 from orchestrator.constraint import Configuration, Constraint, Judgement, Selection
 from orchestrator.intervals import Estimate, mean, paired_difference, rate
@@ -92,13 +92,14 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
         score, before = task_score(result, confidence), task_score(baseline, confidence)
         bound = tightest(judgement)
         seeds = len(selection.best.seeds)
+        warnings = [*unbound(baseline, experiment), *unseen(selection.best, baseline, experiment), *reach.alerts(r for r, _ in selection.best.trials)]
         return (
             f"Best within the limits: {result.trial_id} ({result.recipe}), task score {figure(score)}"
             f" (untouched {number(before.value) if before else MISSING}), attack success {_rates(result, baseline, 'harmful')}; "
             + (f"{_kept(bound, confidence)}: feasible" if bound else "feasible")
             + (f", as on each of {seeds} seeds." if seeds > 1 else ", on one seed.")
             + (" NOTE: its task score is not clearly above the untouched model's." if score and before and score.lower <= before.value else "")
-            + "".join(f" WARNING: {line}." for line in [*unbound(baseline, experiment), *unseen(selection.best, baseline, experiment)])
+            + "".join(f" WARNING: {line}." for line in warnings)
             + contaminated(baseline)
         )
     miss = selection.nearest_miss

@@ -80,6 +80,8 @@ def result_metrics(result: TrialResult, judgement: Judgement | None) -> dict[str
     for name, value in result.facts.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             found[metric_name("cost", name)] = float(value)
+    for name, left in (result.facts.get("untouched") or {}).items():
+        found[metric_name("method", name, "untouched_share")] = float(left["share"])
     found |= {metric_name(name): value for name, value in counted.metrics(result.facts).items()}
     return found | (_judged(judgement) if judgement is not None else {})
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config, data_report, data_tokens, evaluation, faults, materials, models, seeds, templates, trained, trial_files
+from orchestrator import config, data_report, data_tokens, evaluation, faults, materials, models, reach, seeds, templates, trained, trial_files
 from orchestrator.config import Experiment
 from orchestrator.errors import JudgeError, NonFiniteLossError, TrialError
 from orchestrator.evaluation import external, sequential, vllm_backend
@@ -158,6 +158,8 @@ def _train(spec, experiment, model, tokenizer, found, teller, context, clock, fi
             trained.write(shared, model, known)
             files.send_trained(shared)
     with clock.part("save"):
+        if context.rank == 0 and (left := reach.before_finish(model, recipe)):
+            facts["untouched"] = left
         model = recipe.finish(model)
         facts["strategies"] = recipe.facts() | (known["strategies"] if reuse else {})
     return model, recipe

@@ -19,10 +19,13 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from strategies.linear import Update
 
 Batch = dict[str, Tensor]
 """One micro-batch of R rows padded on the right to L tokens: `input_ids`, `attention_mask`, `labels` (R, L), labels -100 where no
@@ -266,6 +269,8 @@ class Strategy:
     one training."""
     merges: ClassVar[bool] = False
     """Whether `finish` changes weights: two such methods in a recipe are warned about."""
+    moves_outside: ClassVar[bool] = False
+    """Whether `finish` also moves what lies outside the matrices of the decoder blocks (heads, norms), wherever training moved it."""
     changes_start: ClassVar[bool] = False
     """Whether `setup` changes weights (a method that acts before training)."""
     data_rank: ClassVar[int] = 50
@@ -326,6 +331,11 @@ class Strategy:
 
     def end(self, engine: Engine) -> None:
         """After the last step, before the engine is closed. Collective."""
+
+    def reaches(self, update: Update) -> bool:
+        """Of a method that merges: whether `finish` could change this update (of a weight in the decoder blocks), whatever its knobs then choose.
+        What it cannot is told with every result."""
+        return True
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Project, merge or restore the gathered model after the last step. Runs on every worker, on the whole model, and must be

@@ -132,6 +132,7 @@ class CurvatureRestore(Strategy):
     needs = frozenset({"safety", "harmful"})
     changes_training = False
     merges = True
+    moves_outside = True
 
     @dataclass(frozen=True)
     class Config:

@@ -245,6 +245,9 @@ class EnchTable(Strategy):
                 "model.attn_implementation=eager, or enchtable.ntk=false"
             ) from error
 
+    def reaches(self, update: Update) -> bool:
+        return update.name in self.safety
+
     def finish(self, model: nn.Module) -> nn.Module:
         knobs, aligned = self.config, self.data.weights["aligned"]
         if knobs.beta == 0:

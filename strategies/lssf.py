@@ -88,16 +88,22 @@ class Lssf(Strategy):
             if self.top < 0:
                 raise StrategyError(f"lssf.top={self.top} is negative; 1 weighs all directions alike")
 
+    def reaches(self, update: Update) -> bool:
+        return self._direction(update) is not None
+
+    def _direction(self, update: Update) -> Tensor | None:
+        """V of an update's weight; None where it is no matrix or alignment left it alone."""
+        return linear.alignment(update, self.data.weights["aligned"], self.data.weights["unaligned"]) if update.is_matrix else None
+
     def finish(self, model: nn.Module) -> nn.Module:
         if self.config.alpha == 0:
             return model
-        aligned, unaligned = self.data.weights["aligned"], self.data.weights["unaligned"]
         ranks: list[int] = []
         task_sq = added_sq = 0.0
 
         def change(update: Update) -> Update | None:
             nonlocal task_sq, added_sq
-            if not update.is_matrix or (direction := linear.alignment(update, aligned, unaligned)) is None:
+            if (direction := self._direction(update)) is None:
                 return None
             left, right = fused(direction, self.config.eta, self.config.top)
             ranks.append(len(right))
@@ -105,7 +111,7 @@ class Lssf(Strategy):
             task_sq, added_sq = task_sq + linear.norm(update) ** 2, added_sq + linear.norm(safety) ** 2
             return linear.added(update, safety)
 
-        model = linear.edit(model, aligned, change)
+        model = linear.edit(model, self.data.weights["aligned"], change)
         self._facts = {
             "restored": len(ranks), "mean_rank": sum(ranks) / len(ranks) if ranks else 0.0, "task_norm": task_sq**0.5, "added_norm": added_sq**0.5,
         }  # fmt: skip

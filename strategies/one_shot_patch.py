@@ -63,6 +63,7 @@ class OneShotPatch(Strategy):
     needs = frozenset({"safety"})
     changes_training = False
     merges = True
+    moves_outside = True
 
     @dataclass(frozen=True)
     class Config:

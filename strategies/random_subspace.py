@@ -66,6 +66,9 @@ class RandomSubspace(Strategy):
             if self.rank < 0:
                 raise StrategyError(f"random_subspace.rank={self.rank} is negative; give how many singular directions are taken, 0 for all")
 
+    def reaches(self, update: Update) -> bool:
+        return self._direction(update) is not None
+
     def finish(self, model: nn.Module) -> nn.Module:
         if self.config.strength == 0:
             return model

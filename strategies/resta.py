@@ -96,6 +96,9 @@ class Resta(Strategy):
             self.safety = auxiliary.as_updates(auxiliary.remembered(model, rows, self.data, plan, "harmful"), -1.0)
         return model
 
+    def reaches(self, update: Update) -> bool:
+        return update.name in self.safety
+
     def finish(self, model: nn.Module) -> nn.Module:
         knobs = self.config
         if knobs.gamma == 0:

@@ -72,6 +72,9 @@ class SafeLora(Strategy):
             if not -1 <= self.threshold <= 1:
                 raise StrategyError(f"safe_lora.threshold={self.threshold} is no cosine; it lies in [-1, 1], usually 0.2 to 0.8")
 
+    def reaches(self, update: linear.Update) -> bool:
+        return self._direction(update) is not None
+
     def finish(self, model: nn.Module) -> nn.Module:
         knobs, aligned = self.config, self.data.weights["aligned"]
         if knobs.select == "number" and not knobs.number:

@@ -93,6 +93,12 @@ class SafeMerge(Strategy):
             self.safe = auxiliary.as_updates(auxiliary.remembered(model, rows, self.data, plan, "safe"))
         return model
 
+    def reaches(self, update: Update) -> bool:
+        return update.name in self.safe and self._direction(update) is not None
+
+    def _direction(self, update: Update) -> Tensor | None:
+        return linear.alignment(update, self.data.weights["aligned"], self.data.weights["unaligned"])
+
     def finish(self, model: nn.Module) -> nn.Module:
         if self.config.weight == 1:
             return model
@@ -102,7 +108,7 @@ class SafeMerge(Strategy):
         def change(update: Update) -> Update | None:
             if update.name not in self.safe:
                 return None
-            direction = linear.alignment(update, self.data.weights["aligned"], self.data.weights["unaligned"])
+            direction = self._direction(update)
             if direction is None:
                 return None
             seen.append(agreement(update, direction))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import json
+import sys
+from pathlib import Path
 
 import peft
 import pytest
@@ -12,9 +14,14 @@ import tiny_llama
 import torch
 from rich.console import Console
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "families"))
+import tiny
+
 from orchestrator import apply, models, reach, weights
 from orchestrator.config import Model
-from strategies import linear, merging
+from orchestrator.records import TrialResult
+from strategies import blocks, matrices, merging, recipe
+from strategies.base import Strategy, TrainingData
 
 CASES = {
     "plain": ({"target_modules": ["q_proj"]}, set()),
@@ -23,6 +30,15 @@ CASES = {
     "saved": ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "model.norm"]}, {"lm_head.weight", "model.norm.weight"}),
     "tokens": ({"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5, 7]}}, {"model.embed_tokens.weight"}),
 }
+
+
+class Everything(Strategy):
+    """Reaches every matrix of the decoder blocks."""
+
+    Config = type("Config", (), {})
+
+    def reaches(self, update):
+        return update.is_matrix
 
 
 def trained(config, tie=False):
@@ -45,8 +61,7 @@ def test_norms_outside_the_blocks_are_those_of_the_merged_weights(options, names
     assert set(found) == names
     for name, part in found.items():
         assert part.norm == pytest.approx(float((plain[name] - aligned[name]).detach().double().norm()), rel=1e-4)
-    inside = {n: {"norm_before": float((plain[n] - aligned[n]).detach().norm()), "changed": True} for n in plain if n.endswith("q_proj.weight")}
-    left = reach.untouched(found, inside, aligned)
+    left = reach.of(wrapped, aligned, Everything())
     moved = {n: float((plain[n] - aligned[n]).detach().double().norm()) ** 2 for n in plain}
     assert left.share == pytest.approx(sum(moved[n] for n in names) / sum(moved.values()), rel=1e-4)
     assert left.warns == (left.share > 0.1) and bool(left.sentence("x")) == bool(names)
@@ -62,8 +77,7 @@ def test_a_whole_model_with_a_head_of_its_own_is_held_against_the_embedding_it_s
         tuned.model.layers[0].input_layernorm.weight += 1
     found = reach.outside_parts(tuned, aligned)
     assert list(found) == ["lm_head.weight"] and found["lm_head.weight"].norm == pytest.approx(32**0.5)
-    inside = {u.name: {"norm_before": linear.norm(u), "changed": False} for u in linear.updates(tuned, aligned)}
-    left = reach.untouched(found, inside, aligned)
+    left = reach.of(tuned, aligned, Everything())
     assert {part.name: part.kind for part in left.parts} == {"lm_head.weight": "head", "model.layers.0.input_layernorm.weight": "norm"}
     assert left.share == pytest.approx(64 / 96)
 
@@ -122,3 +136,40 @@ def test_an_aligned_model_without_a_template_is_accepted_with_an_adapter_that_br
     assert made.asked["template_of"] == "adapter" and made.changed
     words = models.attach(tmp_path / "out", Model(model_name_or_path=str(places / "mute")))[1]
     assert words.chat_template == tiny_llama.TEMPLATE
+
+
+def mixture(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        return tiny.model("qwen3_moe", seed)
+
+
+def moved(model):
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def test_of_a_mixture_the_experts_are_reached_and_what_is_not_is_a_fact():
+    aligned, unaligned = (weights.of_module(mixture(seed)) for seed in (0, 1))
+    model = moved(mixture())
+    made = recipe.build([("safe_lora", {}), ("enchtable", {"beta": 0})])
+    made.prepare_data(TrainingData((), (), 0, 1, weights={"aligned": aligned, "unaligned": unaligned}))
+    told = reach.before_finish(model, made)
+    norms = {n: float((p - aligned[n]).detach().double().norm()) ** 2 for n, p in model.named_parameters()}
+    inside, known = blocks.of(model), matrices.stored(model)
+    out_of_reach = {n for n in norms if not inside.holds(n) or n not in known}
+    assert told["safe_lora"]["tensors"] == len(out_of_reach) and not any("expert" in n for n in out_of_reach)
+    assert told["safe_lora"]["share"] == pytest.approx(sum(norms[n] for n in out_of_reach) / sum(norms.values()), rel=1e-4)
+    assert told["enchtable"]["share"] == 1.0  # nothing was trained on the side
+    result = TrialResult(trial_id="t", recipe="safe_lora", params={}, seed=0, state="complete", facts={"untouched": told})
+    alerts = reach.alerts([result])
+    assert any(alert.startswith("100.0% of the update (of its squared norm) lies in ") and "enchtable does not change" in alert for alert in alerts)
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_methods_that_move_all_that_training_moved_leave_nothing_out():
+    made = recipe.build([("one_shot_patch", {})])
+    made.strategies[0].take_rows(TrainingData((), (), 0, 1, weights={"aligned": weights.of_module(mixture())}))
+    assert reach.before_finish(moved(mixture()), made) == {"one_shot_patch": {"share": 0.0, "tensors": 0, "largest": []}}
