@@ -136,6 +136,8 @@ def attach(folder: Path, model: config.Model, *, device: str = "cpu") -> tuple[n
     try:
         with warnings.catch_warnings():  # tied weights are taken care of when merging, what the file lacks is an error below, unknown settings a note
             warnings.simplefilter("ignore", UserWarning)
+            # peft looks among modules alone, and ranks of experts are those of parameters; a rank that does not fit is an error of sizes
+            warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
             network = PeftModel.from_pretrained(network, str(folder), torch_device="cpu")
     except Exception as error:  # peft raises whatever its methods' configs raise
         raise ModelError(f"the adapter in {folder} does not fit {model.model_name_or_path!r}: {' '.join(str(error).split())[:300]}") from error

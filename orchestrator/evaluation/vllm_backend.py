@@ -174,7 +174,7 @@ def _close(kept: MutableMapping[Any, Any]) -> None:
 def _rank(adapter: str) -> int:
     """The least rank vLLM can be set up for that holds this adapter. Raises ModelError for adapters it cannot load."""
     settings = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
-    refused = [name for name in ("use_dora", "modules_to_save", "layer_replication", "fan_in_fan_out") if settings.get(name)]
+    refused = [name for name in ("use_dora", "modules_to_save", "layer_replication", "fan_in_fan_out", "target_parameters") if settings.get(name)]
     if settings.get("bias", "none") != "none":
         refused.append("bias")
     if str(settings.get("peft_type", "LORA")).upper() != "LORA":

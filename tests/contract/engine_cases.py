@@ -6,11 +6,15 @@ Each case trains a tiny Llama and returns its weights. Imported by workers that 
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import toy
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "families"))
+import tiny
 
 import strategies
 from orchestrator.engine import DeepSpeedEngine
@@ -73,7 +77,17 @@ def surgery(engine, data, step):
     engine.gradient(data.batches(data.task, step, "more", 4))
 
 
-def run(stage, rank, world, step_of=plain, recipe=(), steps=STEPS, checkpointing=False, last_stage=3, dtype=torch.float32, **changes):
+def small():
+    return toy.model(layers=2)
+
+
+def mixture():
+    """A mixture of experts, which lie in one tensor a layer."""
+    with torch.random.fork_rng(devices=[]):
+        return tiny.model("qwen3_moe", num_hidden_layers=2).train()
+
+
+def run(stage, rank, world, step_of=plain, recipe=(), steps=STEPS, checkpointing=False, last_stage=3, made=small, dtype=torch.float32, **changes):
     """Train, export, and return (weights, steps' logs); None for a stage that a strategy of the recipe refuses."""
     if isinstance(stage, int) and stage > last_stage:
         assert any(strategies.get(name).max_zero_stage == last_stage for name, _ in recipe)
@@ -81,7 +95,7 @@ def run(stage, rank, world, step_of=plain, recipe=(), steps=STEPS, checkpointing
     data = rows(rank, world)
     built = build(recipe)
     data = built.prepare_data(data)
-    module = built.setup(toy.model(layers=2).to(dtype))
+    module = built.setup(made().to(dtype))
     if checkpointing:
         module.activation_checkpointing_enable()
     before = hooks(module)
@@ -115,6 +129,7 @@ CASES = {
     "surgery": {"step_of": surgery},
     "frozen layers": {"recipe": (("freeze_layers", {"start": 1, "end": 1, "modules": "all"}),), "checkpointing": True},
     "lora and frozen layers": {"recipe": (("freeze_layers", {"start": 1, "end": 1}), ("lora", {"lora_r": 4}))},
+    "lora on experts": {"recipe": (("lora", {"lora_r": 4}),), "made": mixture, "checkpointing": True},
     "safegrad": {"recipe": (("safegrad", {"rho": 0.5, "num_safety": 8, "safety_batch_size": 3}),)},
     "sap": {"recipe": (("sap", {"num_pairs": 8, "pairs_per_step": 3}),), "checkpointing": True, "last_stage": 2},
     "spard and sbr": {"recipe": (("spard", {"share": 0.1, "safety_batch_size": 3, "radius": 0.01}), ("sbr", {"num_anchors": 3, "weight": 5.0}))},

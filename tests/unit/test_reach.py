@@ -163,7 +163,7 @@ def test_of_a_mixture_the_experts_are_reached_and_what_is_not_is_a_fact():
     assert told["safe_lora"]["tensors"] == len(out_of_reach) and not any("expert" in n for n in out_of_reach)
     assert told["safe_lora"]["share"] == pytest.approx(sum(norms[n] for n in out_of_reach) / sum(norms.values()), rel=1e-4)
     assert told["enchtable"]["share"] == 1.0  # nothing was trained on the side
-    result = TrialResult(trial_id="t", recipe="safe_lora", params={}, seed=0, state="complete", facts={"untouched": told})
+    result = TrialResult(trial_id="t", recipe="safe_lora", params={}, seed=0, phase="search", state="complete", facts={"untouched": told})
     alerts = reach.alerts([result])
     assert any(alert.startswith("100.0% of the update (of its squared norm) lies in ") and "enchtable does not change" in alert for alert in alerts)
     assert json.loads(json.dumps(told)) == told
