@@ -4,8 +4,9 @@ Stage: before training (adapters are attached once).
 Paper: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685.
 Reference: huggingface/peft.
 Idea: the update of a weight matrix is (lora_alpha / lora_r) * B A with A random, B zero at the start and rank lora_r; the weights stay.
-Knobs: lora_r - rank. lora_alpha - scale. lora_dropout - on the adapter's input. target_modules - `all-linear` (every linear layer of
-    the decoder blocks, and of a mixture every expert; routers keep their weights) or names such as q_proj,v_proj. layers - decoder layers that get adapters, e.g. 2-5 or [0, 1]; all without it.
+Knobs: lora_r - rank. lora_alpha - scale. lora_dropout - on the adapter's input. target_modules - `all-linear` (every linear layer of the
+    decoder blocks, and of a mixture every expert; routers keep their weights) or names such as q_proj,v_proj. layers - decoder layers that
+    get adapters, e.g. 2-5 or [0, 1]; all without it.
 Cost: about a full backward in time, a few per cent of its optimiser memory.
 Needs: nothing.
 Limits: not a defence by itself: at rank 8 and an honest learning rate it erodes safety as full fine-tuning does. Experts that lie in
@@ -14,9 +15,10 @@ Limits: not a defence by itself: at rank 8 and an honest learning rate it erodes
     says so (`not_adapted`), naming them is refused.
 Interacts: the learning rate is on another scale, about 5 times that of full fine-tuning, and its searched range is centred there.
     Modules frozen by freeze_layers get no adapter. safegrad's KL gradient is exactly zero at the first step, since B is zero.
-Deviations: default targets are QLoRA's (every linear layer), not the paper's query and value; rank and scale are those of the
-    safety papers (8, 16). What peft adapts is read back and compared with what was asked for. Adapters are saved unmerged. Where a method after training needs whole weights they are merged, and the merged
-    model must give the unmerged one's logits (float32 within 1e-4 of the largest, float16 1e-2, bfloat16 6e-2), or the trial fails.
+Deviations: default targets are QLoRA's (every linear layer), not the paper's query and value; rank and scale are those of the safety papers
+    (8, 16). What peft adapts is read back and compared with what was asked for. Adapters are saved unmerged. Where a method after training
+    needs whole weights they are merged, and the merged model must give the unmerged one's logits (float32 within 1e-4 of the largest,
+    float16 1e-2, bfloat16 6e-2), or the trial fails.
 """
 
 from __future__ import annotations

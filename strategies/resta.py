@@ -16,10 +16,10 @@ Limits: adds the same vector everywhere, whether the update was harmful there or
 Interacts: every ZeRO stage. Dropping makes the vector dense, so adapters are merged and the result is a whole model; with drop=0 they
     stay adapters of rank r + harmful_rank. With another merging method safety deltas add up.
 Deviations: formula from the paper's abstract and other groups' tables (reconstruction). v is low rank and trained here, in the linear
-    layers and experts of the decoder blocks; weights that training left alone keep their value. The mask is a function of the trial's seed and the
-    weight's name. DARE compared with its official code (yule-BUAA/MergeLM at 6d49ad9) on a random 600 x 500 matrix, drop 0.9: other random
-    numbers, the same share kept (0.101 and 0.100), what is kept scaled by 10 in both within 1e-6. EnchTable's repository holds a RESTA that
-    multiplies v by 0: run here, it changes no weight by a bit.
+    layers and experts of the decoder blocks; weights that training left alone keep their value. The mask is a function of the trial's seed
+    and the weight's name. DARE compared with its official code (yule-BUAA/MergeLM at 6d49ad9) on a random 600 x 500 matrix, drop 0.9: other
+    random numbers, the same share kept (0.101 and 0.100), what is kept scaled by 10 in both within 1e-6. EnchTable's repository holds a
+    RESTA that multiplies v by 0: run here, it changes no weight by a bit.
 """
 
 from __future__ import annotations

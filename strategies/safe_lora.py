@@ -11,8 +11,9 @@ Knobs: select - number: the `number` updates of smallest cosine are projected (o
 Cost: no training and no data; per weight two products with V. Memory beyond the model: three matrices at a time. Trials that differ in
     these knobs alone share one training.
 Needs: unaligned_base (model.unaligned_name_or_path).
-Limits: of a mixture every expert is a weight of its own, so `number` counts experts. Projecting out takes task skill as fast as harm in Ponkshe et al. (arXiv 2505.14185): compare with random_subspace. C rescales:
-    an update that is projected is also shrunk or grown by about the size of V.
+Limits: of a mixture every expert is a weight of its own, so `number` counts experts. Projecting out takes task skill as fast as harm in
+    Ponkshe et al. (arXiv 2505.14185): compare with random_subspace. C rescales: an update that is projected is also shrunk or grown by
+    about the size of V.
 Interacts: adapters stay adapters of the same rank; whole models are projected weight by weight. Every ZeRO stage, since it acts on the
     gathered model. With another merging method the order of the recipe counts.
 Deviations: weights are matched by name (official code: by order); all linear layers of the decoder blocks that were trained, also of whole

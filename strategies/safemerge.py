@@ -18,9 +18,10 @@ Interacts: every ZeRO stage. Adapters stay adapters, of rank r + safe_rank where
 Deviations: the merge is exact: factors are stacked (PEFT's `linear`, which the official code uses, mixes A and B separately and so adds
     cross terms); it also has a dare_linear merge, and the paper ties, which are not offered. Weights are matched by name, the scale alpha /
     r is included, whole models are merged too. A weight that alignment left alone has no cosine and keeps its update (official: it counts
-    as 0 and is merged). The safe adapter covers every linear layer of the decoder blocks and every expert, but no router. Compared with the official merger on two random
-    adapters of rank 2 on a 3-layer Llama: cosines within its rounding to 5 places, the same modules merged or kept, kept updates within
-    2e-7; merged ones differ by up to 75 % of the largest entry, and by 2e-7 once the cross terms are added to ours.
+    as 0 and is merged). The safe adapter covers every linear layer of the decoder blocks and every expert, but no router. Compared with the
+    official merger on two random adapters of rank 2 on a 3-layer Llama: cosines within its rounding to 5 places, the same modules merged or
+    kept, kept updates within 2e-7; merged ones differ by up to 75 % of the largest entry, and by 2e-7 once the cross terms are added to
+    ours.
 """
 
 from __future__ import annotations
