@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from typer.testing import CliRunner
 from orchestrator import apply, cli, models
 from orchestrator.config import Model
 from orchestrator.errors import ConfigError, DataError, ModelError, UnknownNameError
-from strategies import lssf, safe_lora
+from strategies import lora, lssf, safe_lora
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "families"))
+import tiny
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +150,31 @@ def test_a_setting_that_changes_nothing_says_so(places, tmp_path):
     arguments += ["--unaligned", str(places / "unaligned"), "--output", str(tmp_path / "out")]
     assert "no weight was changed" in CliRunner().invoke(cli.app, arguments).output
     assert Path(tmp_path / "out").is_dir()
+
+
+@pytest.mark.parametrize("form", ["whole", "adapter"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt2"])
+def test_files_with_other_names_than_the_loaded_model(family, form, tmp_path):
+    """Experts lie in most files one by one; the hub's GPT-2 was saved without its head."""
+    from safetensors.torch import load_file, save_file
+
+    for name, seed in (("aligned", 0), ("unaligned", 1)):
+        path = tiny.saved(tmp_path / name, family, seed=seed) / "model.safetensors"
+        tensors = {key.removeprefix("transformer."): tensor for key, tensor in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+    tuned = models.network(Model(model_name_or_path=str(tmp_path / "aligned")))
+    generator = torch.Generator().manual_seed(2)
+    if form == "adapter":
+        tuned = lora.Lora(lora.Lora.Config(lora_r=2)).setup(tuned)
+    with torch.no_grad():
+        for name, p in tuned.named_parameters():
+            if form == "whole" or "lora_B" in name:
+                p.add_(0.05 * torch.randn(p.shape, generator=generator))
+    models.save(tuned, tiny.tokenizer(), tmp_path / "tuned")
+    where = {key: str(tmp_path / key) for key in ("aligned", "unaligned")}
+    knobs = ("select=threshold", "threshold=1")
+    made = apply.run(apply.Request("safe_lora", str(tmp_path / "tuned"), output=tmp_path / "out", knobs=knobs, **where), quiet())
+    changed = {name for name, module in made.modules.items() if module["changed"]}
+    assert changed and (family != "qwen3_moe" or any("experts.down_proj[3]" in name for name in changed))
+    assert made.untouched.share < 0.5 and (tmp_path / "out" / "safebasin.json").is_file()
+    models.attach(tmp_path / "out", Model(model_name_or_path=where["aligned"]))
