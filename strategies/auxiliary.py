@@ -7,7 +7,7 @@ their weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from strategies import blocks, matrices
+from strategies import blocks, matrices, trying
 from strategies.base import Example, Loss, StrategyError, TrainingData, lm_loss
 from strategies.linear import Update, block_linears
 from strategies.matrices import Stored
@@ -29,8 +29,8 @@ Batches = dict[str, tuple[nn.Module, str, Stored]]
 """Name of a parameter that holds a batch of matrices -> (the module that owns it, its name there, how it is stored). Their factors are
 (left (n, d_out, r), right (n, r, d_in)) while they are trained."""
 
-Attach = Callable[[nn.Module, dict[str, nn.Module], Factors], AbstractContextManager[None]]
-"""(model, {weight name: linear layer}, factors) -> context in which the model's forward uses the factors."""
+Attach = Callable[[nn.Module, dict[str, nn.Module], Batches, Factors], AbstractContextManager[None]]
+"""(model, {weight name: linear layer}, batches, factors of both) -> context in which the model's forward uses the factors."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def train(model: nn.Module, rows: Sequence[Example], data: TrainingData, plan: P
           only: Callable[[str], bool] = lambda name: True, attach: Attach | None = None) -> Factors:  # fmt: skip
     """Train low-rank updates of the matrices in the decoder blocks (those whose weight name `only` accepts) on `rows`.
 
-    `attach` decides how the forward uses those of linear layers, and then no others are trained; without it, as an adapter does (`attached`).
+    `attach` decides how the forward uses them; without it, as an adapter does (`added`).
 
     Same result on every worker: rows are not divided, and the caller's random state is neither read nor moved. The model keeps its
     weights, gradients, modes and hooks. Raises StrategyError without rows, FloatingPointError where the loss or a gradient is not finite.
@@ -56,8 +56,10 @@ def train(model: nn.Module, rows: Sequence[Example], data: TrainingData, plan: P
     if not rows:
         raise StrategyError("a side training has no rows; give safety.data (and harmful answers) for it")
     choosing = matrices.routers(model)
-    modules = {f"{n}.weight": m for n, m in block_linears(model).items() if only(f"{n}.weight") and n not in choosing}
-    batches = {} if attach else {name: batch for name, batch in block_batches(model).items() if only(name)}
+    own = dict(model.named_parameters())  # a tensor that several modules share has its first name here, and one pair of factors
+    named = {f"{n}.weight": m for n, m in block_linears(model).items() if n not in choosing}
+    modules = {name: module for name, module in named.items() if name in own and only(name)}
+    batches = {name: batch for name, batch in block_batches(model).items() if name in own and only(name)}
     if not modules and not batches:
         raise StrategyError("no linear layer in the decoder blocks to train low-rank updates of")
     generator = torch.Generator().manual_seed(plan.seed)
@@ -65,10 +67,11 @@ def train(model: nn.Module, rows: Sequence[Example], data: TrainingData, plan: P
     factors |= {name: _new_batch(batch, plan.rank, generator) for name, batch in batches.items()}
     leaves = [t for pair in factors.values() for t in pair]
     optimizer = torch.optim.AdamW(leaves, lr=plan.learning_rate, weight_decay=0.0)
-    with (attach or attached)(model, modules, factors), _filled(batches, factors), _quiet(model):
+    forward = trying.forward(model)
+    with (attach or added)(model, modules, batches, factors), _quiet(model):
         for step in range(plan.steps):
             order = torch.randint(len(rows), (min(plan.batch_size, len(rows)),), generator=generator).tolist()
-            value, units = loss(lambda **inputs: model(**inputs), data.collate(rows, order))
+            value, units = loss(forward, data.collate(rows, order))
             value = value / units.clamp(min=1)
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the side training's loss became {float(value)} at step {step + 1}; lower its learning rate")
@@ -118,17 +121,82 @@ def as_updates(factors: Factors, scale: float = 1.0) -> dict[str, Update]:
 
 @contextmanager
 def attached(model: nn.Module, modules: dict[str, nn.Module], factors: Factors) -> Iterator[None]:
-    """Inside, each module's output has x @ right.T @ left.T added; the hooks are gone afterwards, also after an exception."""
+    """Inside, each module's output has x @ right.T @ left.T added; the hooks are gone afterwards, also after an exception.
+
+    Where the model reads a layer's weight itself and never calls the layer (Mamba's time step), left @ right is added to that weight while the model
+    runs.
+    """
 
     def hook(left: Tensor, right: Tensor):
         return lambda module, inputs, output: output + (inputs[0].to(right.dtype) @ right.T @ left.T).to(output.dtype)
 
-    handles = [module.register_forward_hook(hook(*factors[name])) for name, module in modules.items()]
+    direct = read_directly(model, modules)
+    called = {name: module for name, module in modules.items() if name not in direct}
+    handles = [one.register_forward_hook(hook(*factors[n])) for n, module in called.items() for one in users(model, module.weight)]
+    swap = Swap(model, of_linears({name: modules[name] for name in direct}))
+    handles.append(model.register_forward_pre_hook(lambda *_: swap.put(factors)))
+    handles.append(model.register_forward_hook(lambda *_: swap.back()))
     try:
         yield
     finally:
+        swap.back()
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def added(model: nn.Module, modules: dict[str, nn.Module], batches: Batches, factors: Factors) -> Iterator[None]:
+    """`attached`, and the modules that own the batches see them plus left @ right."""
+    with attached(model, modules, factors), _filled(batches, factors):
+        yield
+
+
+def read_directly(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, ...]:
+    """Names of the layers that one forward of a few plain tokens does not call: their weight is read by another module, or they are experts that
+    none of the tokens met. Modes and weights stay."""
+    called: set[str] = set()
+    handles = [
+        one.register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name, m in modules.items() for one in users(model, m.weight)
+    ]
+    try:
+        with torch.no_grad(), evaluating(model):
+            batch = trying.batch(model)
+            trying.forward(model)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(name for name in modules if name not in called)
+
+
+def of_linears(modules: Mapping[str, nn.Module]) -> Batches:
+    """Linear layers by weight name, described as batches are."""
+    return {name: (module, "weight", Stored(transposed=not isinstance(module, nn.Linear))) for name, module in modules.items()}
+
+
+def users(model: nn.Module, weight: Tensor, leaf: str = "weight") -> list[nn.Module]:
+    """The modules whose parameter `leaf` is this very tensor: several where blocks share it (Zamba2)."""
+    return [module for module in model.modules() if module._parameters.get(leaf) is weight]
+
+
+class Swap:
+    """Weights replaced by themselves plus left @ right, wherever they are used, and put back; the parameters stay where and as they are."""
+
+    def __init__(self, model: nn.Module, places: Batches):
+        self._held = {name: (m._parameters[leaf], users(model, m._parameters[leaf], leaf), leaf, how) for name, (m, leaf, how) in places.items()}
+
+    def put(self, factors: Mapping[str, tuple[Tensor, Tensor]], amount: Tensor | float = 1.0) -> None:
+        """factors: (left (..., d_out, r), right (..., r, d_in)) of every weight held; their product is taken `amount` times."""
+        for name, (weight, modules, leaf, how) in self._held.items():
+            left, right = factors[name]
+            change = amount * (left @ right)
+            new = weight + (change.mT if how.transposed else change).to(weight.dtype)
+            for module in modules:
+                module._parameters[leaf] = new  # not set as an attribute: that would refuse a tensor that is no parameter
+
+    def back(self) -> None:
+        for weight, modules, leaf, _ in self._held.values():
+            for module in modules:
+                module._parameters[leaf] = weight
 
 
 def _filled(batches: Batches, factors: Factors) -> AbstractContextManager[None]:

@@ -8,47 +8,43 @@ Idea: fine-tune the aligned model on harmful answers with its attention linearis
     each weight gets t_task + s * alpha * t_safe with s = exp(-steepness * mean |(U^T U - I) S (V V^T - I)|) over the leading singular
     vectors of both: s is 1 where they do not meet.
 Knobs: beta - size of the safety vector relative to the task's (official 0.1, useful 0.05 to 0.5; 0 is plain). gamma - share of singular
-    vectors compared (0.5). steepness - of the damping (200). ntk - linearise; off is a plain low-rank training, the ablation.
-    modules - attention (paper, Llama), or attention_mlp (paper, Qwen and Mistral). num_harmful - harmful rows, at most (1000).
-    harmful_steps, harmful_learning_rate, harmful_rank - of that side training (AdamW).
+    vectors compared (0.5). steepness - of the damping (200). ntk - linearise; off is a plain low-rank training, the ablation. modules -
+    attention (paper, Llama; in other families whatever mixes tokens in its place: state-space, recurrent and convolution modules), or
+    attention_mlp (paper, Qwen and Mistral; experts too). num_harmful - harmful rows, at most (1000). harmful_steps, harmful_learning_rate,
+    harmful_rank - of that side training (AdamW).
 Cost: one short training per lane, with ntk at about twice the forward; a thin singular value decomposition per weight of an adapter, a
     full one per weight of a whole model. Trials that differ in these knobs share one training.
 Needs: harmful rows (safety.harmful_data, or a column `rejected` in safety.data).
 Limits: the vector is only as good as the harmful answers; the steepness is a constant of the code without a stated reason.
-Interacts: every ZeRO stage. Adapters stay adapters of rank r + harmful_rank. ntk needs attention that forward-mode differentiation can
-    pass (sdpa or eager, not flash_attention_2). With another merging method safety deltas add up.
+Interacts: every ZeRO stage. Adapters stay adapters of rank r + harmful_rank. ntk needs attention that forward-mode differentiation can pass
+    (sdpa or eager, not flash_attention_2) and modules without functions of their own for the backward (BLOOM's feed-forward part and
+    RecurrentGemma's recurrent blocks have such); what cannot is refused at validation. With another merging method safety deltas add up.
 Deviations: the official code linearises each projection by itself; a linear layer is linear in its weight, so that changes nothing (its
     harmful training is plain training of these projections). Here the attention (MLP) module is linearised as a whole, and in the low-rank
-    factors' product. The harmful update is low rank (official: full), and attention_mlp linearises every layer (official: all but the first
-    and last 12). Norms are those of the decoder blocks; only weights that training moved are merged. For low-rank updates gamma counts of
-    the rank: the other singular values are zero and their vectors arbitrary, though the official code averages over them. Compared with the
-    official merge on a 3-layer Llama and two random dense updates: s within 1e-7, weights within 4e-8, given the same norms (the official
-    ones count a tied embedding twice).
+    factors' product. Inside, a row that may attend to nothing (padding beyond a narrow window) attends to everything, as in eager
+    attention, since its softmax has no derivative otherwise. Feed-forward layers that lie in a block by themselves (OPT) are trained
+    plainly: each is linear in its weight. Routers are not trained. The harmful update is low rank (official: full), and attention_mlp
+    linearises every layer (official: all but the first and last 12). Norms are those of the decoder blocks; only weights that training
+    moved are merged. For low-rank updates gamma counts of the rank: the other singular values are zero and their vectors arbitrary, though
+    the official code averages over them. Compared with the official merge on a 3-layer Llama and two random dense updates: s within 1e-7,
+    weights within 4e-8, given the same norms (the official ones count a tied embedding twice).
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from strategies import auxiliary, blocks, linear
-from strategies.base import Strategy, StrategyError
+from strategies import auxiliary, linear, linearising, trying
+from strategies.base import Example, Strategy, StrategyError, TrainingData
 from strategies.linear import Update
 from strategies.rows import sample
-
-CONTAINERS = {
-    "attention": re.compile(r"\.(self_attn|attn|attention|self_attention)$"),
-    "attention_mlp": re.compile(r"\.(self_attn|attn|attention|self_attention|mlp|feed_forward|ffn)$"),
-}
-"""Modules that are linearised as a whole."""
 
 
 def spectrum(update: Update) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,76 +105,6 @@ def merge(
     }  # fmt: skip
 
 
-def containers(model: nn.Module, pattern: re.Pattern[str]) -> list[str]:
-    """Names of the modules in decoder blocks that match, the outermost where they are nested."""
-    found: list[str] = []
-    inside = blocks.of(model)
-    for name, _ in model.named_modules():
-        if pattern.search(name) and inside.holds(name) and not name.startswith(tuple(f"{n}." for n in found)):
-            found.append(name)
-    return found
-
-
-@contextmanager
-def linearised(model: nn.Module, modules: dict[str, nn.Module], factors: auxiliary.Factors, pattern: re.Pattern[str]) -> Iterator[None]:
-    """Inside, modules whose names match give f(x; W0) + d/de f(x; W0 + e * left @ right) at e = 0: first order in their weights.
-
-    The derivative is forward-mode through a module as a whole (the outermost where they are nested). Hooks and patches are gone
-    afterwards, also after an exception.
-    """
-    shift: list[Tensor | None] = [None]
-
-    def hook(left: Tensor, right: Tensor):
-        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + (shift[0] * (inputs[0].to(right.dtype) @ right.T @ left.T)).to(output.dtype)
-
-        return add
-
-    def around(forward):
-        def first_order(*args, **kwargs):
-            if "past_key_values" in kwargs:  # nothing is generated, and a cache would keep tensors of the derivative
-                kwargs["past_key_values"] = None
-            several: list[int] = []
-
-            def moved(amount: Tensor) -> Tensor:
-                shift[0] = amount
-                try:
-                    output = forward(*args, **kwargs)
-                finally:
-                    shift[0] = None
-                if isinstance(output, tuple):
-                    several.append(len(output))
-                    return output[0]
-                return output
-
-            start = torch.zeros((), device=next(iter(factors.values()))[0].device)
-            value, slope = torch.func.jvp(moved, (start,), (torch.ones_like(start),))
-            return (value + slope, *[None] * (several[0] - 1)) if several else value + slope
-
-        return first_order
-
-    with ExitStack() as stack:
-        for name in containers(model, pattern):
-            module = model.get_submodule(name)
-            stack.enter_context(_patched(module, around(module.forward)))
-        for name, module in modules.items():
-            stack.callback(module.register_forward_hook(hook(*factors[name])).remove)
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused kernels have no forward-mode derivative
-        yield
-
-
-@contextmanager
-def _patched(module: nn.Module, forward) -> Iterator[None]:
-    own = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
-
-
 class EnchTable(Strategy):
     """The harmful side is trained in setup, where the model is untouched; merging happens at the end."""
 
@@ -217,33 +143,60 @@ class EnchTable(Strategy):
         super().__init__(config)
         self.attention = frozenset({"eager", "sdpa"}) if self.config.ntk and self.config.beta > 0 else None
         self.safety: dict[str, Update] = {}
+        self._linearised = 0
 
     def setup(self, model: nn.Module) -> nn.Module:
         if self.config.beta > 0:
             self.safety = auxiliary.as_updates(self._harmful(model), -1.0)
         return model
 
+    def check_model(self, model: nn.Module) -> list[str]:
+        """Two steps of the harmful training on a few rows of the small copy. Raises StrategyError where they cannot be made."""
+        if self.config.beta == 0:
+            return []
+        plan = auxiliary.Plan(steps=2, learning_rate=1e-4, rank=1, batch_size=len(trying.LENGTHS))
+        device = model.get_input_embeddings().weight.device
+        try:
+            self._trained(model, trying.rows(model), TrainingData((), (), 0, len(trying.LENGTHS), device=device), plan, auxiliary.train)
+        except FloatingPointError as error:
+            raise self._refusal(model, error) from error
+        return []
+
     def _harmful(self, model: nn.Module) -> auxiliary.Factors:
         knobs = self.config
         if not self.data.harmful:
             raise StrategyError("enchtable needs harmful answers: give safety.harmful_data, or a column `rejected` in safety.data")
-        pattern = CONTAINERS[knobs.modules]
-        inside = [f"{name}." for name in containers(model, pattern)]
-        if not inside:
-            raise StrategyError("enchtable: no attention module found in the decoder blocks (names end in self_attn, attn or attention)")
         plan = auxiliary.Plan(knobs.harmful_steps, knobs.harmful_learning_rate, knobs.harmful_rank, seed=self.data.seed)
         rows = sample(self.data.harmful, knobs.num_harmful, self.data.seed)
-        options = {"only": lambda name: name.startswith(tuple(inside))}
-        if knobs.ntk:
-            options["attach"] = lambda model, modules, factors: linearised(model, modules, factors, pattern)
         what = f"harmful {knobs.modules} {'linearised' if knobs.ntk else 'plain'}"
+        return self._trained(model, rows, self.data, plan, partial(auxiliary.remembered, what=what))
+
+    def _trained(self, model: nn.Module, rows: Sequence[Example], data: TrainingData, plan: auxiliary.Plan, train: Any) -> auxiliary.Factors:
+        """Factors of the harmful training. Raises StrategyError, in one sentence, for a model on which it cannot be done."""
+        knobs = self.config
+        inside = linearising.trained_in(model, knobs.modules)
+        if not inside:
+            raise StrategyError(f"enchtable: the decoder blocks of {type(model).__name__} hold nothing that mixes tokens; leave enchtable out")
+        names = linearising.containers(model, knobs.modules) if knobs.ntk else []
+        self._linearised = len(names)
+        options: dict[str, Any] = {"only": lambda name: name.startswith(inside)}
+        if knobs.ntk:
+            options["attach"] = partial(linearising.linearised, names=names)
         try:
-            return auxiliary.remembered(model, rows, self.data, plan, what, **options)
-        except NotImplementedError as error:
-            raise StrategyError(
-                f"enchtable.ntk: this model's attention has no forward-mode derivative ({' '.join(str(error).split())[:120]}); set "
-                "model.attn_implementation=eager, or enchtable.ntk=false"
-            ) from error
+            return train(model, rows, data, plan, **options)
+        except torch.OutOfMemoryError:
+            raise
+        except (StrategyError, RuntimeError, TypeError, AttributeError, IndexError) as error:  # whatever a model's code says to a derivative
+            raise self._refusal(model, error) from error
+
+    def _refusal(self, model: nn.Module, error: Exception) -> StrategyError:
+        said = " ".join(str(error).split()).partition(". ")[0][:160]
+        if not self.config.ntk:
+            return StrategyError(f"enchtable: {type(model).__name__} cannot be trained on harmful answers ({said}); leave enchtable out")
+        return StrategyError(
+            f"enchtable.ntk=true needs a forward-mode derivative of {self.config.modules.replace('_', ' and ')}, which {type(model).__name__} does "
+            f"not give ({said}); set enchtable.ntk=false, or try another model.attn_implementation"
+        )
 
     def reaches(self, update: Update) -> bool:
         return update.name in self.safety
@@ -268,7 +221,8 @@ class EnchTable(Strategy):
 
         model = linear.edit(model, aligned, change)
         self._facts = {
-            "merged": len(scores), "alpha": alpha, "task_norm": task_sq**0.5, "safety_norm": safety_sq**0.5,
+            "linearised_modules": self._linearised, "trained_on_harm": len(self.safety), "merged": len(scores),
+            "alpha": alpha, "task_norm": task_sq**0.5, "safety_norm": safety_sq**0.5,
             "mean_score": sum(scores) / len(scores) if scores else 0.0, "smallest_score": min(scores, default=0.0),
         }  # fmt: skip
         return model

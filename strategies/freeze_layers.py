@@ -17,8 +17,9 @@ Cost: less than full fine-tuning: no gradient and no AdamW state for what is fro
 Needs: nothing; range=auto needs safety rows (safety.data) of both kinds, refusal and harmless.
 Limits: the range is not one constant; the paper's are [9, 14] of 32 (Llama-2-7b-chat), [7, 12] of 32 (Llama-3-8B-Instruct), [11, 15]
     of 32 (Phi-3-mini), [8, 11] of 18 (gemma-2b-it). Search it, or locate it first. Weak against attacks on the rows themselves.
-Interacts: with lora in any order, adapters are put on the other layers only, so the merged model keeps the frozen ones bit for bit.
-    Every ZeRO stage. Proof: hashes of the frozen tensors before and after; a trial that touched one fails.
+Interacts: with lora in any order, adapters are put on the other layers only, so the merged model keeps the frozen ones bit for bit. Every
+    ZeRO stage. Where layers share tensors (Zamba2), a frozen one is frozen in all of them: warned of, and in the record. Proof: hashes of
+    the frozen tensors before and after; a trial that touched one fails.
 Deviations: a frozen layer is the whole block, norms too (the paper: attention and MLP; modules=attention_mlp). start and end may also be given
     or searched, and the fallback is the middle of the paper's ranges. Both ends are inclusive (the official code's are exclusive).
     range=auto compares cosines of block outputs over bootstrap draws; its over-rejection prompts are the
@@ -28,6 +29,7 @@ Deviations: a frozen layer is the whole block, norms too (the paper: attention a
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -61,6 +63,15 @@ def frozen_tensors(model: nn.Module, start: int, end: int, modules: str) -> dict
             if "lora_" not in name and part_of(block, name) in wanted:
                 found[original_name(f"{inside.name(index)}.{name}")] = tensor
     return found
+
+
+def layers_sharing(model: nn.Module, start: int, end: int, tensors: Iterable[Tensor]) -> list[int]:
+    """Decoder layers outside start..end that use some of `tensors` themselves (Zamba2's shared blocks); empty where none does."""
+    wanted = {id(tensor) for tensor in tensors}
+    return [
+        index for index, block in enumerate(blocks.of(model).modules)
+        if not start <= index <= end and any(id(tensor) in wanted for tensor in (*block.parameters(), *block.buffers()))
+    ]  # fmt: skip
 
 
 def tensor_hash(tensor: Tensor) -> str:
@@ -162,6 +173,26 @@ class FreezeLayers(Strategy):
         start, end = self.range(num_layers)
         return layers - frozenset(range(start, end + 1))
 
+    def check_model(self, model: nn.Module) -> list[str]:
+        """Raises StrategyError where no layer can be frozen alone, or where layers cannot be located; warns of layers that share tensors."""
+        if self.config.range == "auto":
+            locate.alike(model)
+        count = blocks.of(model).count
+        sharing = [i for i in range(count) if layers_sharing(model, i, i, frozen_tensors(model, i, i, self.config.modules).values())]
+        if not sharing:
+            return []
+        if all(self._holds_all(model, i) for i in range(count)):
+            raise StrategyError("freeze_layers: all layers of this kind of model are the same tensors, so freezing one freezes all; leave it out")
+        return [
+            "freeze_layers: layers of this kind of model share tensors, so what is frozen in one layer is frozen in every layer that shares it; the "
+            "record names them (layers_sharing_frozen_tensors)"
+        ]
+
+    def _holds_all(self, model: nn.Module, index: int) -> bool:
+        """Whether freezing this one layer leaves no parameter of the blocks to train."""
+        frozen = {id(tensor) for tensor in frozen_tensors(model, index, index, self.config.modules).values()}
+        return all(id(parameter) in frozen for block in blocks.of(model).modules for parameter in block.parameters())
+
     def setup(self, model: nn.Module) -> nn.Module:
         start, end = self.located(model) if self.config.range == "auto" else self.range(blocks.of(model).count)
         frozen = frozen_tensors(model, start, end, self.config.modules)
@@ -174,11 +205,14 @@ class FreezeLayers(Strategy):
         if not any(p.requires_grad for p in model.parameters()):
             raise StrategyError(f"freeze_layers: layers {start} to {end} are all there is, nothing is left to train; narrow the range")
         self._hashes = {name: tensor_hash(tensor) for name, tensor in frozen.items()}
+        if sharing := layers_sharing(model, start, end, frozen.values()):
+            self._facts["layers_sharing_frozen_tensors"] = sharing
         return model
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Proves that nothing frozen was touched. Raises StrategyError naming the tensor where one was."""
-        now = {original_name(name): tensor for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]  # shared ones under every name
+        now = {original_name(name): tensor for name, tensor in named}
         for name, before in self._hashes.items():
             if name not in now or tensor_hash(now[name]) != before:
                 raise StrategyError(f"freeze_layers: the frozen tensor {name} was changed by training; the model is not what was asked for")

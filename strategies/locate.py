@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from strategies import blocks, rows
+from strategies import block_outputs, blocks, matrices, rows, trying
 from strategies.base import Example, StrategyError, TrainingData
-from strategies.linear import block_linears
 
 Range = tuple[int, int]
 
@@ -57,11 +56,13 @@ class Located:
 
 @contextmanager
 def watched(model: nn.Module, seen: dict[int, Tensor], last: list[Tensor]) -> Iterator[None]:
-    """Inside, every forward writes into seen[layer] the (R, d) outputs of that block at the positions last[0], (R,). Hooks go afterwards."""
+    """Inside, every forward writes into seen[layer] the (R, d) outputs of that block at the positions last[0], (R,). Hooks go afterwards. Raises
+    StrategyError for blocks that give no hidden states of one width."""
+    places = alike(model)
 
     def hook(layer: int):
         def keep(module, inputs, output):
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = places[layer].of(output)
             seen[layer] = hidden[torch.arange(hidden.shape[0], device=hidden.device), last[0].to(hidden.device)].detach().float().cpu()
 
         return keep
@@ -74,17 +75,29 @@ def watched(model: nn.Module, seen: dict[int, Tensor], last: list[Tensor]) -> It
             handle.remove()
 
 
+def alike(model: nn.Module) -> tuple[block_outputs.Place, ...]:
+    """Where each block's hidden states are. Raises StrategyError where a block gives none, or where widths differ."""
+    places = block_outputs.places(model, "freeze_layers.range=auto")
+    widths = sorted({place.width for place in places})
+    if len(widths) > 1:
+        raise StrategyError(
+            f"freeze_layers.range=auto compares the outputs of all decoder blocks, and those of this model are {widths[0]} to {widths[-1]} wide; "
+            "give freeze_layers.start and end"
+        )
+    return places
+
+
 def last_token_states(model: nn.Module, prompts: Sequence[Example], data: TrainingData) -> Tensor:
     """(prompts, layers, d) float32 on the CPU: output of every block at the last token before the answer. Modes and weights stay."""
     asked = [Example(row.prompt, (-100,) * len(row.prompt), row.id, row.kind) for row in prompts]
     seen: dict[int, Tensor] = {}
     last = [torch.zeros(0)]
-    found, size = [], data.per_device_batch_size
+    found, size, forward = [], data.per_device_batch_size, trying.forward(model)
     with torch.no_grad(), rows.evaluating(model), watched(model, seen, last):
         for start in range(0, len(asked), size):
             batch = data.collate(asked, range(start, min(start + size, len(asked))))
             last[0] = batch["attention_mask"].sum(dim=1) - 1
-            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            forward(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             found.append(torch.stack([seen[layer] for layer in range(len(seen))], dim=1))
     return torch.cat(found)
 
@@ -199,12 +212,25 @@ def refine(count: Callable[[int, int], int], start: int, end: int, layers: int) 
 # ------------------------------------------------------------------------------------------------ over-rejection
 
 
+def scalable(model: nn.Module, start: int, end: int) -> list[nn.Parameter]:
+    """The weights of attention, what stands in its place, and feed-forward parts in layers start..end: matrices, batches of them (experts) and
+    kernels of convolutions; no norm, bias or decay rate. Each once, also where several modules share it."""
+    inside, matrices_of = blocks.of(model), matrices.stored(model)
+    found = {}
+    for name, (module, leaf) in matrices.owners(model).items():
+        layer = inside.index(name)
+        weight = module._parameters[leaf]
+        kernel = leaf == "weight" and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        if layer is not None and start <= layer <= end and (name in matrices_of or kernel):
+            found[id(weight)] = weight
+    return list(found.values())
+
+
 @contextmanager
 def scaled(model: nn.Module, start: int, end: int, factor: float) -> Iterator[None]:
-    """Inside, the weight matrices of attention and MLP in layers start..end are multiplied by `factor`; put back bit for bit from copies
-    afterwards, also after an exception."""
-    inside = blocks.of(model)
-    weights = [module.weight for name, module in block_linears(model).items() if start <= inside.index(name) <= end]
+    """Inside, the weights of layers start..end (`scalable`) are multiplied by `factor`; put back bit for bit from copies afterwards, also after an
+    exception."""
+    weights = scalable(model, start, end)
     saved = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():

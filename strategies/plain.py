@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from strategies import checkpoint, gradients
+from strategies import checkpoint, gradients, trying
 from strategies.base import Batch, Loss, lm_loss
 from strategies.optim import Settings, lr_at, master_weights, parameter_groups
 
@@ -77,7 +77,7 @@ class PlainEngine:
         self._dtypes = master_weights(self.trainable, bf16=self.training.bf16)
         self._held: list[Tensor] | None = None
         self._exported: nn.Module | None = None
-        self._options = _forward_options(model)
+        self._options = trying.options(model)
         self._build()
 
     # ---- what an engine with shards replaces ---------------------------------------------------------------------------------
@@ -383,8 +383,3 @@ class PlainEngine:
     def _signature(self) -> dict[str, Any]:
         shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in self.trainable.items()}
         return {"engine": type(self).__name__, "parameters": checkpoint.digest(shapes)}
-
-
-def _forward_options(model: nn.Module) -> dict[str, Any]:
-    """Keywords every training forward gets: no key-value cache where the model would build one."""
-    return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from strategies import trying
 from strategies.base import IGNORE, Batch, Example, StrategyError, TrainingData
 
 
@@ -69,11 +70,11 @@ def read(model: nn.Module, rows: Sequence[Example], data: TrainingData, look: Ca
     """What `look(output, batch)` finds in the model's forward over all rows, one tensor per row, on the CPU; in evaluation mode and without
     gradients. The model keeps its training modes."""
     found: list[Tensor] = []
-    size = data.per_device_batch_size
+    size, forward = data.per_device_batch_size, trying.forward(model)
     with torch.no_grad(), evaluating(model):
         for start in range(0, len(rows), size):
             batch = data.collate(rows, range(start, min(start + size, len(rows))))
-            output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            output = forward(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             found += [one.cpu() for one in look(output, batch)]
     return found
 

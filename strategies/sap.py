@@ -19,7 +19,8 @@ Needs: safety rows with harmful answers to the same prompts (safety.data with a 
 Limits: made and measured with LoRA on 7B models; on the embedded model (full fine-tuning, clean task) it did not slow the loss of safety at
     beta 0.05 to 5. Where every pair is told apart already, the contrastive gradient vanishes and a step is
     plain (`steps_without_direction` counts them); raise temperature then.
-Interacts: not under ZeRO-3. lora is its natural partner: a shift of adapters is a small copy. Gradient checkpointing works.
+Interacts: not with models whose blocks give no hidden states of (rows, tokens, width), which validation refuses. Not under ZeRO-3. lora is
+    its natural partner: a shift of adapters is a small copy. Gradient checkpointing works.
 Deviations: log-probabilities are sums over the answer's tokens with shifted labels, of two full sequences (the official data path feeds
     prompts without answers and compares unshifted logits: 0.839 where the shifted loss is 0.301 on 2 random rows of 8 tokens; given labels
     shifted by hand its formula agrees with ours within 1e-7). The probe of a step is made in that step at probe zero (the code's is one
@@ -30,15 +31,14 @@ Deviations: log-probabilities are sums over the answer's tokens with shifted lab
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from strategies import blocks, rows
+from strategies import block_outputs, blocks, rows
 from strategies.base import Batch, Engine, Example, Forward, Strategy, StrategyError, TrainingData
 
 SMALLEST = 1e-12
@@ -109,6 +109,7 @@ class Sap(Strategy):
         super().__init__(config)
         self.rows: tuple[Example, ...] = ()
         self.layers: list[nn.Module] = []
+        self._places: tuple[block_outputs.Place, ...] = ()
         self.range = (0, 0)
         self.probed = self.without = 0
 
@@ -135,11 +136,22 @@ class Sap(Strategy):
         chosen, rejected = rows.pairs(data, self.config.num_pairs, self.name)
         self.rows = chosen + rejected
 
+    def check_model(self, model: nn.Module) -> list[str]:
+        """Every layer of the small copy gives hidden states that carry a probe. Raises StrategyError."""
+        if not self.idle:
+            places = block_outputs.places(model, self.name)
+            block_outputs.check_carries(model, range(len(places)), places, self.name)
+        return []
+
     def setup(self, model: nn.Module) -> nn.Module:
         found = blocks.of(model)
         self.range = self._range(found.count)
+        if self.idle:
+            return model
         self.layers = list(found.modules[self.range[0] : self.range[1] + 1])
-        self._width = model.config.get_text_config().hidden_size
+        places = block_outputs.places(model, self.name)
+        block_outputs.check_carries(model, range(self.range[0], self.range[1] + 1), places, self.name)
+        self._places = places[self.range[0] : self.range[1] + 1]
         return model
 
     def step(self, engine: Engine, batches: Sequence[Batch], step: int) -> dict[str, float]:
@@ -152,8 +164,8 @@ class Sap(Strategy):
         if length <= SMALLEST:
             self.without += 1
             return {"loss": engine.gradient(batches), "probe_norm": 0.0, **metrics}
-        leaves = [torch.zeros(self._width, device=self.data.device, requires_grad=True) for _ in self.layers]
-        with attached(self.layers, leaves):
+        leaves = [torch.zeros(place.width, device=self.data.device, requires_grad=True) for place in self._places]
+        with block_outputs.added(self.layers, self._places, leaves):
             here = engine.sensitivity(leaves, batches)
             with engine.shifted(harmful, self.config.epsilon * engine.weights().norm() / length):
                 shifted = engine.sensitivity(leaves, batches)
@@ -192,23 +204,3 @@ class Sap(Strategy):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.probed, self.without = int(state["probed"]), int(state["without"])
-
-
-@contextmanager
-def attached(modules: Sequence[nn.Module], vectors: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, vector j (d,) is added to the hidden output (R, L, d) of module j at every position; the hooks are gone afterwards."""
-
-    def hook(vector: Tensor):
-        def add(module: nn.Module, inputs: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
-            hidden = hidden + vector.to(hidden.dtype)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        return add
-
-    handles = [module.register_forward_hook(hook(vector)) for module, vector in zip(modules, vectors, strict=True)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

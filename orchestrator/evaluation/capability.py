@@ -122,8 +122,10 @@ def _rows(model: nn.Module) -> list[list[int]]:
     """Random rows of `LENGTHS` + `STEPS` tokens with a common beginning, without tokens that mean something to the model."""
     import torch
 
+    from strategies import trying
+
     count = model.get_input_embeddings().weight.shape[0]
-    special = small_copy.special_tokens(model.config)
+    special = trying.special_tokens(model.config)
     usual = [i for i in range(min(count, 30_000)) if i not in special] or list(range(count))
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = limit if isinstance(limit, int) and limit > 0 else 10**6

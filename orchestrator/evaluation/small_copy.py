@@ -44,16 +44,6 @@ def of(config: Any, cls: type | None = None) -> nn.Module | None:
     return None
 
 
-def special_tokens(config: Any) -> set[int]:
-    """Token ids that a config, its text part or its other parts give a meaning."""
-    found: set[int] = set()
-    for part in (config, *_parts(config)):
-        for key, value in part.to_dict().items():
-            if key.endswith(("token_id", "token_index")):
-                found |= {one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)}
-    return found
-
-
 def _attempts(config: Any):
     """Configs to try, best first: with few layers where the model is large, else as deep as it is."""
     deep = _shallow(config, None)
@@ -69,10 +59,12 @@ def _attempts(config: Any):
 
 def _shallow(config: Any, depth: int | None) -> Any | None:
     """A copy with `depth` layers (None: all), few tokens and narrow windows; None where the config class refuses."""
+    from strategies import trying
+
     try:
         made = copy.deepcopy(config)
         text = made.get_text_config()
-        for part in (made, *_parts(made)):
+        for part in (made, *trying.parts(made)):
             _few_tokens(part)
             part.torch_dtype = None
         for key in decoding.window_keys(text):
@@ -80,19 +72,12 @@ def _shallow(config: Any, depth: int | None) -> Any | None:
         _slim(text)
         if depth is not None:
             _cut(text, depth)
-            for part in _parts(made):
+            for part in trying.parts(made):
                 if part is not text and isinstance(getattr(part, "num_hidden_layers", None), int):
                     _cut(part, 1)
     except Exception:  # config classes check their values by whatever they raise; no copy can be made then
         return None
     return made
-
-
-def _parts(config: Any) -> list[Any]:
-    """Configs inside a config."""
-    from transformers import PreTrainedConfig
-
-    return [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
 
 
 def _few_tokens(part: Any) -> None:

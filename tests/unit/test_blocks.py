@@ -110,6 +110,41 @@ def test_a_changed_tensor_of_a_frozen_block_is_named_whatever_it_is():
             strategy.finish(model)
 
 
+def shared(**more) -> nn.Module:
+    """Two blocks with one attention between them."""
+    return tiny.model("zamba2", num_hidden_layers=4, layers_block_type=["hybrid", "mamba", "hybrid", "mamba"], **more)
+
+
+def test_layers_that_share_frozen_tensors_are_named():
+    model = shared().train()
+    strategy = freeze_layers.FreezeLayers(freeze_layers.FreezeLayers.Config(start=2, end=3))
+    assert "layers of this kind of model share tensors" in strategy.check_model(model)[0]
+    assert strategy.check_model(tiny.model("llama")) == []
+    strategy.setup(model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    ids = torch.randint(8, 60, (4, 20))
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    strategy.finish(model)
+    assert strategy.facts()["layers_sharing_frozen_tensors"] == [0]
+    alone = freeze_layers.FreezeLayers(freeze_layers.FreezeLayers.Config(start=1, end=1))
+    alone.setup(shared())
+    assert "layers_sharing_frozen_tensors" not in alone.facts()
+
+
+def test_a_model_of_one_block_many_times_is_refused():
+    import toy
+
+    model = toy.model()
+    for i in (1, 2):
+        model.model.layers[i].load_state_dict(model.model.layers[0].state_dict())
+        for name, parameter in model.model.layers[0].named_parameters():
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.model.layers[i].get_submodule(owner), leaf, parameter)
+    with pytest.raises(StrategyError, match="all layers of this kind of model are the same tensors"):
+        freeze_layers.FreezeLayers().check_model(model)
+
+
 def test_a_model_without_blocks_is_refused():
     class Flat(nn.Module):
         def __init__(self):

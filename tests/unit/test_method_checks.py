@@ -68,3 +68,31 @@ def test_attention_that_a_method_cannot_differentiate_is_refused(tmp_path, capsy
     command = validate(tmp_path, "llama", f"[[full, {recipe}]]", ", attn_implementation: flex_attention")
     code, said = ended(monkeypatch, capsys, command)
     assert code == 2 and f"{name} needs attention that can be differentiated again" in said and "not flex_attention" in said
+
+
+REFUSED = {
+    "bloom": ("{enchtable: {modules: attention_mlp}}", "attention and mlp, which BloomForCausalLM does not give"),
+    "recurrent_gemma": ("enchtable", "attention, which RecurrentGemmaForCausalLM does not give"),
+}
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_family_without_the_derivative_is_refused_before_a_device_is_taken(tmp_path, capsys, monkeypatch, family):
+    recipe, wanted = REFUSED[family]
+    wanted = f"enchtable.ntk=true needs a forward-mode derivative of {wanted}"
+    code, said = ended(monkeypatch, capsys, validate(tmp_path, family, f"[[full, {recipe}]]"))
+    assert code == 2 and wanted in said and "set enchtable.ntk=false" in said and "Traceback" not in said
+
+
+def test_families_that_used_to_fail_are_taken(tmp_path, capsys, monkeypatch):
+    recipes = "[[sap], [full, enchtable], [freeze_layers: {range: auto}]]"
+    for family in ("mistral", "gemma3_text", "llama4_text", "mamba", "openai-gpt"):
+        (tmp_path / family).mkdir()
+        code, said = ended(monkeypatch, capsys, validate(tmp_path / family, family, recipes))
+        assert code == 0 and "valid" in said, (family, said)
+
+
+def test_shared_layers_are_warned_of(tmp_path, capsys, monkeypatch):
+    shape = {"num_hidden_layers": 4, "layers_block_type": ["hybrid", "mamba", "hybrid", "mamba"]}
+    code, said = ended(monkeypatch, capsys, validate(tmp_path, "zamba2", "[[full, {freeze_layers: {start: 2, end: 2}}]]", **shape))
+    assert code == 0 and "layers of this kind of model share tensors" in said

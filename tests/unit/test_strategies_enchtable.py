@@ -1,4 +1,4 @@
-"""EnchTable: the interference score and merge against formulas written out, the linearised forward against derivatives of its own."""
+"""EnchTable: the interference score and merge against formulas written out; a model on which it cannot work is refused in a sentence."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import pytest
 import torch
 import toy
 
-from strategies import auxiliary, enchtable, linear
+from strategies import enchtable, linear
 from strategies.base import StrategyError
 from strategies.linear import Update
 from strategies.recipe import build
 
 SMALL = {"harmful_steps": 3, "harmful_rank": 2, "num_harmful": 6}
-
 
 
 def reference_interference(a, b, ratio):
@@ -73,101 +72,6 @@ def test_merge_is_the_papers_formula():
 def test_without_a_safety_vector_nothing_is_added():
     task = {"a": torch.randn(3, 3)}
     torch.testing.assert_close(enchtable.merge(task, {"a": torch.zeros(3, 3)}), task)
-
-
-# ------------------------------------------------------------------------------------------------ linearised
-
-
-def setting(scale=0.05):
-    data, model = toy.data(), toy.model().eval()
-    pattern = enchtable.CONTAINERS["attention"]
-    modules = {f"{n}.weight": m for n, m in linear.block_linears(model).items() if ".self_attn." in n}
-    generator = torch.Generator().manual_seed(0)
-    factors = {
-        n: (scale * torch.randn(m.weight.shape[0], 2, generator=generator), torch.randn(2, m.weight.shape[1], generator=generator))
-        for n, m in modules.items()
-    }  # fmt: skip
-    return model, modules, factors, pattern, data.collate(data.task, range(3))
-
-
-def attention_output(model, batch):
-    """What the first attention module gives."""
-    seen = []
-    handle = model.model.layers[0].self_attn.register_forward_hook(lambda m, i, o: seen.append(o[0]))
-    model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    handle.remove()
-    return seen[0].detach()
-
-
-def test_the_linearised_attention_is_value_plus_derivative():
-    """Against central differences of the weights themselves."""
-    model, modules, factors, pattern, batch = setting()
-    start = attention_output(model, batch)
-    with enchtable.linearised(model, modules, factors, pattern):
-        first_order = attention_output(model, batch)
-    model = model.double()
-    sides = []
-    for step in (1e-4, -1e-4):
-        for name, (left, right) in factors.items():
-            model.get_parameter(name).data += step * (left @ right)
-        sides.append(attention_output(model, batch))
-        for name, (left, right) in factors.items():
-            model.get_parameter(name).data -= step * (left @ right)
-    slope = (sides[0] - sides[1]) / 2e-4
-    torch.testing.assert_close(first_order.double(), start.double() + slope, atol=1e-5, rtol=1e-4)
-
-
-def test_it_is_linear_in_the_update_and_plain_attachment_is_not():
-    model, modules, factors, pattern, batch = setting(scale=0.3)
-    double = {n: (2 * left, right) for n, (left, right) in factors.items()}
-    start = attention_output(model, batch)
-
-    def change(attach, chosen):
-        with attach(chosen):
-            return attention_output(model, batch) - start
-
-    def first_order(chosen):
-        return enchtable.linearised(model, modules, chosen, pattern)
-
-    def plain(chosen):
-        return auxiliary.attached(model, modules, chosen)
-
-    torch.testing.assert_close(change(first_order, double), 2 * change(first_order, factors), atol=1e-4, rtol=1e-3)
-    assert (change(plain, double) - 2 * change(plain, factors)).abs().max() > 1e-2
-
-
-def test_linearising_each_projection_alone_changes_nothing():
-    """Why the module is linearised as a whole: a linear layer is linear in its weight."""
-    model, modules, factors, _, batch = setting(scale=0.3)
-    with auxiliary.attached(model, modules, factors):
-        plain = attention_output(model, batch)
-    single = enchtable.re.compile(r"\.(q_proj|k_proj|v_proj|o_proj)$")
-    for name, module in modules.items():  # one at a time through functional_call, as the official code linearises
-        left, right = factors[name]
-        start = module.weight.detach()
-
-        def forward(x, weight=start, delta=left @ right):
-            value, slope = torch.func.jvp(lambda w: torch.nn.functional.linear(x, w), (weight,), (delta,))
-            return value + slope
-
-        module.forward = forward
-    torch.testing.assert_close(attention_output(model, batch), plain, atol=1e-5, rtol=1e-4)
-    assert len(enchtable.containers(model, single)) == len(modules)
-
-
-def test_patches_and_hooks_are_gone_afterwards_also_after_an_exception():
-    model, modules, factors, pattern, batch = setting()
-    with pytest.raises(KeyError), enchtable.linearised(model, modules, factors, pattern):
-        raise KeyError
-    assert not any("forward" in vars(m) or m._forward_hooks for m in model.modules())
-
-
-def test_gradients_reach_every_factor():
-    model, modules, factors, pattern, batch = setting()
-    leaves = [t.requires_grad_() for pair in factors.values() for t in pair]
-    with enchtable.linearised(model, modules, factors, pattern):
-        loss = model(input_ids=batch["input_ids"]).logits.float().square().mean()
-        assert all(g.abs().sum() > 0 for g in torch.autograd.grad(loss, leaves))
 
 
 # ------------------------------------------------------------------------------------------------ the strategy

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,10 @@ import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies import locate
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "families"))
+import tiny
+
+from strategies import blocks, locate
 from strategies.base import Example, StrategyError
 from strategies.recipe import build, check
 
@@ -138,6 +143,19 @@ def test_weights_are_scaled_inside_and_restored_bit_for_bit():
             assert torch.equal(weight, before[name] * 1.1 if inside else before[name]), name
         raise RuntimeError("now")
     assert toy.identical(toy.weights(model), before)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt2", "mamba", "lfm2", "zamba2"])
+def test_every_weight_of_a_layer_is_scaled_once(family):
+    """Experts in one tensor, weights stored the other way, kernels of convolutions, tensors that layers share; no norm, bias or decay rate."""
+    model = tiny.model(family, **({"layers_block_type": ["hybrid", "hybrid", "mamba"]} if family == "zamba2" else {}))
+    before = {name: p.detach().clone() for name, p in model.named_parameters(remove_duplicate=False)}
+    inside = blocks.of(model)
+    with locate.scaled(model, 0, 1, 2.0):
+        for name, weight in model.named_parameters(remove_duplicate=False):
+            held = inside.index(name) in (0, 1) and before[name].ndim > 1 and not name.endswith(("bias", "A_log", "norm.weight"))
+            assert torch.equal(weight, before[name] * 2 if held else before[name]), name
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters(remove_duplicate=False))
 
 
 def test_prompts_of_both_classes():
