@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TRIES = 4
 """How often a target list is mended after peft was tried."""
 NO_EFFECT = 1e-6
-"""Change of the largest logit below which a weight that is half as large again has had no effect."""
+"""Change of a logit, relative to the largest, below which another weight has had no effect."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Targets:
 
 def of(model: nn.Module, knobs: Knobs, layers: tuple[int, ...] | None) -> Targets:
     """The targets in a model without adapters, read back from peft on a copy without weights. `layers`: decoder layers, None for all.
+    A model on the meta device cannot be asked anything: what its code reads past its layers is then not seen, and such layers are targets.
 
     Raises StrategyError, in a sentence, where nothing is left to adapt, where a named module is not there or cannot be adapted, and where
     peft would adapt something else than was asked for.
@@ -88,7 +89,7 @@ def of(model: nn.Module, knobs: Knobs, layers: tuple[int, ...] | None) -> Target
             f"lora: no module to adapt (target_modules={knobs.target_modules!r}, layers={knobs.layers!r}, frozen ones left out);"
             " widen target_modules or narrow freeze_layers"
         )
-    past = _bypassed(model, asked.modules) | _read_elsewhere(model, asked.parameters)
+    past = frozenset() if _without_weights(model) else _bypassed(model, asked.modules) | _read_elsewhere(model, asked.parameters)
     asked = _without(asked, past, "this model's own code reads its weight past it, so an adapter has no effect", everything)
     if asked.parameters and knobs.lora_dropout:
         raise StrategyError(
@@ -162,6 +163,10 @@ def _without(targets: Targets, gone: frozenset[str], why: str, everything: bool)
 # ------------------------------------------------------------------------------------------------ what the model's own code does
 
 
+def _without_weights(model: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
 def _bypassed(model: nn.Module, modules: tuple[str, ...]) -> frozenset[str]:
     """Linear layers that are not called where the module around them is: kernels of state-space layers are given the weight alone."""
     watched = {name: model.get_submodule(name) for name in modules}
@@ -180,31 +185,72 @@ def _bypassed(model: nn.Module, modules: tuple[str, ...]) -> frozenset[str]:
 
 
 def _read_elsewhere(model: nn.Module, parameters: tuple[str, ...]) -> frozenset[str]:
-    """Parameters that have no effect from within their module's forward, which is where peft changes them: another module reads them."""
+    """Parameters that peft cannot change: those without effect from within their module's forward, since another module reads them (DBRX), and those
+    whose module does not work inside a wrapper, since another one keeps its state there (RecurrentGemma)."""
     owners = matrices.owners(model)
     kinds: dict[tuple[type, str], list[str]] = {}
     for name in parameters:
         module, leaf = owners[name]
         kinds.setdefault((type(module), leaf), []).append(name)
     found: list[str] = []
-    before = _asked_once(model) if parameters else None
+    before = _asked_twice(model) if parameters else None
     for names in kinds.values():
-        with matrices.changed({name: owners[name] for name in names}, dict.fromkeys(names, _larger)):
-            after = _asked_once(model)
-        if float((after - before).abs().max()) <= NO_EFFECT * float(before.abs().max()):
+        owned = {name: owners[name] for name in names}
+        try:
+            with _inside_wrappers(model, [name.rpartition(".")[0] for name in names]) as wrappers:
+                inside = _asked_twice(model)
+        except AttributeError:  # somebody looks for what the module has
+            found += names
+            continue
+        with matrices.changed(owned, dict.fromkeys(names, _turned)):
+            other = _asked_twice(model)
+        least = NO_EFFECT * float(before.abs().max())
+        kept = any(set(vars(wrapper)) != set(vars(_Wrapper(nn.Identity()))) for wrapper in wrappers)  # a state was put into the wrapper
+        if kept or float((inside - before).abs().max()) > least or float((other - before).abs().max()) <= least:
             found += names
     return frozenset(found)
 
 
-def _larger(weight: Tensor) -> Tensor:
-    return 1.5 * weight
+class _Wrapper(nn.Module):
+    """Stands where a module stood and calls it, as peft's wrappers of parameters do."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.base_layer = inner
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return self.base_layer(*inputs, **options)
 
 
-def _asked_once(model: nn.Module) -> Tensor:
+@contextlib.contextmanager
+def _inside_wrappers(model: nn.Module, names: list[str]) -> Iterator[list[nn.Module]]:
+    places = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
+    own = [getattr(parent, child) for parent, child in places]
+    try:
+        for (parent, child), module in zip(places, own, strict=True):
+            setattr(parent, child, _Wrapper(module))
+        yield [getattr(parent, child) for parent, child in places]
+    finally:
+        for (parent, child), module in zip(places, own, strict=True):
+            setattr(parent, child, module)
+
+
+def _asked_twice(model: nn.Module) -> Tensor:
+    """Logits of some tokens after others were asked, so that a state that stays behind shows."""
+    _asked_once(model)
+    return _asked_once(model, 1)
+
+
+def _turned(weight: Tensor) -> Tensor:
+    """Another matrix; a larger one would make no difference before a norm."""
+    return weight.flip(-1)
+
+
+def _asked_once(model: nn.Module, first: int = 0) -> Tensor:
     """Logits of a few tokens, as in training: with a cache, other kernels are taken."""
     with torch.no_grad(), _training(model):
         vocabulary = model.get_input_embeddings().weight.shape[0]
-        ids = torch.arange(0, vocabulary, max(1, vocabulary // 8), device=next(model.parameters()).device)[None, :8]
+        ids = torch.arange(first, vocabulary, max(1, vocabulary // 8), device=next(model.parameters()).device)[None, :8]
         return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
 
 

@@ -85,7 +85,8 @@ def stored(model: nn.Module) -> dict[str, Stored]:
 
     Linear layers of the whole model; of the decoder blocks also routers (2-D `weight`, as torch stores it) and batches (3-D). How the latter
     lie is what the module says (`is_transposed`), else it is seen in a forward of one token: with two losses, the gradient of a matrix has
-    one direction that stays (the input's) and one that changes. A model that has such a parameter is run on its device.
+    one direction that stays (the input's) and one that changes. A model that has such a parameter is run on its device; on the meta device, where
+    nothing can be seen, batches count as not transposed, which changes no count of parameters.
     """
     found, open_names = {}, []
     inside = blocks.of(model)
@@ -102,6 +103,9 @@ def stored(model: nn.Module) -> dict[str, Stored]:
             found[name] = Stored(module.is_transposed, weight.shape[0])
         else:
             open_names.append(name)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        open_names = [name for name in open_names if everything[name][0]._parameters[everything[name][1]].ndim == 3]
+        return found | {name: Stored(False, everything[name][0]._parameters[everything[name][1]].shape[0]) for name in open_names}
     new = {name for name in open_names if _kind(*everything[name]) not in _known}
     if new:
         _known.update(_seen(model, {name: everything[name] for name in new}))

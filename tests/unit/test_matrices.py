@@ -180,7 +180,7 @@ def test_adapters_of_two_modules_are_not_written_at_once():
 # ------------------------------------------------------------------------------------------------ what lora adapts
 
 
-@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe", "qwen3_next", "ernie4_5_moe", "mixtral", "llama4_text"])
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe", "qwen3_next", "ernie4_5_moe", "mixtral", "llama4_text", "flex_olmo"])
 def test_every_linear_layer_and_expert_gets_an_adapter_and_nothing_else(name):
     model = family(name)
     inside, choosing = blocks.of(model), matrices.routers(model)
@@ -210,6 +210,15 @@ def test_layers_whose_weight_is_read_past_them_are_left_out_and_said():
     method = lora.Lora(lora.Lora.Config())
     method.setup(family("dbrx"))
     assert set(method.facts()["not_adapted"]) == {"v1", "w1", "w2"}
+    method = lora.Lora(lora.Lora.Config())
+    method.setup(family("recurrent_gemma"))  # its parent keeps the module's state in it, which a wrapper would hide
+    assert set(method.facts()["not_adapted"]) == {"input_gate_weight", "recurrent_gate_weight"}
+
+
+def test_a_model_without_weights_can_be_counted():
+    with torch.device("meta"):
+        made = [lora.Lora(lora.Lora.Config()).setup(family(name)) for name in ("llama", "qwen3_moe", "llama4_text", "mamba")]
+    assert all(any(p.requires_grad for p in model.parameters()) and all(p.is_meta for p in model.parameters()) for model in made)
 
 
 @pytest.mark.parametrize(
