@@ -29,7 +29,9 @@ PRESETS = ("pocket", "high", "medium", "experimental", "refusal_study")
 TRIALS = {"pocket": 5, "high": 2, "medium": 2, "experimental": 2, "refusal_study": 4}
 """One of every recipe, two where there is one."""
 SHORT = ("training.max_steps=30", "ray.lanes=1", "tracking.enabled=false", "search.finalists=1", "output.keep_models=all", "output.overwrite=true")
-TOUCHES_MACHINE = re.compile(r"(^|_)(seconds|time|at|memory|mb|mib|dir|folder|path|pid|host|lane|created|versions?|output|report)($|_)|_s$|^model$")
+OWN = ("proof.json", "tokenizer.json", ".safebasin.json", ".safebasin.evaluation.json", "run.json", "tracking.json")
+"""Files that identify a run or are no result of it."""
+TOUCHES_MACHINE = re.compile(r"(^|_)(seconds|time|at|memory|mb|mib|dir|folder|path|pid|host|lane|run|versions?|output|report)($|_)|_s$|^model$")
 """Keys of values that differ between two runs of one commit."""
 
 
@@ -53,7 +55,8 @@ def record(folder: Path, data: Path | None) -> None:
 
 def _safebasin(*arguments: str) -> None:
     print("safebasin", *arguments, flush=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # the seed: peft writes sets of names into adapter_config.json
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
     done = subprocess.run([sys.executable, "-m", "orchestrator", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 3):  # 3: nothing feasible, which few steps may well lead to
         raise SystemExit(f"it ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -72,7 +75,7 @@ def facts(folder: Path) -> dict[str, Any]:
             rows = sorted(csv.DictReader(path.open(newline="")), key=lambda row: json.dumps({k: v for k, v in row.items() if not _of_machine(k)}))
             for number, row in enumerate(rows):
                 found |= {f"{name}:{number}:{key}": value for key, value in row.items() if not _of_machine(str(key))}
-        elif path.suffix == ".json" and path.name not in ("proof.json", "tokenizer.json", ".safebasin.json", "run.json", "tracking.json"):
+        elif path.suffix == ".json" and path.name not in OWN:
             found |= {f"{name}:{place}": value for place, value in _leaves(json.loads(path.read_text()), folder)}
     return found
 
