@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -183,20 +184,37 @@ class Swap:
 
     def __init__(self, model: nn.Module, places: Batches):
         self._held = {name: (m._parameters[leaf], users(model, m._parameters[leaf], leaf), leaf, how) for name, (m, leaf, how) in places.items()}
+        self._made: dict[int, tuple[Tensor, Callable[[Any], Tensor]]] = {}
 
     def put(self, factors: Mapping[str, tuple[Tensor, Tensor]], amount: Tensor | float = 1.0) -> None:
         """factors: (left (..., d_out, r), right (..., r, d_in)) of every weight held; their product is taken `amount` times."""
         for name, (weight, modules, leaf, how) in self._held.items():
             left, right = factors[name]
-            change = amount * (left @ right)
-            new = weight + (change.mT if how.transposed else change).to(weight.dtype)
+            at = partial(_plus, weight, left, right, how, amount)
+            new = at(...)
+            if how.count is not None:
+                self._made[id(new)] = (new, at)
             for module in modules:
                 module._parameters[leaf] = new  # not set as an attribute: that would refuse a tensor that is no parameter
 
+    def one(self, tensor: Any, index: Any) -> Tensor | None:
+        """Matrix `index` of a batch that `put` made, computed alone, so that the derivative of one expert is not as large as all of them; None for
+        another tensor or kind of index."""
+        made = self._made.get(id(tensor))
+        whole = isinstance(index, int) or isinstance(index, Tensor) and index.ndim == 0 and not index.is_floating_point()
+        return made[1](int(index)) if made is not None and whole else None
+
     def back(self) -> None:
+        self._made.clear()
         for weight, modules, leaf, _ in self._held.values():
             for module in modules:
                 module._parameters[leaf] = weight
+
+
+def _plus(weight: Tensor, left: Tensor, right: Tensor, how: Stored, amount: Tensor | float, index: Any) -> Tensor:
+    """weight[index] + amount * (left @ right)[index], as the weight is stored; `...` for all of it."""
+    change = amount * (left[index] @ right[index])
+    return weight[index] + (change.mT if how.transposed else change).to(weight.dtype)
 
 
 def _filled(batches: Batches, factors: Factors) -> AbstractContextManager[None]:

@@ -34,7 +34,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from strategies import after, gradients, rows
+from strategies import after, gradients, rows, trying
 from strategies.base import Example, Strategy, StrategyError, TrainingData
 from strategies.gradients import Gradients
 
@@ -174,6 +174,23 @@ class CurvatureRestore(Strategy):
 
     def take_rows(self, data: TrainingData) -> None:
         self.task = rows.sample(data.task, self.config.num_rows, data.seed)
+
+    def check_model(self, model: nn.Module) -> list[str]:
+        """One product with the Hessian on the small copy, for cg. Raises StrategyError where it cannot be taken."""
+        if self.attention is None:
+            return []
+        parameters, tried = dict(model.named_parameters()), trying.rows(model, (9, 17))
+        data = TrainingData((), (), 0, len(tried), device=model.get_input_embeddings().weight.device)
+        try:
+            with after.moving(model, parameters):
+                after.hessian_vector(model, parameters, tried, data, {name: torch.ones_like(p) for name, p in parameters.items()})
+        except (RuntimeError, FloatingPointError) as error:
+            said = " ".join(str(error).split()).partition(". ")[0][:160]
+            raise StrategyError(
+                f"curvature_restore.solver=cg needs second derivatives, which {type(model).__name__} does not give ({said}); use solver=diagonal or "
+                "lbfgs"
+            ) from error
+        return []
 
     def finish(self, model: nn.Module) -> nn.Module:
         if self.config.radius > 0:

@@ -151,10 +151,10 @@ class EnchTable(Strategy):
         return model
 
     def check_model(self, model: nn.Module) -> list[str]:
-        """Two steps of the harmful training on a few rows of the small copy. Raises StrategyError where they cannot be made."""
+        """A step of the harmful training on a few rows of the small copy. Raises StrategyError where it cannot be made or is not finite."""
         if self.config.beta == 0:
             return []
-        plan = auxiliary.Plan(steps=2, learning_rate=1e-4, rank=1, batch_size=len(trying.LENGTHS))
+        plan = auxiliary.Plan(steps=1, learning_rate=1e-4, rank=1, batch_size=len(trying.LENGTHS))
         device = model.get_input_embeddings().weight.device
         try:
             self._trained(model, trying.rows(model), TrainingData((), (), 0, len(trying.LENGTHS), device=device), plan, auxiliary.train)

@@ -43,14 +43,23 @@ def trained_in(model: nn.Module, which: str) -> tuple[str, ...]:
     )
 
 
-class FiniteMasks(TorchFunctionMode):
-    """Inside, attention by torch's scaled dot products sees the least finite number where a mask says no, as eager attention does.
+class Differentiable(TorchFunctionMode):
+    """Inside, attention by torch's scaled dot products sees the least finite number where a mask says no, as eager attention does; and one expert of
+    a batch that is swapped is computed alone.
 
     With minus infinity a row that may look at nothing (padding beyond a narrow window) has a softmax of 0 / 0, whose derivative is NaN.
     """
 
+    def __init__(self, swaps: Sequence[auxiliary.Swap] = ()):
+        super().__init__()
+        self._swaps = swaps
+
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func is Tensor.__getitem__:
+            for swap in self._swaps:
+                if (one := swap.one(*args)) is not None:
+                    return one
         if func is nn.functional.scaled_dot_product_attention:
             mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
             if mask is not None:
@@ -81,6 +90,7 @@ def linearised(model: nn.Module, modules: Mapping[str, nn.Module], batches: auxi
     direct = auxiliary.read_directly(model, dict(modules))
     swapped = auxiliary.of_linears({name: modules[name] for name in direct}) | batches
     shift: list[Tensor | None] = [None]
+    swaps: list[auxiliary.Swap] = []
     start = torch.zeros((), device=next(iter(factors.values()))[0].device)
     with ExitStack() as stack:
         lone = {name: module for name, module in modules.items() if id(module) not in within}
@@ -90,6 +100,7 @@ def linearised(model: nn.Module, modules: Mapping[str, nn.Module], batches: auxi
             module = model.get_submodule(name)
             parts = {id(part) for part in module.modules()}
             swap = auxiliary.Swap(model, {one: place for one, place in swapped.items() if id(place[0]) in parts})
+            swaps.append(swap)
             stack.callback(swap.back)
             stack.enter_context(_patched(module, _first_order(module.forward, shift, start, swap, factors)))
         for name, module in modules.items():
@@ -97,7 +108,7 @@ def linearised(model: nn.Module, modules: Mapping[str, nn.Module], batches: auxi
                 stack.callback(twin.register_forward_hook(_added(name, *factors[name], shift)).remove)
         stack.enter_context(_plain_experts(model))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused kernels have no forward-mode derivative
-        stack.enter_context(FiniteMasks())
+        stack.enter_context(Differentiable(swaps))
         yield
 
 

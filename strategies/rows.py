@@ -95,10 +95,19 @@ def answer_log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def output_layer(model: nn.Module, owner: str) -> nn.Module:
-    """The layer that makes logits of the last hidden states. Raises StrategyError, naming the strategy `owner`, where there is none."""
+    """The layer that makes logits of the last hidden states. Raises StrategyError, naming the strategy `owner`, where there is none, or where one
+    forward of a few plain tokens does not give it hidden states of (rows, tokens, width)."""
     head = model.get_output_embeddings()
     if head is None:
         raise StrategyError(f"{owner} reads what the output layer is given, and this model names none (get_output_embeddings); leave {owner} out")
+    batch = trying.batch(model, (7, 5))
+    with torch.no_grad(), evaluating(model), last_hidden(head) as seen:
+        trying.forward(model)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    if not seen or seen[0].ndim != 3 or seen[0].shape[:2] != batch["input_ids"].shape or not bool(torch.isfinite(seen[0]).all()):
+        raise StrategyError(
+            f"{owner} reads what the output layer is given, and {type(model).__name__} does not give it one finite hidden state per token; leave "
+            f"{owner} out for this model"
+        )
     return head
 
 
@@ -111,7 +120,7 @@ def last_hidden(head: nn.Module) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[:] = [inputs[0]]
+        seen[:] = [one for one in inputs[:1] if isinstance(one, Tensor)]
 
     handle = head.register_forward_pre_hook(keep)
     try:

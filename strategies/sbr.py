@@ -78,6 +78,12 @@ class Sbr(Strategy):
         self.data = data
         self.anchors = tuple(anchor(row) for row in rows.refusals(data, self.config.num_anchors, self.name) if row.prompt)
 
+    def check_model(self, model: nn.Module) -> list[str]:
+        """The small copy's output layer is given hidden states. Raises StrategyError."""
+        if self.config.weight > 0:
+            rows.output_layer(model, self.name)
+        return []
+
     def setup(self, model: nn.Module) -> nn.Module:
         if self.config.weight == 0:
             return model

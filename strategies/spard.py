@@ -129,6 +129,12 @@ class Spard(Strategy):
     def take_rows(self, data: TrainingData) -> None:
         self.data, self.rows = data, rows.refusals(data, None, self.name)
 
+    def check_model(self, model: nn.Module) -> list[str]:
+        """The small copy's output layer is given hidden states. Raises StrategyError."""
+        if self.config.radius > 0 and self.config.selection == "dpp":
+            rows.output_layer(model, self.name)
+        return []
+
     def setup(self, model: nn.Module) -> nn.Module:
         if self.config.radius == 0:
             return model

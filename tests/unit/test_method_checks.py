@@ -96,3 +96,37 @@ def test_shared_layers_are_warned_of(tmp_path, capsys, monkeypatch):
     shape = {"num_hidden_layers": 4, "layers_block_type": ["hybrid", "mamba", "hybrid", "mamba"]}
     code, said = ended(monkeypatch, capsys, validate(tmp_path, "zamba2", "[[full, {freeze_layers: {start: 2, end: 2}}]]", **shape))
     assert code == 0 and "layers of this kind of model share tensors" in said
+
+
+def test_what_reads_the_output_layer_is_refused_where_that_is_not_called():
+    import torch
+    import toy
+
+    from strategies.recipe import build
+
+    model = toy.model().eval()
+    weight = model.lm_head.weight
+    model.lm_head.forward = lambda hidden: torch.zeros(*hidden.shape[:-1], len(weight))
+    own = model.lm_head
+    model.lm_head = torch.nn.Identity()  # another module is called in the place of the one that is named
+    model.get_output_embeddings = lambda: own
+    for name in ("sbr", "spard"):
+        with pytest.raises(StrategyError, match=f"{name} reads what the output layer is given, and LlamaForCausalLM does not give it one finite"):
+            build([(name, {})]).strategies[0].check_model(model)
+
+
+def test_second_derivatives_are_tried(monkeypatch):
+    from strategies import after
+    from strategies.recipe import build
+
+    method = build([("curvature_restore", {"solver": "cg"})]).strategies[0]
+    model = tiny.model("llama")
+    assert method.check_model(model) == [] and all(p.grad is None and p.requires_grad for p in model.parameters())
+
+    def refuse(*_):
+        raise RuntimeError("the kernel has no second derivative. Please file an issue")
+
+    monkeypatch.setattr(after, "hessian_vector", refuse)
+    said = r"solver=cg needs .* LlamaForCausalLM does not give \(the kernel has no second derivative\); use solver=diagonal or lbfgs"
+    with pytest.raises(StrategyError, match=said):
+        method.check_model(model)

@@ -256,7 +256,7 @@ def test_selection_embeds_once_per_lane():
         module = toy.model()
         module.register_forward_pre_hook(lambda *_: calls.append(1))
         recipe.setup(module)
-    assert len(calls) == 4 + 10  # 16 refusals and 40 task rows in batches of 4
+    assert len(calls) == 4 + 10 + 2  # 16 refusals and 40 task rows in batches of 4; a look at the output layer for each
     assert len(recipe.strategies[0].rows) == 4
 
 
