@@ -187,7 +187,7 @@ class _Measure:
             bar(self.console, f"{trial_id} {subjects.label(name)}") as progress,
             vllm_backend.generator(model, tokenizer, experiment, device, weights=weights) as generator,
         ):
-            result.facts |= vllm_backend.facts(generator)
+            result.facts |= vllm_backend.facts(generator, model)
             result.task, result.suites, answers = evaluation.evaluate(
                 model, tokenizer, experiment, suites=self.suites, task_rows=self.rows, progress=progress, generator=generator
             )

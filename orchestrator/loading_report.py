@@ -36,7 +36,7 @@ def refuse(model: config.Model, loaded: nn.Module, told: Mapping[str, Any]) -> N
         )
     if missing:
         raise ModelError(
-            f"the weights of {name!r} lack {len(missing)} tensors of the model ({kind}), which would start at random: {_named(missing)}; its files "
+            f"the weights of {name!r} lack {_count(missing)} of the model ({kind}), which would start at random: {_named(missing)}; its files "
             "are incomplete, or were saved without the language head: copy them anew"
         )
     other = sorted(told.get("mismatched_keys") or ())
@@ -54,9 +54,13 @@ def refuse(model: config.Model, loaded: nn.Module, told: Mapping[str, Any]) -> N
         )
     if more:
         raise ModelError(
-            f"the weights of {name!r} hold {len(more)} tensors that {kind} has no place for, and that would be lost: {heads}; they are of another "
+            f"the weights of {name!r} hold {_count(more)} that {kind} has no place for, and that would be lost: {heads}; they are of another "
             "model or of a head that this tool does not train: take them out of the files, or give the model that they belong to"
         )
+
+
+def _count(keys: list[str]) -> str:
+    return f"{len(keys)} tensor{'s' * (len(keys) > 1)}"
 
 
 def _named(keys: Iterable[str]) -> str:

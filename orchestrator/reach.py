@@ -81,6 +81,14 @@ def before_finish(model: nn.Module, recipe: Recipe) -> dict[str, dict[str, Any]]
     return found
 
 
+def told(left: Any) -> bool:
+    """Whether it is what `before_finish` records of a method, read back from a file."""
+    if not isinstance(left, dict) or not isinstance(left.get("share"), float | int) or not isinstance(left.get("tensors"), int):
+        return False
+    parts = left.get("largest")
+    return isinstance(parts, list) and all(isinstance(one, dict) and set(one) == {"name", "kind", "norm"} for one in parts)
+
+
 def alerts(results: Iterable[TrialResult]) -> list[str]:
     """A sentence for every method that could not change more than `WARN` of the update in some trial; the largest share is told."""
     worst: dict[str, dict[str, Any]] = {}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from orchestrator import nofollow, outputs
+from orchestrator import nofollow, outputs, reach
 from orchestrator.errors import StorageError
 from orchestrator.records import SuiteResult, TaskResult, TrialResult
 
@@ -23,7 +23,7 @@ TRIAL_ID = re.compile(r"t([0-9]{4}|[1-9][0-9]{4,8})(s-?[0-9]{1,20})?")
 
 _FACTS: dict[str, tuple[type, ...]] = {
     "cancelled": (bool,), "started": (bool,), "storage": (list,), "external": (dict,), "template": (dict,), "monitor": (dict,), "strategies": (dict,),
-    "traceback": (str,), "rows": (dict,), "generation": (dict,), "peak_memory_mb": (int, float),
+    "traceback": (str,), "rows": (dict,), "generation": (dict,), "untouched": (dict,), "peak_memory_mb": (int, float),
 }  # fmt: skip
 """Types of the facts that others read; None is allowed for each."""
 
@@ -190,6 +190,9 @@ def _facts(facts: dict[str, Any]) -> str | None:
             return f"facts.external.{name} is no measurement"
         if any(isinstance(one[key], bool) or not isinstance(one[key], (int, float, type(None))) for key in ("value", "stderr", "n", "max_drop")):
             return f"facts.external.{name} is no measurement"
+    for name, left in (facts.get("untouched") or {}).items():
+        if not reach.told(left):
+            return f"facts.untouched.{name} is no share of an update"
     return None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import outputs, sealing
+from orchestrator import loading_report, outputs, sealing
 from orchestrator.errors import ModelError
 
 if TYPE_CHECKING:
@@ -79,8 +79,20 @@ def _check_ends(folder: Path, model: nn.Module | None, seen: set[str]) -> None:
         return
     head = next((name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is ends[1].weight), None)
     says = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if head is not None and (head not in seen or says.get("tie_word_embeddings", True) and "tie_word_embeddings" in says):
+    lost = head is not None and head not in seen and head in _missing(folder)  # some families call it otherwise in their files
+    if lost or head is not None and says.get("tie_word_embeddings", True) and "tie_word_embeddings" in says:
         raise ModelError(
             f"{folder} would come back with its head ({head}) tied to the embedding, though the model has two that differ: config.json must say "
             "tie_word_embeddings: false and the file hold both"
         )
+
+
+def _missing(folder: Path) -> frozenset[str]:
+    """Names of the tensors that a model loaded from the folder would lack, by transformers' own reading of its headers."""
+    from transformers import AutoModelForCausalLM
+
+    with loading_report.quiet():
+        _, told = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, device_map="meta"
+        )
+    return frozenset(told.get("missing_keys") or ())

@@ -136,6 +136,7 @@ def _train(spec, experiment, model, tokenizer, found, teller, context, clock, fi
         rows = recipe.prepare_data(rows)
         teller.training_prompt = rows.system_prompt
         seed_everything(spec.seed)
+        _leave_towers(model, facts)
         model = recipe.setup(model)
         facts.update(_counts(model))  # before ZeRO-3 leaves empty tensors in the model
         shared = trained.folder(spec, experiment, recipe, rows.fingerprint, context.world_size) if recipe.trains else None
@@ -256,7 +257,7 @@ def _evaluate(experiment, model, tokenizer, found, recipe, teller, context, spec
     suites = found.asked_in(spec.phase)
     weights = vllm_backend.untouched(experiment) if recipe is None else None
     with vllm_backend.generator(model, tokenizer, experiment, context.device, context.cache, weights) as generator:
-        teller.result.facts |= vllm_backend.facts(generator)
+        teller.result.facts |= vllm_backend.facts(generator, model)
         task, results, answers = evaluation.evaluate(
             model, tokenizer, experiment, suites=suites, task_rows=found.evaluation,
             rank=context.rank, world_size=context.world_size, wrap=recipe.wrap if recipe is not None and recipe.wraps else None,
@@ -318,6 +319,17 @@ def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
     import torch
 
     torch.manual_seed(seeds.of_64_bits((seed * 1_000_003 + step) * 1009 + rank))
+
+
+def _leave_towers(model, facts: dict[str, Any]) -> None:
+    """Freeze what no text passes, so that weight decay cannot shrink it, and say so."""
+    from strategies import blocks
+
+    towers = blocks.unread(model)
+    for parameter in towers.values():
+        parameter.requires_grad_(False)
+    if towers:
+        facts["parameters_no_text_passes"] = sum(parameter.numel() for parameter in towers.values())
 
 
 def _counts(model) -> dict[str, int]:

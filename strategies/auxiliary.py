@@ -76,8 +76,8 @@ def train(model: nn.Module, rows: Sequence[Example], data: TrainingData, plan: P
             value = value / units.clamp(min=1)
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the side training's loss became {float(value)} at step {step + 1}; lower its learning rate")
-            for leaf, gradient in zip(leaves, torch.autograd.grad(value, leaves), strict=True):
-                leaf.grad = gradient
+            for leaf, gradient in zip(leaves, torch.autograd.grad(value, leaves, allow_unused=True), strict=True):
+                leaf.grad = torch.zeros_like(leaf) if gradient is None else gradient  # an expert that no row was sent to
             if not torch.isfinite(nn.utils.clip_grad_norm_(leaves, 1.0)):
                 raise FloatingPointError(f"the side training's gradient is not finite at step {step + 1}; lower its learning rate")
             for group in optimizer.param_groups:

@@ -75,6 +75,20 @@ def of(model: nn.Module) -> Blocks:
     return Blocks(name, tuple(chosen[name]))
 
 
+def unread(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that no text passes, by name in the bare model: vision and audio towers of a shell around a text model; empty for a text model.
+
+    They get no gradient, but weight decay would shrink them.
+    """
+    core = bare(model)
+    config = getattr(core, "config", None)
+    if config is None or config.get_text_config() is config:
+        return {}
+    parts = [core.get_decoder(), core.get_input_embeddings(), core.get_output_embeddings()]
+    read = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
+    return {name: parameter for name, parameter in core.named_parameters() if id(parameter) not in read}
+
+
 def _outermost(lists: dict[str, nn.ModuleList]) -> dict[str, nn.ModuleList]:
     """Lists that lie in no other one: a block may hold lists of its own, as long as that of the blocks by chance."""
     return {name: module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}

@@ -89,6 +89,7 @@ def of(model: nn.Module, knobs: Knobs, layers: tuple[int, ...] | None) -> Target
             f"lora: no module to adapt (target_modules={knobs.target_modules!r}, layers={knobs.layers!r}, frozen ones left out);"
             " widen target_modules or narrow freeze_layers"
         )
+    asked = _without(asked, _shared(model, asked), "several layers share it, and each one's adapter would be merged into all of them", everything)
     past = frozenset() if _without_weights(model) else _bypassed(model, asked.modules) | _read_elsewhere(model, asked.parameters)
     asked = _without(asked, past, "this model's own code reads its weight past it, so an adapter has no effect", everything)
     if asked.parameters and knobs.lora_dropout:
@@ -142,6 +143,15 @@ def _all_there(model: nn.Module, names: list[str]) -> None:
 def _end(name: str) -> str:
     """What users call a target: the last part of its name."""
     return name.removesuffix(".weight").rpartition(".")[2]
+
+
+def _shared(model: nn.Module, targets: Targets) -> frozenset[str]:
+    """Targets whose weight other targets have too (Zamba2's shared blocks)."""
+    owners, places = matrices.owners(model), {}
+    for name in (*targets.modules, *targets.parameters):
+        module, leaf = owners[name if name in owners else f"{name}.weight"]
+        places.setdefault(id(module._parameters[leaf]), []).append(name)
+    return frozenset(name for names in places.values() if len(names) > 1 for name in names)
 
 
 def _without(targets: Targets, gone: frozenset[str], why: str, everything: bool) -> Targets:

@@ -94,10 +94,12 @@ def generator(
                 engine.asleep = True
 
 
-def facts(ask: Generate | None) -> dict[str, dict[str, str]]:
-    """What a result records of who answered; empty for transformers."""
+def facts(ask: Generate | None, model: Any) -> dict[str, dict[str, str]]:
+    """What a result records of who answered: vLLM, or transformers and in which way `model` is asked (`capability`)."""
     if ask is None:
-        return {}
+        from orchestrator.evaluation import capability
+
+        return {"generation": {"backend": "transformers", "mode": capability.of(model).mode.name}}
     import vllm
 
     return {"generation": {"backend": "vllm", "version": str(vllm.__version__)}}

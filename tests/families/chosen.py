@@ -12,3 +12,5 @@ UNLIKE = (
 )  # fmt: skip
 ALL = os.environ.get("SAFEBASIN_FAMILIES") == "all"
 FAMILIES = tuple(tiny.FAMILIES) if ALL else UNLIKE
+CELLS = FAMILIES if ALL else ("llama", "gpt2", "bloom", "mamba", "rwkv", "recurrent_gemma", "jamba", "qwen3_moe", "gpt_oss", "deepseek_v3")
+"""What goes through whole trials of every recipe."""

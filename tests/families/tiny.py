@@ -193,7 +193,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "nanochat": {},
     "vaultgemma": {"head_dim": 8, "query_pre_attn_scalar": 8},
     "longcat_flash": LATENT
-    | {"num_layers": 2, "n_routed_experts": 4, "moe_topk": 2, "expert_ffn_hidden_size": 16, "ffn_hidden_size": 48, "zero_expert_num": 1},
+    | {"num_layers": 2, "num_hidden_layers": 4, "n_routed_experts": 4, "moe_topk": 2, "expert_ffn_hidden_size": 16, "ffn_hidden_size": 48,
+       "zero_expert_num": 1},
     "minicpm3": LATENT,
     "olmo_hybrid": {},
     "solar_open": EXPERTS | {"n_routed_experts": 4, "head_dim": 8},
@@ -209,10 +210,29 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
+SHELLS = {"gemma3": "gemma3_text"}
+"""Models with a vision tower around a text model of `FAMILIES`."""
+SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+NO_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": ("AutoModelForSeq2SeqLM", {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}),
+    "bart": ("AutoModelForSeq2SeqLM", {"vocab_size": 96, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+                                       "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}),
+    "bert": ("AutoModelForMaskedLM", SMALL),
+    "roberta": ("AutoModelForMaskedLM", SMALL),
+    "modernbert": ("AutoModelForMaskedLM", SMALL | {"global_attn_every_n_layers": 2}),
+    "llama, a classifier": ("AutoModelForSequenceClassification", SMALL),
+    "llama, without its head": ("AutoModel", SMALL | {"tie_word_embeddings": False}),
+}  # fmt: skip
+"""What is no causal language model, or no whole one: name -> (the class it is saved with, its config)."""
+
+
 def config(family: str, **more):
     """The family's config, small. Raises what its class raises."""
     from transformers import CONFIG_MAPPING
 
+    if family in SHELLS:
+        return CONFIG_MAPPING[family](text_config=config(SHELLS[family], **more).to_dict(), vision_config=VISION, mm_tokens_per_image=4)
     return CONFIG_MAPPING[family](**copy.deepcopy(COMMON | FAMILIES[family] | more))
 
 
@@ -235,5 +255,18 @@ def tokenizer():
 def saved(folder: Path, family: str, **more) -> Path:
     """A model folder of that family."""
     model(family, **more).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def saved_no_decoder(folder: Path, name: str) -> Path:
+    """A model folder of something in `NO_DECODERS`."""
+    import torch
+    import transformers
+
+    cls, settings = NO_DECODERS[name]
+    torch.manual_seed(0)
+    made = transformers.CONFIG_MAPPING[name.partition(",")[0]](**copy.deepcopy(settings), pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    getattr(transformers, cls).from_config(made).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

@@ -37,7 +37,7 @@ def gemma3() -> nn.Module:
 def test_every_family_has_its_blocks(family):
     model = on_meta(family)
     found = blocks.of(model)
-    wanted = {"longcat_flash": 1}.get(family, model.config.num_hidden_layers)  # its blocks count as two layers each
+    wanted = {"longcat_flash": 2}.get(family, model.config.num_hidden_layers)  # its blocks count as two layers each
     assert found.count == wanted
     inside = {name for name, _ in model.named_parameters() if found.holds(name)}
     direct = {f"{found.name(i)}.{name}" for i, block in enumerate(found.modules) for name, _ in block.named_parameters()}
@@ -153,3 +153,11 @@ def test_a_model_without_blocks_is_refused():
 
     with pytest.raises(StrategyError, match="no decoder blocks found in Flat"):
         blocks.of(Flat())
+
+
+def test_a_vision_tower_is_left_as_it_is_and_a_text_model_has_none():
+    shell = gemma3()
+    left = blocks.unread(shell)
+    assert left and all("vision_tower" in name or "multi_modal_projector" in name for name in left)
+    assert set(left) == {name for name, _ in shell.named_parameters() if "vision_tower" in name or "multi_modal_projector" in name}
+    assert not any(blocks.unread(on_meta(family)) for family in tiny.FAMILIES)

@@ -13,7 +13,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "families"))
 import tiny
 
-from strategies import adapted, auxiliary, blocks, linear, lora, lora_targets, matrices
+from strategies import adapted, auxiliary, blocks, linear, lora, lora_targets, matrices, merging
 from strategies.base import StrategyError
 
 MIXTURES = ("qwen3_moe", "gpt_oss", "deepseek_v3", "llama4_text", "jetmoe", "dbrx", "recurrent_gemma")
@@ -40,6 +40,14 @@ def asked(model):
     ids = torch.arange(2, 14).reshape(2, 6)
     with torch.no_grad():
         return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+
+
+def moved(model):
+    """Adapters with an effect."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(4)))
 
 
 # ------------------------------------------------------------------------------------------------ what is a matrix, and how it lies
@@ -213,6 +221,18 @@ def test_layers_whose_weight_is_read_past_them_are_left_out_and_said():
     method = lora.Lora(lora.Lora.Config())
     method.setup(family("recurrent_gemma"))  # its parent keeps the module's state in it, which a wrapper would hide
     assert set(method.facts()["not_adapted"]) == {"input_gate_weight", "recurrent_gate_weight"}
+
+
+def test_weights_that_layers_share_get_no_adapter():
+    """Each layer would have its own, and a merge would add all of them to one weight."""
+    with torch.random.fork_rng(devices=[]):
+        model = tiny.model("zamba2", num_hidden_layers=4, layers_block_type=["hybrid", "mamba", "hybrid", "mamba"])
+    method = lora.Lora(lora.Lora.Config())
+    made = method.setup(model)
+    adapted_to = {name for name in adapted.adapters(made) if "shared_transformer" in name}
+    assert all("adapter_list" in name for name in adapted_to) and "q_proj" in method.facts()["not_adapted"]
+    moved(made)
+    merging.merged(made)
 
 
 def test_a_model_without_weights_can_be_counted():

@@ -39,7 +39,7 @@ def both(path: Path, said: str) -> None:
 
 def test_a_lost_tensor_is_named(tmp_path):
     where = folder(tmp_path / "m", change=lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
-    both(where, r"lack 1 tensors.*model\.layers\.1\.mlp\.up_proj\.weight")
+    both(where, r"lack 1 tensor .*model\.layers\.1\.mlp\.up_proj\.weight")
 
 
 def test_a_tensor_of_another_shape_is_named(tmp_path):
@@ -84,7 +84,7 @@ def test_a_bare_model_whose_head_is_not_tied_is_refused(tmp_path):
 
     AutoModel.from_config(tiny.config("llama")).save_pretrained(tmp_path / "m")
     tiny.tokenizer().save_pretrained(tmp_path / "m")
-    both(tmp_path / "m", r"lack 1 tensors.*lm_head\.weight")
+    both(tmp_path / "m", r"lack 1 tensor .*lm_head\.weight")
 
 
 def test_a_classifier_is_refused(tmp_path):
@@ -139,4 +139,4 @@ def test_validate_ends_with_2_and_one_sentence(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = " ".join(capsys.readouterr().err.split())
-    assert ended.value.code == 2 and "lack 1 tensors of the model (LlamaForCausalLM)" in said and "Traceback" not in said
+    assert ended.value.code == 2 and "lack 1 tensor of the model (LlamaForCausalLM)" in said and "Traceback" not in said

@@ -173,3 +173,8 @@ def test_methods_that_move_all_that_training_moved_leave_nothing_out():
     made = recipe.build([("one_shot_patch", {})])
     made.strategies[0].take_rows(TrainingData((), (), 0, 1, weights={"aligned": weights.of_module(mixture())}))
     assert reach.before_finish(moved(mixture()), made) == {"one_shot_patch": {"share": 0.0, "tensors": 0, "largest": []}}
+
+
+@pytest.mark.parametrize("left", [5, {}, {"share": "a", "tensors": 1, "largest": []}, {"share": 0.5, "tensors": 1, "largest": [{"name": "a"}]}])
+def test_a_damaged_record_of_it_is_none(left):
+    assert not reach.told(left) and reach.told({"share": 0.5, "tensors": 1, "largest": [{"name": "a", "kind": "norm", "norm": 1.0}]})

@@ -111,7 +111,7 @@ def test_the_same_answers_as_generate_to_the_letter(vllm, experiment, monkeypatc
     with vllm_backend.generator(network, tokenizer, experiment, GPU, weights=vllm_backend.untouched(experiment)) as ask:
         found = ask(PROMPTS, system=["be kind", None, None, None], max_new_tokens=12, progress=done.append)
         assert ask([]) == []
-        assert vllm_backend.facts(ask) == {"generation": {"backend": "vllm", "version": "0.0-stand-in"}}
+        assert vllm_backend.facts(ask, None) == {"generation": {"backend": "vllm", "version": "0.0-stand-in"}}
     assert found == generate(network, tokenizer, PROMPTS, system=["be kind", None, None, None], max_new_tokens=12)
     assert len(set(found)) == len(PROMPTS) and sum(done) == len(PROMPTS)
     (engine,) = StandIn.made
