@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import config
+from orchestrator import config, model_folders
 from orchestrator.errors import ModelError
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 HARMLESS = re.compile(r"(rotary_emb|rope)\.inv_freq$|\.masked_bias$|\.attn(ention)?\.bias$|position_ids$|_extra_state$")
 """What older versions of libraries wrote beside the weights: computed from the config, or masks. Nothing of the model is lost without them."""
+
+
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def refuse(model: config.Model, loaded: nn.Module, told: Mapping[str, Any]) -> None:
@@ -57,6 +61,44 @@ def refuse(model: config.Model, loaded: nn.Module, told: Mapping[str, Any]) -> N
             f"the weights of {name!r} hold {_count(more)} that {kind} has no place for, and that would be lost: {heads}; they are of another "
             "model or of a head that this tool does not train: take them out of the files, or give the model that they belong to"
         )
+
+
+def check_finite(model: config.Model, loaded: nn.Module) -> None:
+    """Raises ModelError for weights that are NaN or infinite, by name; later it would look as if training had diverged."""
+    import torch
+
+    for name, weight in loaded.named_parameters():
+        if weight.is_floating_point() and not torch.isfinite(weight.detach().sum(dtype=torch.float32)) and not torch.isfinite(weight).all():
+            raise ModelError(f"the weights of {model.model_name_or_path!r} are NaN or infinite in {name}: its files are broken; copy them anew")
+
+
+def _check_types(model: config.Model, held: Mapping[str, model_folders.Tensor]) -> None:
+    """Raises ModelError for matrices that are no floating-point numbers of 16 bits or more: without the scales of what quantised them, their values
+    are others."""
+    odd = sorted(name for name, one in held.items() if len(one.shape) > 1 and one.dtype not in FLOATS and not HARMLESS.search(name))
+    odd = [name for name in odd if held[name].dtype != "BOOL"]  # masks
+    if odd:
+        raise ModelError(
+            f"the weights of {model.model_name_or_path!r} hold {_count(odd)} of the type {held[odd[0]].dtype} ({_named(odd)}), quantised or packed, "
+            "and config.json does not say how; give the model in full precision (F32, BF16 or F16)"
+        )
+
+
+def _lost_experts(held: Iterable[str]) -> list[str]:
+    """Names that numbered experts of one layer lack although their neighbours have them; transformers, which puts them all into one tensor, does not
+    say which. Experts of a name under `.experts.` count, of the same layer only: layers may be of several kinds."""
+    layers: dict[str, dict[str, set[str]]] = {}
+    for name in held:
+        layer, mark, rest = name.partition(".experts.")
+        number, _, part = rest.partition(".")
+        if mark and number.isdecimal():
+            layers.setdefault(layer, {}).setdefault(number, set()).add(part)
+    lost = []
+    for layer, experts in layers.items():
+        parts = set().union(*experts.values())
+        numbers = {str(i) for i in range(max(map(int, experts)) + 1)}
+        lost += [f"{layer}.experts.{number}.{part}" for number in sorted(numbers, key=int) for part in sorted(parts - experts.get(number, set()))]
+    return lost
 
 
 def _count(keys: list[str]) -> str:
@@ -102,13 +144,23 @@ def look(model: config.Model, source: str) -> None:
     """`refuse` for the model in the folder `source`, from the headers of its files. Raises ModelError; whatever transformers raises is passed on."""
     from transformers import AutoModelForCausalLM
 
-    with quiet():
-        loaded, told = AutoModelForCausalLM.from_pretrained(
-            source,
-            use_safetensors=True,
-            trust_remote_code=model.trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            device_map="meta",
-        )
+    held = model_folders.tensors(Path(source))
+    _check_types(model, held)
+    try:
+        with quiet():
+            loaded, told = AutoModelForCausalLM.from_pretrained(
+                source,
+                use_safetensors=True,
+                trust_remote_code=model.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                device_map="meta",
+            )
+    except Exception as error:
+        lost = _lost_experts(held)
+        if not lost:
+            raise
+        raise ModelError(
+            f"the weights of {model.model_name_or_path!r} lack {_count(lost)} of an expert: {_named(lost)}; copy its files anew"
+        ) from error
     refuse(model, loaded, told)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import config, loading_report, models, paths
-from orchestrator.errors import ConfigError, ModelError
+from orchestrator.errors import ConfigError, ModelError, SafebasinError
 from orchestrator.evaluation import capability, small_copy
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ def check(model: config.Model) -> tuple[int, list[str]]:
     rows = getattr(found.get_text_config(), "vocab_size", None)
     if isinstance(rows, int):
         models.check_vocabulary(model, rows, words)
-    _check_generation_config(model)
-    models.shape(model)
+    notes = _generation_config(model)
+    notes += _towers(model, found, models.shape(model))
     _check_weights(model)
-    return models.num_layers(model), _asked(model, found)
+    return models.num_layers(model), [*notes, *_asked(model, found)]
 
 
 def check_kind(model: config.Model, found: Any) -> None:
@@ -60,16 +60,48 @@ def _name(mapping: Any, found: Any) -> str:
     return (cls[0] if isinstance(cls, tuple) else cls).__name__ if cls else ""
 
 
-def _check_generation_config(model: config.Model) -> None:
-    """What transformers would refuse only when the weights are loaded."""
+CHANGES_ANSWERS = {
+    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None, "sequence_bias": None,
+    "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None, "forced_eos_token_id": None, "min_length": 0,
+    "min_new_tokens": None, "exponential_decay_length_penalty": None, "num_beams": 1, "guidance_scale": None,
+}  # fmt: skip
+"""Settings of generation_config.json by which greedy answers become others, and what they are where nothing changes."""
+
+
+def _generation_config(model: config.Model) -> list[str]:
+    """What of it is not heeded here. Raises ModelError for what transformers would refuse only when the weights are loaded."""
     from transformers import GenerationConfig
 
     source = Path(models.resolve(model))
-    if (source / "generation_config.json").is_file():
-        try:
-            GenerationConfig.from_pretrained(str(source)).validate()
-        except Exception as error:  # as for `models.settings`
-            raise models.explained(model, error, "generation_config.json ") from error
+    if not (source / "generation_config.json").is_file():
+        return []
+    try:
+        own = GenerationConfig.from_pretrained(str(source))
+        own.validate()
+    except Exception as error:  # as for `models.settings`
+        raise models.explained(model, error, "generation_config.json ") from error
+    told = own.to_dict()
+    other = [f"{key}={told[key]}" for key, neutral in CHANGES_ANSWERS.items() if told.get(key) not in (None, neutral)]
+    if not other:
+        return []
+    return [
+        f"generation_config.json of the model asks for {', '.join(other)}, which is not heeded here: answers are greedy and without penalties, and a "
+        "server that heeds it may give others"
+    ]
+
+
+def _towers(model: config.Model, found: Any, shape: nn.Module) -> list[str]:
+    """Parts beside the text model that config.json describes and transformers does not load."""
+    from strategies import blocks, trying
+
+    text = found.get_text_config()
+    others = [name for name, part in vars(found).items() if part is not text and any(part is one for one in trying.parts(found))]
+    if text is found or not others or blocks.unread(shape):
+        return []
+    return [
+        f"{', '.join(sorted(others))}: config.json describes more than a text model, but transformers' causal language model of this family "
+        f"({type(shape).__name__}) is the text part alone; what is trained and saved has no such part"
+    ]
 
 
 def _check_weights(model: config.Model) -> None:
@@ -121,6 +153,14 @@ def check_methods(model: config.Model, recipes: Mapping[str, Recipe]) -> list[st
                 warnings += method.check_model(copy)
             except StrategyError as error:
                 raise ConfigError(f"recipes: [{name}]: {error}") from error
+            except SafebasinError:
+                raise
+            except Exception as error:  # whatever a model's own code raises: the method cannot work on it
+                said = " ".join(str(error).split())[:200]
+                raise ConfigError(
+                    f"recipes: [{name}]: {method.name} does not work on this model: a small random copy of it, asked as the method would, ended "
+                    f"in {type(error).__name__}: {said}; take another method, or another model"
+                ) from error
     return warnings
 
 

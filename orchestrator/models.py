@@ -65,6 +65,7 @@ def network(model: config.Model) -> nn.Module:
     except Exception as error:  # config classes, custom code and damaged files raise what they like; all of it is about this model
         raise explained(model, error) from error
     loading_report.refuse(model, loaded, told)
+    loading_report.check_finite(model, loaded)
     return loaded.eval()
 
 

@@ -12,6 +12,9 @@ from torch import nn
 
 from strategies.base import StrategyError
 
+BESIDE = 0.05
+"""Share of the chosen list's parameters from which another list as long counts as a part of the layers too; norms kept in lists hold less."""
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -71,8 +74,19 @@ def of(model: nn.Module) -> Blocks:
             f"no decoder blocks found in {type(core).__name__}: no list of {count or 'several'} modules in the part that reads text; methods "
             "that act on layers cannot be used with this model"
         )
-    name = max(chosen, key=lambda one: (sum(p.numel() for p in chosen[one].parameters()), -len(one)))
+    name = max(chosen, key=lambda one: (_size(chosen[one]), -len(one)))
+    others = [one for one in chosen if one != name and len(chosen[one]) == len(chosen[name]) and _size(chosen[one]) > BESIDE * _size(chosen[name])]
+    if others:
+        raise StrategyError(
+            f"the layers of {type(core).__name__} are spread over several lists ({', '.join([name, *others])}), so no one list is its decoder "
+            "blocks, on which methods act; take another model"
+        )
     return Blocks(name, tuple(chosen[name]))
+
+
+def _size(module: nn.Module) -> int:
+    """Number of its parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def unread(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -94,8 +94,10 @@ class Lora(Strategy):
         return adapted
 
     def check_model(self, model: nn.Module) -> list[str]:
-        """Which adapters peft would make on a model of this architecture. Raises StrategyError."""
-        return self._targets(model).notes
+        """Which adapters peft would make on a model of this architecture, and that they are the same once saved and loaded. Raises StrategyError."""
+        targets = self._targets(model)
+        lora_targets.check_reload(model, targets, self.config)
+        return targets.notes
 
     def setup(self, model: nn.Module) -> nn.Module:
         from peft import get_peft_model

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from strategies import blocks, matrices
+from strategies import blocks, matrices, trying
 from strategies.adapted import adapters
 from strategies.base import StrategyError
 from strategies.blocks import original_name
@@ -33,6 +34,8 @@ TRIES = 4
 """How often a target list is mended after peft was tried."""
 NO_EFFECT = 2e-2
 """Change of a logit, relative to the largest, below which it counts as unchanged; kernels of GPUs add up in any order, in bfloat16."""
+LOST = 1e-3
+"""The same, above which a saved adapter is another one when it is loaded; both sides are computed alike."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,10 @@ class Targets:
 
     @property
     def notes(self) -> list[str]:
-        return [f"lora: {name} of the decoder blocks gets no adapter ({why})" for name, why in self.left_out]
+        """One a reason."""
+        whys = dict.fromkeys(why for _, why in self.left_out)
+        names = {why: ", ".join(name for name, own in self.left_out if own == why) for why in whys}
+        return [f"lora: {names[why]} of the decoder blocks gets no adapter ({why})" for why in whys]
 
 
 def of(model: nn.Module, knobs: Knobs, layers: tuple[int, ...] | None) -> Targets:
@@ -209,7 +215,7 @@ def _read_elsewhere(model: nn.Module, parameters: tuple[str, ...]) -> frozenset[
         try:
             with _inside_wrappers(model, [name.rpartition(".")[0] for name in names]) as wrappers:
                 inside = _asked_twice(model)
-        except AttributeError:  # somebody looks for what the module has
+        except (AttributeError, TypeError):  # somebody looks for what the module has, or calls it by names that peft's wrapper does not know
             found += names
             continue
         with matrices.changed(owned, dict.fromkeys(names, _turned)):
@@ -228,8 +234,8 @@ class _Wrapper(nn.Module):
         super().__init__()
         self.base_layer = inner
 
-    def forward(self, *inputs: Any, **options: Any) -> Any:
-        return self.base_layer(*inputs, **options)
+    def forward(self, x: Any, *inputs: Any, **options: Any) -> Any:  # peft's signature: the first input has no name of the module's own
+        return self.base_layer(x, *inputs, **options)
 
 
 @contextlib.contextmanager
@@ -261,7 +267,7 @@ def _asked_once(model: nn.Module, first: int = 0) -> Tensor:
     with torch.no_grad(), _training(model):
         vocabulary = model.get_input_embeddings().weight.shape[0]
         ids = torch.arange(first, vocabulary, max(1, vocabulary // 8), device=next(model.parameters()).device)[None, :8]
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids), **trying.options(model)).logits.float()
 
 
 @contextlib.contextmanager
@@ -349,3 +355,49 @@ def check_same(model: nn.Module, targets: Targets) -> None:
     wrong = {one.parameter for one in adapters(model).values()} ^ targets.names
     if wrong:
         raise StrategyError(f"lora: peft made other adapters than asked for: {', '.join(sorted(wrong)[:3])}; this is a fault of ours, report it")
+
+
+# ------------------------------------------------------------------------------------------------ what is loaded again
+
+
+def check_reload(model: nn.Module, targets: Targets, knobs: Knobs) -> None:
+    """Raises StrategyError where adapters on this model, saved by peft and loaded by peft, give other logits: peft gives weights other names when it
+    loads some families' adapters. Copies of the model are made, so it must be a small one, with weights."""
+    if _without_weights(model):
+        return
+    from peft import PeftModel, get_peft_model
+
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        made = get_peft_model(copy.deepcopy(model), targets.config(knobs))
+        for name, parameter in made.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.1)
+        made.save_pretrained(folder)
+        wanted = _asked_plainly(made)
+        try:
+            loaded = _asked_plainly(PeftModel.from_pretrained(copy.deepcopy(model), folder))
+        except Exception as error:  # whatever peft raises: nobody could load what was trained
+            raise StrategyError(
+                f"lora: an adapter of this model that peft saved cannot be loaded by it again ({' '.join(str(error).split())[:200]}); {_OTHERWISE}"
+            ) from error
+    apart = float((loaded - wanted).abs().max() / wanted.abs().max().clamp(min=1e-9))
+    if not apart <= LOST:
+        raise StrategyError(
+            f"lora: an adapter of this model answers otherwise once peft has saved and loaded it (a logit differs by {apart:.2g} of the largest), "
+            f"since peft gives its weights other names; {_OTHERWISE}"
+        )
+
+
+_OTHERWISE = "name other target_modules, such as q_proj,v_proj, or train this model with full"
+
+
+def _asked_plainly(model: nn.Module) -> Tensor:
+    """Logits of a few tokens in evaluation mode."""
+    inner, was = blocks.bare(model), model.training
+    ids = torch.arange(0, vocabulary := inner.get_input_embeddings().weight.shape[0], max(1, vocabulary // 8))[None, :8]
+    with torch.no_grad():
+        found = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **trying.options(model)).logits.float()
+    model.train(was)
+    return found

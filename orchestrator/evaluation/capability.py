@@ -104,6 +104,7 @@ def probed(model: nn.Module, what: str) -> Capability:
         reference = _reference(calls, rows)
         _check_causal(calls, rows[0], reference[0])
         allowed = max(_allowed(calls, row, alone) for row, alone in zip(rows, reference, strict=True))
+        _check_generate(calls, rows[0][: -STEPS], allowed)
         why = ""
         for mode in decoding.MODES:
             if mode.prefix and decoding.windowed(calls.text_config):
@@ -178,6 +179,33 @@ def _check_causal(calls: decoding.Calls, row: Sequence[int], whole: torch.Tensor
         raise ModelError(
             f"{type(decoding.inner(calls.model)).__name__} is no causal language model: what it says of the first {half} tokens changes by "
             f"{found:.2g} standard deviations when later tokens follow; give a model that writes from left to right"
+        )
+
+
+def _check_generate(calls: decoding.Calls, row: Sequence[int], allowed: float) -> None:
+    """What the model's own `generate` says of the next tokens is what plain passes say, which is what training teaches. Raises ModelError for a model
+    that gives itself other positions or other tokens there: it would answer otherwise wherever it is used. One whose `generate` does not run is
+    taken: nobody can ask it that way."""
+    import torch
+    from transformers import GenerationConfig
+
+    core = decoding.inner(calls.model)
+    ids = torch.tensor([list(row)], device=next(core.parameters()).device)
+    plain = GenerationConfig(max_new_tokens=STEPS, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True)
+    own = core.generation_config
+    try:
+        core.generation_config = GenerationConfig(pad_token_id=0)  # without penalties and ends of the model's own
+        said = core.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)
+    except Exception:  # whatever its code raises
+        return
+    finally:
+        core.generation_config = own
+    wanted = _alone(calls, said.sequences[0].tolist())[len(row) - 1 : -1]
+    found = _difference(torch.cat(said.logits)[: len(wanted)], wanted)
+    if found > max(allowed, 0.05):
+        raise ModelError(
+            f"{type(core).__name__}: the model's own generate answers otherwise than its plain forward, by {found:.2g} standard deviations (it gives "
+            "itself other positions or tokens), so what training teaches is not what it would say; give another causal language model"
         )
 
 

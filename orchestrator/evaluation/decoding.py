@@ -170,7 +170,7 @@ def windowed(config: Any) -> bool:
 
 
 def window_keys(config: Any) -> list[str]:
-    """Names of the text config's settings that are the width of a window or chunk of attention, in tokens."""
+    """Names of the text config's settings that are the width of a window or chunk of attention, or how many tokens sparse attention looks at."""
     held = config.to_dict()
-    words = ("window", "chunk", "local_attention")
+    words = ("window", "chunk", "local_attention", "index_topk")
     return [k for k, v in held.items() if any(w in k for w in words) and isinstance(v, int) and not isinstance(v, bool) and v > 0]

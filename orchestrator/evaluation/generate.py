@@ -156,6 +156,12 @@ def stop_tokens(model: nn.Module, tokenizer: Any) -> frozenset[int]:
     return ends | more
 
 
+def _most(config: Any, key: str) -> int | None:
+    """A size in a text config; the largest where each layer has its own."""
+    value = getattr(config, key, None)
+    return max(value, default=None) if isinstance(value, list | tuple) else value
+
+
 class _Decoder:
     """The decode loop over one model; holds what does not change from batch to batch."""
 
@@ -178,10 +184,10 @@ class _Decoder:
         import torch
 
         c, length = self.text_config, longest + self.new
-        heads = getattr(c, "num_attention_heads", 1) or 1
-        kv_heads = getattr(c, "num_key_value_heads", None) or heads
-        head_dim = getattr(c, "head_dim", None) or c.hidden_size // heads
-        inner = getattr(c, "intermediate_size", None) or 4 * c.hidden_size
+        heads = _most(c, "num_attention_heads") or 1
+        kv_heads = _most(c, "num_key_value_heads") or heads
+        head_dim = _most(c, "head_dim") or c.hidden_size // heads
+        inner = _most(c, "intermediate_size") or 4 * c.hidden_size
         width = next(self.model.parameters()).element_size()
         cache = 2 * c.num_hidden_layers * kv_heads * head_dim * width * length * 2  # twice: old and grown cache live together for a moment
         worked = longest if self.mode.cache else length

@@ -158,13 +158,14 @@ def _likelihoods(model: nn.Module, batch: Sequence[Any]) -> list[float]:
     import torch
 
     from orchestrator.evaluation.generate import check_finite
+    from strategies import trying
 
     device = next(model.parameters()).device
     width = max(len(e.input_ids) for e in batch)
     ids = torch.tensor([[*e.input_ids, *[0] * (width - len(e.input_ids))] for e in batch], device=device)
     mask = torch.tensor([[1] * len(e.input_ids) + [0] * (width - len(e.input_ids)) for e in batch], device=device)
     labels = torch.tensor([[*e.labels, *[-100] * (width - len(e.labels))] for e in batch], device=device)[:, 1:]
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+    logits = trying.forward(model)(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
     means = losses.double().sum(1) / (labels != -100).sum(1).clamp(min=1)
     check_finite(torch.isnan(means))

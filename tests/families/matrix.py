@@ -73,14 +73,14 @@ def row(family: str, asked: str, found: Sequence[Cell]) -> str:
 def _notes(found: Sequence[Cell]) -> list[str]:
     """What users must know, once each: layers without an adapter, reasons of refusals."""
     notes: dict[str, None] = {}
-    adapters = [m.group(1) for cell in found for note in cell.notes if (m := re.match(r"lora: (\S+) of the decoder blocks gets no adapter", note))]
-    if adapters:
-        notes[f"lora leaves out {', '.join(sorted(set(adapters)))}"] = None
+    without = [m.group(1) for cell in found for note in cell.notes if (m := re.match(r"lora: (.+) of the decoder blocks gets no adapter", note))]
+    if adapters := {name for names in without for name in names.split(", ")}:
+        notes[f"lora leaves out {', '.join(sorted(adapters))}"] = None
     for cell in found:
         if cell.state == "refused":
             notes[f"{cell.recipe}: {cell.notes[0]}"] = None
         for note in cell.notes:
-            if cell.state == "limited" and not re.match(r"lora: \S+ of the decoder|answers are generated|\d+% of the update", note):
+            if cell.state == "limited" and not re.match(r"lora: .+ of the decoder|answers are generated|\d+% of the update", note):
                 notes[note] = None
     return list(notes)
 
