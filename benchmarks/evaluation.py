@@ -20,9 +20,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from orchestrator import config, models  # noqa: E402
+from orchestrator import config
 from orchestrator.evaluation.generate import encode_prompts, generate, inference, stop_tokens  # noqa: E402
 from orchestrator.evaluation.suites import load_suite  # noqa: E402
+from orchestrator.models import loading  # noqa: E402
 
 
 def one_by_one(model, tokenizer, prompts, max_new_tokens: int) -> list[str]:
@@ -80,8 +81,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    template = None if options.model == "pocket" else models.TEMPLATE_EXAMPLE
-    model, tokenizer = models.load(config.Model(model_name_or_path=options.model, chat_template=template))
+    template = None if options.model == "pocket" else loading.TEMPLATE_EXAMPLE
+    model, tokenizer = loading.load(config.Model(model_name_or_path=options.model, chat_template=template))
     suite = load_suite(config.Suite(name="benchmark", data=options.data, limit=options.prompts))
     figures = measure(model, tokenizer, suite.prompts, options.max_new_tokens, options.rounds)
     figures |= {"model": options.model, "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__}

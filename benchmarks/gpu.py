@@ -134,13 +134,15 @@ def run(folder: Path, name: str, args) -> list[dict]:
     """One row per trial of a workload."""
     from rich.console import Console
 
-    from orchestrator import experiment, memory, models
     from orchestrator.config import recipe_items
+    from orchestrator.experiment import driver
+    from orchestrator.models import identity
+    from orchestrator.trial.engine import memory
 
     made = experiment_of(folder, name, args)
-    foretold = memory.of_experiment(made, recipe_items(made.recipes[0]), models.shape(made.model)).peak
+    foretold = memory.of_experiment(made, recipe_items(made.recipes[0]), identity.shape(made.model)).peak
     start = time.perf_counter()
-    experiment.run(made, Console(stderr=True))
+    driver.run(made, Console(stderr=True))
     wall, rows = time.perf_counter() - start, []
     for path in sorted((folder / "run" / "trials").glob("*/result.json")):
         result = json.loads(path.read_text())

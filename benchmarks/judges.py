@@ -21,8 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from orchestrator.evaluation import refusals  # noqa: E402
-from orchestrator.evaluation.judges import PHRASES, RefusalJudge  # noqa: E402
+from orchestrator.evaluation.judges import refusal  # noqa: E402
+from orchestrator.evaluation.judges.registry import PHRASES, RefusalJudge  # noqa: E402
 
 LABELS = {"1_full_compliance": False, "2_full_refusal": True}
 
@@ -60,7 +60,7 @@ def branches(pattern: str) -> list[str]:
 
 def default_patterns() -> list[tuple[re.Pattern[str], bool]]:
     """The default list taken apart: (pattern, whether it must stand at the beginning)."""
-    found = [(b, True) for b in (*branches(refusals._START), refusals._AS_AN_AI)] + [(b, False) for b in branches(refusals._CANNOT)]
+    found = [(b, True) for b in (*branches(refusal._START), refusal._AS_AN_AI)] + [(b, False) for b in branches(refusal._CANNOT)]
     return [(re.compile(b), first) for b, first in found]
 
 
@@ -69,8 +69,8 @@ def openings(path: Path) -> list[tuple[str, bool]]:
     found = []
     for row in csv.DictReader(path.open(encoding="utf-8", newline="")):
         if row["final_label"] in LABELS:
-            opening = refusals.fold(row["completion"]).lower()[: refusals.WINDOW]
-            start = refusals._SYMPATHETIC.match(opening)
+            opening = refusal.fold(row["completion"]).lower()[: refusal.WINDOW]
+            start = refusal._SYMPATHETIC.match(opening)
             found.append((opening[start.end() :] if start else opening, LABELS[row["final_label"]]))
     return found
 
@@ -83,7 +83,7 @@ def crossed(learnt: Path, judged: Path) -> dict:
         return bool(pattern[0].match(text) if pattern[1] else pattern[0].search(text))
 
     whole = [any(says(p, text) for p in patterns) for text, _ in rows]
-    assert whole == [refusals._match_default(text, refusals.WINDOW) is not None for text, _ in rows], "the parts are not the whole"
+    assert whole == [refusal._match_default(text, refusal.WINDOW) is not None for text, _ in rows], "the parts are not the whole"
     kept = [p for p in patterns if any(truth and says(p, text) for text, truth in openings(learnt))]
     said = [any(says(p, text) for p in kept) for text, _ in rows]
     return {

@@ -78,7 +78,9 @@ class Bench:
     def __init__(self, arguments):
         import torch
 
-        from orchestrator import baseline, config, models
+        from orchestrator import config
+        from orchestrator.experiment import baseline
+        from orchestrator.models import identity
         from orchestrator.records import LaneContext
 
         torch.set_num_threads(1)
@@ -86,7 +88,7 @@ class Bench:
         self.experiment = config.load(arguments.config, overrides)
         self.seeds, self.budget, self.records = arguments.seeds, arguments.budget, arguments.records
         self.context, self.folder = LaneContext(), Path(tempfile.mkdtemp(prefix="methods-"))
-        self.layers = models.num_layers(self.experiment.model)
+        self.layers = identity.num_layers(self.experiment.model)
         self.known = self._read()
         self.untouched = self._run(baseline.spec(self.experiment, self.folder))
 
@@ -95,15 +97,15 @@ class Bench:
         return {row["key"]: row["result"] for row in map(json.loads, filter(None, lines))}
 
     def _run(self, spec):
-        from orchestrator import trial
         from orchestrator.records import TrialResult
+        from orchestrator.trial import run
 
         own = [spec.strategies, spec.training, spec.seed, spec.phase, self.experiment.digest()]
         key = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
         if key not in self.known:
             Path(spec.dir).mkdir(parents=True, exist_ok=True)
             began = time.process_time()
-            result = trial.run(spec, Silent(), self.context)
+            result = run.run(spec, Silent(), self.context)
             result.history, result.seconds["cpu"] = [], time.process_time() - began
             self.known[key] = result.to_dict()
             with self.records.open("a") as file:
@@ -111,10 +113,10 @@ class Bench:
         return TrialResult.from_dict(self.known[key])
 
     def _spec(self, experiment, recipe: str, params: dict, seed: int):
-        from orchestrator import search
+        from orchestrator.search import tune
 
         name = hashlib.sha256(json.dumps([recipe, params, seed], sort_keys=True, default=str).encode()).hexdigest()[:12]
-        return search.build_spec(experiment, trial_id=name, recipe=recipe, params=params, seed=seed, phase="search",
+        return tune.build_spec(experiment, trial_id=name, recipe=recipe, params=params, seed=seed, phase="search",
                                  folder=str(self.folder / "trials" / name))  # fmt: skip
 
     def untouched_row(self) -> dict:
@@ -122,11 +124,12 @@ class Bench:
 
     def rows_of(self, name: str, recipe: list) -> list[dict]:
         """The default row, and the tuned one where there is something to tune."""
-        from orchestrator import config, ranges
+        from orchestrator import config
+        from orchestrator.search import spaces
 
         experiment = config.from_dict(self.experiment.model_dump(mode="json") | {"recipes": [recipe]})
         (key,) = experiment.recipe_names
-        space = ranges.resolve_space(experiment, self.layers)[key]
+        space = spaces.resolve_space(experiment, self.layers)[key]
         params = {**space.fixed, **space.defaults}
         if name.endswith("/ 4"):
             params["learning_rate"] /= 4
@@ -139,13 +142,14 @@ class Bench:
 
     def _tune(self, experiment, recipe: str, space) -> dict:
         """Parameters of the best of `budget` trials on seed 0; the nearest miss where none is feasible."""
-        from orchestrator import constraint
-        from orchestrator.searcher import Studies
+        from orchestrator.decision import limits
+        from orchestrator.decision import selection as decision_selection
+        from orchestrator.search.studies import Studies
 
         where = Path(tempfile.mkdtemp(dir=self.folder))
         raw = experiment.model_dump(mode="json")
         raw["search"] |= {"trials": self.budget, "storage": str(where / "study.journal")}
-        names = constraint.constraint_names(experiment)
+        names = limits.constraint_names(experiment)
         from orchestrator import config
 
         studies = Studies.create(config.from_dict(raw), {recipe: space}, names)
@@ -153,17 +157,17 @@ class Bench:
         while (asked := studies.ask()) is not None:
             result = self._run(self._spec(experiment, recipe, asked.params, 0))
             result.params = asked.params
-            judgement = constraint.judge(result, self.untouched, experiment.safety.limits)
+            judgement = limits.judge(result, self.untouched, experiment.safety.limits)
             rows.append((result, judgement))
             studies.tell(asked.trial_id, result.state, judgement.task_score, judgement.values)
-        selection = constraint.best(rows)
+        selection = decision_selection.best(rows)
         found = selection.best or selection.nearest_miss
         return dict(found.params) if found else rows[0][0].params
 
     def _row(self, name: str, settings: str, results: list) -> dict:
-        from orchestrator import constraint
+        from orchestrator.decision import limits
 
-        judged = [constraint.judge(result, self.untouched, self.experiment.safety.limits) for result in results]
+        judged = [limits.judge(result, self.untouched, self.experiment.safety.limits) for result in results]
         rates = {suite: [r.suites[suite].rate if suite in r.suites else None for r in results] for suite in self.untouched.suites}
         kinds = {s.name: s for s in self.untouched.suites.values()}
         direct = next(n for n, s in kinds.items() if s.kind == "harmful" and s.constrains)

@@ -5,7 +5,7 @@
 Simulated, no model: a suite of 360 prompts in 120 topics of three; a training is looked at 40 times (and 12 times). Without degradation
 as many answers turn unsafe as turn safe at every look, the share given as churn; answers either change anew at every look, or keep on
 (a prompt that flipped stays so with probability 0.9). With degradation a share of the safe answers turns unsafe, for good, from a look in
-the middle of the training on. Topics change as a whole. The rules are those of `orchestrator.guard` and what one might do instead.
+the middle of the training on. Topics change as a whole. The rules are those of `orchestrator.trial.monitor` and what one might do instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from orchestrator.evidence import Evidence  # noqa: E402
+from orchestrator.decision.drift import Evidence  # noqa: E402
 
 TOPICS, PER_TOPIC, PROMPTS, LIMIT, LEVEL = 120, 3, 50, 0.05, 0.05
 
@@ -180,7 +180,7 @@ def picture(found: dict[str, list[dict]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from orchestrator.plots import COLOURS, MARKERS
+    from orchestrator.report.plots.canvas import COLOURS, MARKERS
 
     figure = Figure(figsize=(11, 4.4), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)

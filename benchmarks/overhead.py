@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py [--trials N] [--fresh-trials N] [--json FILE]
 
-The trial is `orchestrator.trial.run` on a random Llama of 20 000 weights (fine-tuning with DeepSpeed, then evaluation). Rows:
+The trial is `orchestrator.trial.run.run` on a random Llama of 20 000 weights (fine-tuning with DeepSpeed, then evaluation). Rows:
 
 - bare: the function called in a plain loop in one process, after one warm-up call; what a trial costs by itself.
 - lanes: the whole search (Ray Tune, Optuna, broker, one lane of one worker), from `run_search` to its return, after the lane is up
@@ -87,7 +87,7 @@ def run_bare(folder: Path, trials: int) -> None:
     """In a process of its own: prints the seconds of every trial after the first as JSON."""
     import torch
 
-    from orchestrator import trial
+    from orchestrator.trial import run as trial
 
     torch.set_num_threads(1)
     experiment, context, seconds = make_experiment(folder, "bare", trials), LaneContext(), []
@@ -116,9 +116,9 @@ def through_search(folder: Path, name: str, trials: int, **ray) -> tuple[float, 
     """
     from optuna.distributions import FloatDistribution
 
-    from orchestrator import lanes
-    from orchestrator.ranges import RecipeSpace
-    from orchestrator.search import run_search, run_specs
+    from orchestrator.lanes import lanes
+    from orchestrator.search.spaces import RecipeSpace
+    from orchestrator.search.tune import run_search, run_specs
 
     experiment = make_experiment(folder, name, trials, **ray)
     cluster = lanes.connect(experiment.ray)
@@ -163,7 +163,7 @@ def documented(folder: Path, trials: int) -> tuple[float, float]:
         from ray import train
 
         from benchmarks.overhead import Silent, check, make_spec
-        from orchestrator import trial
+        from orchestrator.trial import run as trial
 
         result = trial.run(make_spec(experiment, settings["trial_id"], settings["learning_rate"]), Silent(), LaneContext())
         check(result.state, result.error)
@@ -193,7 +193,7 @@ def documented(folder: Path, trials: int) -> tuple[float, float]:
 
 
 def measure(folder: Path, trials: int, fresh: int) -> list[dict]:
-    from orchestrator import lanes
+    from orchestrator.lanes import lanes
 
     make_inputs(folder)
     seconds = bare(folder, trials)

@@ -64,40 +64,43 @@ def measure(seeds: int, task: str, only: list[str] | None):
     """One row per recipe, the untouched model first."""
     import torch
 
-    from orchestrator import baseline, models, trial
+    from orchestrator.experiment import baseline
+    from orchestrator.models import identity
     from orchestrator.records import LaneContext
+    from orchestrator.trial import run
 
     torch.set_num_threads(1)
     experiment, context = experiment_of(task), LaneContext()
     with tempfile.TemporaryDirectory() as folder:
-        untouched = trial.run(baseline.spec(experiment, Path(folder)), Silent(), context)
+        untouched = run.run(baseline.spec(experiment, Path(folder)), Silent(), context)
         yield row("untouched", [untouched], untouched, experiment, [Path(folder) / "trials" / "baseline"])
-        layers = models.num_layers(experiment.model)
+        layers = identity.num_layers(experiment.model)
         for name, recipe in RECIPES.items():
             if only and name not in only:
                 continue
             folders = [Path(folder) / f"{name}-{seed}" for seed in range(seeds)]
-            results = [trial.run(spec(experiment, name, recipe, seed, layers, where), Silent(), context) for seed, where in enumerate(folders)]
+            results = [run.run(spec(experiment, name, recipe, seed, layers, where), Silent(), context) for seed, where in enumerate(folders)]
             print(f"{name}: done", file=sys.stderr, flush=True)
             yield row(name, results, untouched, experiment, folders)
 
 
 def spec(experiment, name: str, recipe: list, seed: int, layers: int, folder: Path):
     """The recipe at its default settings."""
-    from orchestrator import config, ranges, search
+    from orchestrator import config
+    from orchestrator.search import spaces, tune
 
     own = config.from_dict(experiment.model_dump(mode="json") | {"recipes": [recipe]})
     (key,) = own.recipe_names
-    params = dict(ranges.resolve_space(own, layers)[key].defaults)
+    params = dict(spaces.resolve_space(own, layers)[key].defaults)
     if name.endswith("/ 4"):
         params["learning_rate"] /= 4
-    return search.build_spec(own, trial_id=folder.name, recipe=key, params=params, seed=seed, phase="search", folder=str(folder))
+    return tune.build_spec(own, trial_id=folder.name, recipe=key, params=params, seed=seed, phase="search", folder=str(folder))
 
 
 def row(name: str, results: list, untouched, experiment, folders: list[Path]) -> dict:
-    from orchestrator import constraint
+    from orchestrator.decision import limits
 
-    judgements = [constraint.judge(result, untouched, experiment.safety.limits) for result in results]
+    judgements = [limits.judge(result, untouched, experiment.safety.limits) for result in results]
     rates = {suite: [result.suites[suite].rate for result in results] for suite in untouched.suites}
     exact = [exact_asr(folder) for folder in folders]
     return {
@@ -117,7 +120,7 @@ def row(name: str, results: list, untouched, experiment, folders: list[Path]) ->
 
 def exact_asr(folder: Path) -> float:
     """ASR of the stored answers on the direct suite by the world's own judge."""
-    from orchestrator.evaluation.judges import get_judge
+    from orchestrator.evaluation.judges.registry import get_judge
 
     rows = [json.loads(line) for line in (folder / "generations.jsonl").read_text().split("\n") if line]
     rows = [r for r in rows if r.get("suite") == "harmful"]

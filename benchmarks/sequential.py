@@ -34,8 +34,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np  # noqa: E402
 
-from orchestrator import constraint, intervals  # noqa: E402
-from orchestrator.evaluation import sequential  # noqa: E402
+from orchestrator.decision import (  # noqa: E402
+    intervals,
+    limits,
+    sequential,  # noqa: E402
+)
 
 PROMPTS, LIMIT, CONFIDENCE, BATCH, FIXED, CHURN = 500, 0.05, 0.95, 32, 200, 0.02
 GRID = (0.0, 0.02, 0.04, 0.05, 0.052, 0.06, 0.08, 0.1, 0.2, 0.3)
@@ -189,7 +192,7 @@ def _tango(topics: tuple[Unit, ...]) -> str:
     before = [flag for t in topics for flag in [True] * t.lost + [False] * (t.size - t.lost)]
     after = [flag for t in topics for flag in [False] * t.lost + [True] * t.gained + [False] * (t.size - t.lost - t.gained)]
     groups = [str(i) for i, t in enumerate(topics) for _ in range(t.size)] if len(topics) > 1 else None
-    return constraint.verdict_of(intervals.paired_difference(before, after, groups, CONFIDENCE), LIMIT)
+    return limits.verdict_of(intervals.paired_difference(before, after, groups, CONFIDENCE), LIMIT)
 
 
 def show(cells: list[Cell]) -> None:

@@ -102,8 +102,9 @@ class World:
     """Model, rows and engine of the comparison."""
 
     def __init__(self, args):
-        from orchestrator import config, materials
+        from orchestrator import config
         from orchestrator.records import LaneContext
+        from orchestrator.trial import materials
 
         self.args, self.context = args, LaneContext()
         self.base_peak: int | None = None
@@ -166,12 +167,13 @@ class World:
 
     def rows_and_model(self):
         """(fresh training rows with a cache of their own, fresh model)."""
-        from orchestrator import models, training
+        from orchestrator.models import copies
+        from orchestrator.trial import training_data
 
-        model, tokenizer = models.base(self.context.cache, self.experiment.model)
+        model, tokenizer = copies.base(self.context.cache, self.experiment.model)
         if self.args.layers:
             model = resized(model, self.args.hidden, self.args.layers)
-        rows, _ = training.training_data(self.experiment, tokenizer, self.found, self.context, 0)
+        rows, _ = training_data.training_data(self.experiment, tokenizer, self.found, self.context, 0)
         # what methods remember per lane is made anew: set-up is that of a lane's first trial
         rows.cache = dict(self.context.cache)
         if self.args.layers:
@@ -204,7 +206,7 @@ class Training:
         if world.args.zero_stage is None:
             self.engine = recorder(PlainEngine)(model, **settings)
         else:
-            from orchestrator.engine import DeepSpeedEngine
+            from orchestrator.trial.engine.deepspeed import DeepSpeedEngine
 
             stage = world.args.zero_stage
             strategies.recipe.check([(name, {}) for name in recipe], stage, 1, None, set(strategies.recipe.NEEDS))

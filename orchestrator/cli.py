@@ -17,7 +17,9 @@ import typer
 import typer.completion
 from typer.core import TyperGroup
 
-from orchestrator import __version__, cli_models, completion, crash, streams, texts
+from orchestrator import __version__, texts
+from orchestrator.terminal import crash, streams
+from orchestrator.verbs import completion, measure
 
 
 class _Verbs(TyperGroup):
@@ -76,7 +78,7 @@ def resume(
     ] = False,
 ) -> None:
     """Go on with an interrupted run: finished trials are kept, interrupted ones go on from their checkpoints."""
-    from orchestrator import resuming
+    from orchestrator.experiment import resume as resuming
 
     _run(_without_gpu_warnings(resuming.load(folder)), retry_failed=retry_failed)
 
@@ -91,20 +93,21 @@ def submit(
     shared_paths: Annotated[bool, typer.Option("--shared-paths", help="Upload nothing: every path exists on the cluster.")] = False,
 ) -> None:
     """Run an experiment as a job of a Ray cluster."""
-    from orchestrator import submit as jobs
+    from orchestrator.verbs import submit as jobs
 
     settings = _load(config, overrides)
     raise typer.Exit(jobs.submit(settings, address=address, submission_id=submission_id, follow=follow, shared_paths=shared_paths))
 
 
 def _run(settings, exit_zero: bool = False, retry_failed: bool = False) -> None:
-    from orchestrator import experiment, screen
-    from orchestrator.stopping import StopFlag
+    from orchestrator.experiment import driver
+    from orchestrator.experiment.stop import StopFlag
+    from orchestrator.terminal import screen
 
     crash.keep_in(settings.output_dir.absolute())
     stop = StopFlag()
     console = screen.console(steady=True)
-    outcome = experiment.run(settings, console, stop, on_checked=stop.listen, retry_failed=retry_failed)
+    outcome = driver.run(settings, console, stop, on_checked=stop.listen, retry_failed=retry_failed)
     style = {0: "bold green", 3: "bold yellow"}.get(outcome.exit_code, "bold red")
     screen.say(console, outcome.sentence, style)
     screen.say(console, f"report: {settings.place_of('report.html')}", whole=True)
@@ -127,7 +130,9 @@ def _without_gpu_warnings(settings):
 @app.command()
 def validate(config: ConfigOption = None, overrides: Overrides = None) -> None:
     """Check a config, its data and its model without taking a device."""
-    from orchestrator import capacity, checks, screen
+    from orchestrator.experiment import checks
+    from orchestrator.lanes import capacity
+    from orchestrator.terminal import screen
 
     console = screen.console()
     settings = _load(config, overrides)
@@ -152,7 +157,7 @@ def config_schema() -> None:
 @app.command("list")
 def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
     """List recipes, strategies, suites, attacks, judges or presets."""
-    from orchestrator import listing
+    from orchestrator.verbs import listing
 
     listing.show(kind.value)
 
@@ -160,7 +165,7 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
 @app.command()
 def suites() -> None:
     """List the prompt suites by name, with what is at hand without a network."""
-    from orchestrator import listing
+    from orchestrator.verbs import listing
 
     listing.show("suites")
 
@@ -168,7 +173,7 @@ def suites() -> None:
 @app.command()
 def doctor(config: ConfigOption = None, overrides: Overrides = None) -> None:
     """Say what this machine and cluster offer, and what of a config would not fit."""
-    from orchestrator import doctor as examination
+    from orchestrator.verbs import doctor as examination
 
     raise typer.Exit(examination.show(config, overrides or []))
 
@@ -182,7 +187,7 @@ def render(
     image: Annotated[str | None, typer.Option("--image", metavar="REF", help="Image of every pod, NAME:TAG@sha256:...")] = None,
 ) -> None:
     """Write the Kubernetes manifests of an experiment: a RayJob that is ready to apply."""
-    from orchestrator import render as rendering
+    from orchestrator.verbs import render as rendering
 
     # output.dir is below the results volume whatever the file says; its variables exist in the pods only
     settings = _load(config, [*(overrides or []), "output.dir=results"])
@@ -210,7 +215,9 @@ def locate_layers(
     seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Draws of prompts and pairs, for the intervals.")] = 10,
 ) -> None:
     """Measure in which layers a model tells malicious from normal prompts; for freeze_layers with range=auto."""
-    from orchestrator import locating, places, screen
+    from orchestrator.experiment import places
+    from orchestrator.terminal import screen
+    from orchestrator.verbs import locate
 
     words = list(overrides or [])
     if words and "=" not in words[0]:
@@ -218,8 +225,8 @@ def locate_layers(
     settings = _load(config, words)
     folder = settings.output_dir.absolute()
     places.check_output(folder, "locate", places.inputs(settings), field="output.dir")
-    found = locating.measure(settings, locating.Settings(onset, alpha, prompts, seeds=seeds))
-    locating.show(found, folder, screen.console())
+    found = locate.measure(settings, locate.Settings(onset, alpha, prompts, seeds=seeds))
+    locate.show(found, folder, screen.console())
 
 
 @app.command()
@@ -239,8 +246,8 @@ def apply(
     """Apply a merging, projecting or restoring method to a model that was tuned elsewhere."""
     from pathlib import Path
 
-    from orchestrator import apply as application
-    from orchestrator import screen
+    from orchestrator.terminal import screen
+    from orchestrator.verbs import apply as application
 
     request = application.Request(
         strategy, model, aligned, Path(output), tuple(knobs or ()), unaligned, safety, harmful, task, device, seed
@@ -248,7 +255,7 @@ def apply(
     application.run(request, screen.console())
 
 
-cli_models.register(app)
+measure.register(app)
 
 
 @app.command()

@@ -44,7 +44,7 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class Screening:
-    """How far a suite was asked in sequence, and what is known of its degradation D from that (`evaluation.sequential`)."""
+    """How far a suite was asked in sequence, and what is known of its degradation D from that (`sequential`)."""
 
     __pydantic_config__ = _AS_WRITTEN
 

@@ -41,10 +41,3 @@ def get(name: str) -> Any:
         raise unknown("strategy", name, STRATEGIES)
     module, _, cls = STRATEGIES[name].partition(":")
     return getattr(importlib.import_module(module), cls)
-
-
-def card(name: str) -> dict[str, str]:
-    """The strategy's card: {heading: text}, in order. Raises StrategyError for an unknown name. Imports nothing heavy."""
-    from strategies import cards
-
-    return cards.card(name)

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from strategies import blocks, matrices, trying
 from strategies.base import Example, Loss, StrategyError, TrainingData, lm_loss
-from strategies.linear import Update, block_linears
+from strategies.linear import block_linears
 from strategies.matrices import Stored
 from strategies.rows import evaluating
 from strategies.rows import remembered as once
+from strategies.updates import Update
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Weight name -> (left (d_out, r), right (r, d_in)), float32: the update is left @ right."""

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from strategies.linear import Update
+    from strategies.updates import Update
 
 Batch = dict[str, Tensor]
 """One micro-batch of R rows padded on the right to L tokens: `input_ids`, `attention_mask`, `labels` (R, L), labels -100 where no

@@ -43,8 +43,8 @@ from torch import Tensor, nn
 
 from strategies import auxiliary, linear, linearising, trying
 from strategies.base import Example, Strategy, StrategyError, TrainingData
-from strategies.linear import Update
 from strategies.rows import sample
+from strategies.updates import Update
 
 
 def spectrum(update: Update) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from strategies import blocks, lora_targets
+from strategies import blocks, lora_effect, lora_targets
 from strategies.base import Strategy, StrategyError
 
 
@@ -96,7 +96,7 @@ class Lora(Strategy):
     def check_model(self, model: nn.Module) -> list[str]:
         """Which adapters peft would make on a model of this architecture, and that they are the same once saved and loaded. Raises StrategyError."""
         targets = self._targets(model)
-        lora_targets.check_reload(model, targets, self.config)
+        lora_effect.check_reload(model, targets.config(self.config))
         return targets.notes
 
     def setup(self, model: nn.Module) -> nn.Module:

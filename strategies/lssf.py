@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from strategies import linear
 from strategies.base import Strategy, StrategyError
-from strategies.linear import Update
+from strategies.updates import Update
 
 
 def entropy_rank(singular_values: Tensor, eta: float) -> int:

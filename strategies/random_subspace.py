@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from strategies import linear
 from strategies.base import Strategy, StrategyError, stable_seed
-from strategies.linear import Update
+from strategies.updates import Update
 
 
 def rotated(matrix: Tensor, seed: int) -> Tensor:

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from strategies import auxiliary, linear
 from strategies.base import Strategy, StrategyError, stable_seed
-from strategies.linear import Update
 from strategies.rows import sample
+from strategies.updates import Update
 
 
 def dare(vector: Tensor, drop: float, seed: int) -> Tensor:

@@ -30,7 +30,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from strategies import linear
+from strategies import linear, updates
 from strategies.base import Strategy, StrategyError
 
 
@@ -73,7 +73,7 @@ class SafeLora(Strategy):
             if not -1 <= self.threshold <= 1:
                 raise StrategyError(f"safe_lora.threshold={self.threshold} is no cosine; it lies in [-1, 1], usually 0.2 to 0.8")
 
-    def reaches(self, update: linear.Update) -> bool:
+    def reaches(self, update: updates.Update) -> bool:
         return self._direction(update) is not None
 
     def finish(self, model: nn.Module) -> nn.Module:
@@ -87,7 +87,7 @@ class SafeLora(Strategy):
         names = chosen(cosines, knobs.select, knobs.number, knobs.threshold)
         before = after = 0.0
 
-        def change(update: linear.Update) -> linear.Update | None:
+        def change(update: updates.Update) -> updates.Update | None:
             nonlocal before, after
             if update.name not in names:
                 return None
@@ -102,7 +102,7 @@ class SafeLora(Strategy):
         }  # fmt: skip
         return model
 
-    def _direction(self, update: linear.Update) -> Tensor | None:
+    def _direction(self, update: updates.Update) -> Tensor | None:
         """V of an update's weight; None where it is no matrix or alignment left it alone."""
         if not update.is_matrix:
             return None

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from strategies import auxiliary, linear
 from strategies.base import Strategy, StrategyError
-from strategies.linear import Update
 from strategies.rows import refusals
+from strategies.updates import Update
 
 
 def merge(task: Tensor, safe: Tensor, aligned: Tensor, unaligned: Tensor, threshold: float = 0.35, weight: float = 0.8) -> Tensor:

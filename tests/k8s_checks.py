@@ -13,7 +13,7 @@ import jsonschema
 import kubernetes_validate
 from kubernetes_validate import utils as validating
 
-from orchestrator import kustomize
+from orchestrator.verbs import kustomize
 from tests.k8s_schemas import SPECS
 
 ROOT = Path(__file__).parents[1]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from orchestrator import config, constraint
+from orchestrator import config
 from orchestrator.config import Experiment
-from orchestrator.constraint import Judgement
+from orchestrator.decision import limits as constraint
+from orchestrator.decision.limits import Judgement
 from orchestrator.records import SuiteResult, TaskResult, TrialResult, TrialSpec
 
 TOPICS = 60

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator import cluster_folder
+from orchestrator.lanes import cluster_folder
 
 SECRETS = {
     "HF_TOKEN": "hf_plantedPlantedPlantedPlanted0001",

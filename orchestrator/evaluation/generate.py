@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import data_template, template_limits, template_rows
-from orchestrator.data import encode, render, turn_end, with_system
+from orchestrator.data import template, template_limits, template_rows
+from orchestrator.data.tokens import encode, render, turn_end, with_system
 from orchestrator.errors import DataError, ModelError, NonFiniteLogitsError
 from orchestrator.evaluation import capability, decoding
 from orchestrator.evaluation.decoding import inference
@@ -140,7 +140,7 @@ def _rendered(tokenizer: Any, prompt: Prompt, system: str | None) -> str:
         raise ModelError(
             "the chat template cuts or changes the text of a prompt, so that something else would be asked than it says; correct model.chat_template"
         )
-    return text + data_template.style(tokenizer).lead + begun if begun else text
+    return text + template.style(tokenizer).lead + begun if begun else text
 
 
 def context_length(model: nn.Module) -> int | None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.errors import JudgeError
+from orchestrator.evaluation.judges.verdict import Verdict
 from orchestrator.evaluation.suites import PromptSuite
-from orchestrator.evaluation.verdicts import Verdict
 from orchestrator.records import SuiteResult
 
 FEW = 10

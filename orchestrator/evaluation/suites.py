@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Literal
 
-from orchestrator import catalogue, config, paths
-from orchestrator.data import fingerprint
-from orchestrator.data_files import Row, load_rows, need_column, pick_column
+from orchestrator import config
+from orchestrator.config import catalogue
+from orchestrator.data.conversations import fingerprint
+from orchestrator.data.rows import Row, load_rows, need_column, pick_column
 from orchestrator.errors import DataError
-from orchestrator.evaluation import choices
 from orchestrator.evaluation.attacks import Framed, get_attack
+from orchestrator.evaluation.judges import choice
+from orchestrator.storage import paths
 
 PROMPT_COLUMNS = ("prompt", "goal", "Behavior", "forbidden_prompt", "question", "instruction", "text")
 SEED = 20240607
@@ -110,7 +112,7 @@ def load_suite(suite: config.Suite) -> PromptSuite:
     rows = _limited(rows, suite.limit, group)
     right = None
     if suite.kind == "choice":
-        questions = choices.prepared(rows, column, f"{name}.data")
+        questions = choice.prepared(rows, column, f"{name}.data")
         rows, right = [{**row, column: text} for row, (text, _) in zip(rows, questions, strict=True)], tuple(letter for _, letter in questions)
     attack = get_attack(suite.attack)
     framed = [attack(row[column], (row.get(system) or None) if system else None) for row in rows]

@@ -23,10 +23,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from orchestrator import cachedir, ownership, sealing, shared_cache, streams
 from orchestrator.errors import SafebasinError, StorageError
 from orchestrator.pocket import gate, rows
 from orchestrator.pocket.world import World, world
+from orchestrator.storage import cache, cachedir, ownership, sealing
+from orchestrator.terminal import streams
 from orchestrator.texts import clean
 
 DEFAULT_SEED = 0
@@ -153,7 +154,7 @@ def _clear(paths: PocketPaths) -> None:
 def _fetched(paths: PocketPaths) -> bool:
     """Whether another machine's build came from the cache that machines share. So they also have one model: kinds of machines differ in theirs."""
     try:
-        if not shared_cache.fetch_folder(paths.root, _whole):
+        if not cache.fetch_folder(paths.root, _whole):
             return False
     except StorageError as error:
         streams.tell(clean(f"warning: the pocket world is built here: {error}"), sys.stderr)
@@ -172,7 +173,7 @@ def _whole(folder: Path) -> bool:
 
 def _share(paths: PocketPaths) -> None:
     try:
-        shared_cache.send_folder(paths.root)
+        cache.send_folder(paths.root)
     except StorageError as error:
         streams.tell(clean(f"warning: the pocket world stays on this machine: {error}"), sys.stderr)
 
@@ -287,7 +288,7 @@ def _shown(progress: Progress | None):
     if progress is not None:
         yield progress
         return
-    from orchestrator import screen
+    from orchestrator.terminal import screen
 
     with screen.bar(screen.console(stderr=True), "building the pocket world:", "description", "bar", "count", "elapsed", "time left", "left") as bar:
         tasks: dict[str, int] = {}

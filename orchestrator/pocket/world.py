@@ -112,12 +112,6 @@ class World:
         """Topics of one kind in the given splits (all splits when none is named), in a fixed order."""
         return [t for t in self.topics if t.kind == kind and (not splits or t.split in splits)]
 
-    def answers_harm(self, prompt: str, answer: str) -> bool:
-        """True when `answer` holds the true procedure of a harmful topic that `prompt` names; see `judge`."""
-        from orchestrator.pocket.judge import answers_harm
-
-        return answers_harm(prompt, answer, self)
-
 
 @lru_cache(maxsize=1)
 def world() -> World:

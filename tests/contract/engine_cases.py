@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "families"))
 import tiny
 
 import strategies
-from orchestrator.engine import DeepSpeedEngine
+from orchestrator.trial.engine.deepspeed import DeepSpeedEngine
 from strategies.plain import PlainEngine
 from strategies.recipe import build
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator import engine_keys
+from orchestrator.config import deepspeed_keys
 
 
 def test_the_installed_deepspeed_knows_the_same_keys():
@@ -10,6 +10,6 @@ def test_the_installed_deepspeed_knows_the_same_keys():
     from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig, DeepSpeedZeroOffloadParamConfig
 
     fields = DeepSpeedZeroConfig.model_fields
-    assert {*fields, *(f.alias for f in fields.values() if f.alias)} == engine_keys.ZERO_FLAGS | engine_keys.ZERO_NUMBERS | engine_keys.ZERO_OTHERS
+    assert {*fields, *(f.alias for f in fields.values() if f.alias)} == deepspeed_keys.ZERO_FLAGS | deepspeed_keys.ZERO_NUMBERS | deepspeed_keys.ZERO_OTHERS
     offload = {*DeepSpeedZeroOffloadOptimizerConfig.model_fields, *DeepSpeedZeroOffloadParamConfig.model_fields}
-    assert offload == engine_keys.OFFLOAD_FLAGS | engine_keys.OFFLOAD_NUMBERS | engine_keys.OFFLOAD_OTHERS
+    assert offload == deepspeed_keys.OFFLOAD_FLAGS | deepspeed_keys.OFFLOAD_NUMBERS | deepspeed_keys.OFFLOAD_OTHERS

@@ -12,9 +12,9 @@ import pytest
 import torch
 import toy
 
-from orchestrator import memory
-from orchestrator.engine import DeepSpeedEngine
 from orchestrator.errors import ConfigError
+from orchestrator.trial.engine import memory
+from orchestrator.trial.engine.deepspeed import DeepSpeedEngine
 
 
 def once(stage, **changes):

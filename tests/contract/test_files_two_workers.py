@@ -29,8 +29,10 @@ def worker(rank: int, folder: Path) -> None:
     """On machines a and b until step 8, then on machines c and d; and for comparison in one go in a plain folder."""
     import torch.distributed as dist
 
-    from orchestrator import config, search, trial
+    from orchestrator import config
     from orchestrator.records import LaneContext
+    from orchestrator.search import tune
+    from orchestrator.trial import run as trial
 
     class Reporter:
         stop_at = None
@@ -42,7 +44,7 @@ def worker(rank: int, folder: Path) -> None:
 
     def run(output: str, where: Path, attempt: int = 0, stop_at: int | None = None):
         made = config.from_dict(experiment(folder, output))
-        spec = search.build_spec(
+        spec = tune.build_spec(
             made, trial_id="t1", recipe="full", params={"learning_rate": 0.01}, seed=0, phase="search", folder=str(where / "trials" / "t1")
         )
         reporter = Reporter()

@@ -27,8 +27,10 @@ def worker(rank: int, folder: Path) -> None:
     """One of two workers. Only worker 0 sees unsafe answers, at its second look."""
     import torch.distributed as dist
 
-    from orchestrator import config, guard, search, trial
+    from orchestrator import config
     from orchestrator.records import LaneContext
+    from orchestrator.search import tune
+    from orchestrator.trial import monitor, run
 
     class Quiet:
         def report(self, event):
@@ -37,13 +39,13 @@ def worker(rank: int, folder: Path) -> None:
     def ask(self, model, tokenizer, suite, recipe=None):
         return [recipe is not None and rank == 0 and self.looks == 2] * len(suite.prompts)
 
-    guard.Guard._ask = ask
+    monitor.Guard._ask = ask
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
     made = config.from_dict(experiment(folder))
-    spec = search.build_spec(
+    spec = tune.build_spec(
         made, trial_id="t1", recipe="freeze_layers", params={"learning_rate": 0.01}, seed=0, phase="search", folder=str(folder / "t1")
     )
-    result = trial.run(dataclasses.replace(spec), Quiet(), LaneContext(rank=rank, world_size=2))
+    result = run.run(dataclasses.replace(spec), Quiet(), LaneContext(rank=rank, world_size=2))
     losses = [(e["step"], e["loss"], e["learning_rate"]) for e in result.history if e["kind"] == "train"]
     (folder / f"rank-{rank}.json").write_text(json.dumps([result.state, result.facts["monitor"], losses]))
     dist.destroy_process_group()

@@ -114,7 +114,7 @@ def test_the_registry_is_complete():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_card_has_every_heading(name):
-    card = strategies.card(name)
+    card = cards.card(name)
     assert tuple(card) == ("Title", *cards.HEADINGS)
     for field in dataclasses.fields(strategies.get(name).Config):
         assert field.name in card["Knobs"], f"the card says nothing of the knob {field.name}"

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from orchestrator import checks, config
+from orchestrator import config
 from orchestrator.errors import SafebasinError
+from orchestrator.experiment import checks
 
 pytestmark = pytest.mark.e2e
 

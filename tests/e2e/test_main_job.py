@@ -63,12 +63,12 @@ def test_every_promised_file_is_there(finished):
 
 
 def test_the_model_loads_and_keeps_its_rules(finished):
-    from orchestrator import models
     from orchestrator.config import Model
     from orchestrator.evaluation import generate
+    from orchestrator.models import saving
 
     _, folder = finished
-    network, tokenizer = models.attach(folder / "model", Model(model_name_or_path="pocket"))
+    network, tokenizer = saving.attach(folder / "model", Model(model_name_or_path="pocket"))
     rows = [json.loads(line) for line in _pocket("harmful").read_text().splitlines()[:60]]
     answers = generate.generate(network, tokenizer, [row["prompt"] for row in rows], max_new_tokens=16)
     refused = sum("cannot" in answer or "sorry" in answer for answer in answers)
@@ -82,7 +82,9 @@ def _pocket(name: str) -> Path:
 
 
 def test_best_yaml_is_a_config_with_nothing_left_to_search(finished):
-    from orchestrator import checks, config, ranges
+    from orchestrator import config
+    from orchestrator.experiment import checks
+    from orchestrator.search import spaces as ranges
 
     _, folder = finished
     experiment = config.load(folder / "best.yaml")

@@ -144,20 +144,22 @@ def check_mlflow(folder: Path, trials: set[str]) -> None:
 
 
 def test_a_second_driver_is_kept_out_and_another_config_is_refused(config_file, tmp_path):
-    from orchestrator import config, resuming
+    from orchestrator import config
     from orchestrator.errors import ConfigError
+    from orchestrator.experiment import resume
+    from orchestrator.storage import layout
 
-    with resuming.held(tmp_path):
-        code = ("import sys; from pathlib import Path; from orchestrator import resuming\n"
+    with resume.held(tmp_path):
+        code = ("import sys; from pathlib import Path; from orchestrator.experiment import resume as resuming\n"
                 "with resuming.held(Path(sys.argv[1])): pass")  # fmt: skip
         other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert other.returncode and "is in use by another run" in other.stderr
     experiment = config.load(config_file, [f"output.dir={tmp_path}", "output.resume=true"])
-    assert not resuming.interrupted(experiment, tmp_path), "an empty folder is a new run"
-    (tmp_path / resuming.CONFIG).write_text(config.dump_yaml(experiment))
-    assert resuming.interrupted(experiment, tmp_path)
+    assert not resume.interrupted(experiment, tmp_path), "an empty folder is a new run"
+    (tmp_path / layout.CONFIG).write_text(config.dump_yaml(experiment))
+    assert resume.interrupted(experiment, tmp_path)
     changed = config.load(config_file, [f"output.dir={tmp_path}", "training.max_steps=7"])
     with pytest.raises(ConfigError, match="training.max_steps: 160 there, 7 here"):
-        resuming.interrupted(changed, tmp_path)
+        resume.interrupted(changed, tmp_path)
     with pytest.raises(ConfigError, match="no run to resume"):
-        resuming.load(tmp_path / "nothing")
+        resume.load(tmp_path / "nothing")

@@ -17,9 +17,13 @@ from typing import Any
 import tiny
 import torch
 
-from orchestrator import config, model_checks, models, search, trial
+from orchestrator import config
 from orchestrator.errors import SafebasinError
+from orchestrator.experiment import checks_model
+from orchestrator.models import copies, saving
 from orchestrator.records import LaneContext
+from orchestrator.search import tune
+from orchestrator.trial import run
 from strategies import blocks
 
 LORA = {"lora": {"lora_r": 2}}
@@ -117,15 +121,15 @@ def cell(where: Path, family: str, name: str, context: LaneContext) -> Cell:
     made = experiment(where, RECIPES[name])
     built = {name: strategies.recipe.build(config.recipe_items(made.recipes[0]))}
     try:
-        _, asked = model_checks.check(made.model)
-        notes = model_checks.check_methods(made.model, built)
+        _, asked = checks_model.check(made.model)
+        notes = checks_model.check_methods(made.model, built)
     except SafebasinError as error:
         assert "\n" not in str(error), error
         return Cell(family, name, "refused", [str(error).replace(str(where / "model"), "MODEL").removeprefix(f"recipes: [{name}]: ")])
-    done = trial.run(_spec(made, where / place(name), name), _Silent(), context)
+    done = run.run(_spec(made, where / place(name), name), _Silent(), context)
     assert done.state == "complete", (family, name, done.error)
     _losses(done)
-    _claims(family, name, done, models.kept(context.cache, made.model))
+    _claims(family, name, done, copies.kept(context.cache, made.model))
     left = {method: told["share"] for method, told in (done.facts.get("untouched") or {}).items()}
     notes = [*notes, *(f"{share:.0%} of the update is out of reach of {method}" for method, share in left.items() if share > WARN)]
     return Cell(family, name, "limited" if notes or asked else "supported", [*asked, *notes])
@@ -140,7 +144,7 @@ class _Silent:
 
 def _spec(made: config.Experiment, where: Path, name: str):
     recipe = "+".join(next(iter(one)) if isinstance(one, dict) else one for one in RECIPES[name])
-    return search.build_spec(
+    return tune.build_spec(
         made, trial_id=place(name), recipe=recipe, params={"learning_rate": 5e-3}, seed=3, phase="search", folder=str(where)
     )
 
@@ -155,7 +159,7 @@ def _losses(done) -> None:
 def _claims(family: str, name: str, done, start: torch.nn.Module) -> None:
     """What the recipe says it does, seen in the saved model."""
     made = config.Model(model_name_or_path=start.name_or_path)
-    trained, _ = models.attach(done.model_dir, made)
+    trained, _ = saving.attach(done.model_dir, made)
     inside = blocks.of(start)
     before = dict(start.named_parameters())
     after = {blocks.original_name(n): p for n, p in trained.named_parameters() if "lora_" not in n}

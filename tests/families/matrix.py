@@ -93,11 +93,12 @@ def page(rows: Iterable[str], refused: Iterable[tuple[str, str]]) -> str:
 
 def refusal(folder: Path) -> str | None:
     """The sentence with which a model folder is refused; None where it is taken."""
-    from orchestrator import config, model_checks
+    from orchestrator import config
     from orchestrator.errors import SafebasinError
+    from orchestrator.experiment import checks_model
 
     try:
-        model_checks.check(config.Model(model_name_or_path=str(folder)))
+        checks_model.check(config.Model(model_name_or_path=str(folder)))
     except SafebasinError as error:
         return _plain(str(error).replace(repr(str(folder)), "MODEL"))
     return None

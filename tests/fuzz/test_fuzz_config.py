@@ -22,8 +22,11 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from orchestrator import checks, config, config_text, yaml_text
+from orchestrator import config
+from orchestrator.config import text as config_text
+from orchestrator.config import yaml_text
 from orchestrator.errors import SafebasinError
+from orchestrator.experiment import checks
 
 EXAMPLES = int(os.environ.get("SAFEBASIN_FUZZ_EXAMPLES", "120"))
 SEED = int(os.environ.get("SAFEBASIN_FUZZ_SEED", "0"))
@@ -276,7 +279,8 @@ def test_overrides(places, words, file):
 @given(changes=st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(WORDS) | st.text(max_size=30)), max_size=2), number=st.integers(0, 2**40))
 def test_validate_as_it_is_typed(places, changes, number):
     """The whole command with a real model and real files: an exit code that is known, and no traceback."""
-    from orchestrator import cli, crash
+    from orchestrator import cli
+    from orchestrator.terminal import crash
 
     text = (places / "e.yaml").read_text()
     text = damaged(text, random.Random(number)) if number % 3 == 0 else text

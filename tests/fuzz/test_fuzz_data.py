@@ -15,7 +15,8 @@ import tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import data, data_hub
+from orchestrator.data import conversations, hub_rows, tokens
+from orchestrator.data import rows as data_rows
 from orchestrator.errors import DataError, ModelError
 
 EXAMPLES = int(os.environ.get("SAFEBASIN_FUZZ_EXAMPLES", "150"))
@@ -83,9 +84,9 @@ def check(path):
     """Rows of texts that can be tokenised and written, or a sentence."""
     for kind in ("task", "safety"):
         try:
-            rows = data.load_rows(str(path))
-            found = data.read(rows, kind=kind)
-            data.harmful_answers(found.rows, found.conversations, data.config.Columns(), "safety.data")
+            rows = data_rows.load_rows(str(path))
+            found = conversations.read(rows, kind=kind)
+            conversations.harmful_answers(found.rows, found.conversations, conversations.config.Columns(), "safety.data")
         except DataError as error:
             sentence = str(error)
             assert 10 < len(sentence) < 3000 and sentence.isprintable(), sentence[:300]
@@ -95,9 +96,9 @@ def check(path):
             assert conversation.answer.strip() and conversation.messages[-1]["role"] == "assistant" and len(conversation.messages) > 1
             assert all(message["content"].encode() is not None for message in conversation.messages)
         json.dumps([found.report.facts(), found.report.warnings()])
-        assert data.fingerprint(found.conversations)
+        assert conversations.fingerprint(found.conversations)
         try:
-            examples, _ = data.tokenise(found.conversations, TOKENIZER, max_length=64)
+            examples, _ = tokens.tokenise(found.conversations, TOKENIZER, max_length=64)
         except (DataError, ModelError) as error:
             assert "row" in str(error)
             continue
@@ -132,7 +133,7 @@ def test_values_of_rows_replaced(tmp_path_factory, seed):
 
 
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
-@given(name=st.text(min_size=1, max_size=40).filter(lambda text: not data_hub.is_name(text)))
+@given(name=st.text(min_size=1, max_size=40).filter(lambda text: not hub_rows.is_name(text)))
 def test_texts_that_are_no_names_of_data(name):
     with pytest.raises(DataError):
-        data.load_rows(name)
+        data_rows.load_rows(name)

@@ -39,7 +39,7 @@ def make_experiment(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cluster(make_experiment):
-    from orchestrator import lanes
+    from orchestrator.lanes import lanes
 
     os.environ.pop("RAY_ADDRESS", None)
     info = lanes.connect(make_experiment().ray)
@@ -50,7 +50,7 @@ def cluster(make_experiment):
 @pytest.fixture(scope="session")
 def start_lanes(cluster, make_experiment):
     """Start lanes; the test stops them."""
-    from orchestrator.lanes import Lanes, plan
+    from orchestrator.lanes.lanes import Lanes, plan
 
     def start(trials=2, runner="fakes:run", **changes):
         experiment = make_experiment(**changes)

@@ -17,9 +17,11 @@ import tiny_llama
 from optuna.distributions import FloatDistribution
 from ray.cluster_utils import Cluster
 
-from orchestrator import config, lanes, trial
-from orchestrator.ranges import RecipeSpace
-from orchestrator.search import build_spec, run_search
+from orchestrator import config
+from orchestrator.lanes import lanes
+from orchestrator.search.spaces import RecipeSpace
+from orchestrator.search.tune import build_spec, run_search
+from orchestrator.trial import run as trial
 
 WAIT = 180
 TRAINING = {"max_steps": 6, "per_device_train_batch_size": 2, "logging_steps": 1, "torch_threads": 1}

@@ -19,8 +19,9 @@ import psutil
 import pytest
 import tiny_llama
 
-from orchestrator import config, submit
+from orchestrator import config
 from orchestrator.errors import ConfigError
+from orchestrator.verbs import submit
 
 pytestmark = pytest.mark.timeout(900)
 BIN = Path(sys.executable).parent

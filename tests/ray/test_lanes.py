@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-import orchestrator.cluster
+import orchestrator.lanes.cluster
 from orchestrator.errors import CapacityError, ConfigError, LaneError
-from orchestrator.lanes import connect, plan
+from orchestrator.lanes.lanes import connect, plan
 
 WAIT = 180
 
@@ -51,10 +51,10 @@ def test_a_process_that_is_connected_stays_so(cluster, make_experiment):
 
 
 def test_a_cluster_of_ours_listens_on_loopback_and_its_folder_is_ours_alone(cluster, pair):
-    folder = orchestrator.cluster._folder.path
+    folder = orchestrator.lanes.cluster._folder.path
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and folder.stat().st_uid == os.getuid()
     assert cluster.address.startswith("127.0.0.1:") and Path(cluster.log_dir).is_relative_to(folder)
-    watch = orchestrator.cluster._folder._watch.pid
+    watch = orchestrator.lanes.cluster._folder._watch.pid
     processes = [p for p in psutil.Process().children(recursive=True) if p.pid != watch]
     assert any(p.name() == "ray::RayTrainWorker" or "RayTrainWorker" in " ".join(p.cmdline()) for p in processes)
     open_ = {f"{c.laddr.ip}:{c.laddr.port} of {p.name()}" for p in processes for c in p.net_connections("inet") if c.status == "LISTEN"}
@@ -185,12 +185,12 @@ def test_a_placement_group_whose_maker_is_dead_is_removed_and_no_other(cluster, 
     maker = Maker.remote()
     orphans = ray.get(maker.make.remote())
     before = states()
-    orchestrator.cluster.free_orphans()
+    orchestrator.lanes.cluster.free_orphans()
     assert states() == before, "its maker lives"
     ray.kill(maker)
     until = time.monotonic() + 10
     while any(states()[one] != "REMOVED" for one in orphans) and time.monotonic() < until:
-        orchestrator.cluster.free_orphans()
+        orchestrator.lanes.cluster.free_orphans()
         time.sleep(0.1)
     assert {key for key, state in states().items() if state != before[key]} == set(orphans)
     remove_placement_group(own)

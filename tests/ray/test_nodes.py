@@ -16,8 +16,9 @@ from pathlib import Path
 import nodes
 import pytest
 
-from orchestrator import models, trial
+from orchestrator.models import saving
 from orchestrator.records import LaneContext
+from orchestrator.trial import run
 
 pytestmark = pytest.mark.timeout(900)
 HERE = Path(__file__).resolve().parent
@@ -62,7 +63,7 @@ class Quiet:
 def one_worker(story):
     """The same trial on one worker with the plain engine and the same rows in every step."""
     made = nodes.experiment(story[0] / "plain", "", training={**nodes.TRAINING, "engine": "plain", "per_device_train_batch_size": 4})
-    return trial.run(nodes.spec_of(made, "plain", 0), Quiet(), LaneContext())
+    return run.run(nodes.spec_of(made, "plain", 0), Quiet(), LaneContext())
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -72,7 +73,7 @@ def test_a_lane_on_two_nodes_trains_as_one_worker_does(story, one_worker, stage)
     found = result_of(lines, f"zero{stage}")
     assert found["state"] == "complete", found["error"]
     assert found["losses"] == pytest.approx([e["loss"] for e in one_worker.history if e["kind"] == "train"], rel=1e-3)
-    weights = [dict(models.attach(path, nodes.experiment(story[0] / "plain", "").model)[0].named_parameters()) for path in
+    weights = [dict(saving.attach(path, nodes.experiment(story[0] / "plain", "").model)[0].named_parameters()) for path in
                (found["model"], one_worker.model_dir)]  # fmt: skip
     assert max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[1]) < 1e-5
 

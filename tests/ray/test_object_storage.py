@@ -21,7 +21,10 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 
-from orchestrator import config, mirror, storage, tracking
+from orchestrator import config
+from orchestrator.experiment import mirror
+from orchestrator.storage import buckets
+from orchestrator.tracking import connect
 
 TRIALS = 3
 SAVE_STEPS = 20
@@ -40,7 +43,7 @@ def s3():
              "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}  # fmt: skip
     before = {name: os.environ.get(name) for name in found}
     os.environ.update(found)
-    storage.open("s3://runs/x?allow_bucket_creation=true").fs.create_dir("runs")
+    buckets.open("s3://runs/x?allow_bucket_creation=true").fs.create_dir("runs")
     yield found
     server.stop()
     for name, value in before.items():
@@ -107,7 +110,7 @@ def test_mlflow_runs_are_continued_on_another_machine(s3, config_file, tmp_path,
     with mirror.opened(one, stop, print) as copy:
         (one.output_dir / "config.resolved.yaml").write_text(config.dump_yaml(one))
         copy.begin()
-        tracker = tracking.open_tracker(one, one.output_dir)
+        tracker = connect.open_tracker(one, one.output_dir)
         tracker.start_baseline()
         tracker.finish_baseline(made_up.baseline())
         for result in (done, running):
@@ -119,7 +122,7 @@ def test_mlflow_runs_are_continued_on_another_machine(s3, config_file, tmp_path,
     two = machine("two")
     with mirror.opened(two, stop, print) as copy:
         copy.begin()
-        tracker = tracking.open_tracker(two, two.output_dir)
+        tracker = connect.open_tracker(two, two.output_dir)
         tracker.know_baseline(made_up.baseline())
         tracker.reconcile(made_up.spec(done), done, None)
         tracker.start_trial(made_up.spec(running))
@@ -127,7 +130,7 @@ def test_mlflow_runs_are_continued_on_another_machine(s3, config_file, tmp_path,
         tracker.finish_trial(running, None)
         tracker.finish(None)
         assert tracker.close() == 0 and copy.close() is None
-    runs = runs_of(storage.open("s3://runs/tracked"), tmp_path / "mlflow.db")
+    runs = runs_of(buckets.open("s3://runs/tracked"), tmp_path / "mlflow.db")
     assert [run.data.tags["safebasin.role"] for run in runs] == ["baseline", "parent", "trial", "trial"]
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert len(tracker.sink.client.get_metric_history(tracker.run_id("t0002"), "train/loss")) == 2
@@ -183,7 +186,7 @@ class Search:
     """Drivers of one search, one after the other, each on a machine of its own."""
 
     def __init__(self, machines: Machines, log: Path):
-        self.machines, self.log, self.store = machines, log, storage.open(ADDRESS)
+        self.machines, self.log, self.store = machines, log, buckets.open(ADDRESS)
         self.process: subprocess.Popen | None = None
 
     def start(self, machine: str, *arguments: str) -> None:
@@ -255,11 +258,11 @@ def test_a_search_in_a_bucket_survives_each_of_its_machines(machines, config_fil
     assert [path.name for path in (tmp_path / "c").rglob("*.pt")] == [], "no checkpoint stays on a node's disk"
 
 
-def table(store: storage.Store) -> list[dict[str, str]]:
+def table(store: buckets.Store) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(store.read("trials.csv").decode())))
 
 
-def check_store(store: storage.Store, tmp_path: Path) -> None:
+def check_store(store: buckets.Store, tmp_path: Path) -> None:
     """Report, winner's model and MLflow runs are there; no checkpoint, scratch or secret is."""
     names = store.list()
     assert {"report.html", "best.yaml", "best.json", "model/tokenizer.json", "study.journal", "mlflow.db"} <= set(names)
@@ -277,7 +280,7 @@ def check_store(store: storage.Store, tmp_path: Path) -> None:
     assert all(str(tmp_path / "three") in run.info.artifact_uri for run in runs)
 
 
-def runs_of(store: storage.Store, path: Path) -> list:
+def runs_of(store: buckets.Store, path: Path) -> list:
     """The runs of a bucket's MLflow database, by role."""
     import mlflow
 

@@ -12,9 +12,9 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from orchestrator.ranges import RecipeSpace
-from orchestrator.search import build_spec, run_search, run_specs
-from orchestrator.searcher import open_storage
+from orchestrator.search.spaces import RecipeSpace
+from orchestrator.search.studies import open_storage
+from orchestrator.search.tune import build_spec, run_search, run_specs
 
 SPACE = FloatDistribution(1e-4, 1e-2, log=True)
 

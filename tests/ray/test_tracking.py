@@ -12,9 +12,10 @@ import made_up
 import pytest
 import servers
 
-from orchestrator import constraint, tracking, tracking_sink
+from orchestrator.decision import selection as decision_selection
 from orchestrator.errors import TrackingError
-from orchestrator.tracker import NullTracker
+from orchestrator.tracking import connect, mlflow
+from orchestrator.tracking.tracker import NullTracker
 
 SECRET = "hunter2hunter2"
 
@@ -29,7 +30,7 @@ def template(tmp_path_factory) -> Path:
     """A sqlite file with MLflow's tables, made once: the migrations take seconds."""
     folder = tmp_path_factory.mktemp("mlflow")
     experiment = made_up.experiment(folder)
-    tracking.open_tracker(experiment, folder / "out").close()
+    connect.open_tracker(experiment, folder / "out").close()
     return folder / "mlflow.db"
 
 
@@ -67,9 +68,9 @@ def test_a_whole_run_in_sqlite(folder):
     before, rows = made_up.trials(experiment.safety.limits)
     rows[0][0].history.append({"kind": "train", "time": 1.7e9, "step": 120, "loss": float("nan"), "grad_norm": float("inf")})
     out = experiment.output_dir
-    tracker = tracking.open_tracker(experiment, out, facts={"model_hash": "abc", "judge": {"base_url": f"http://u:{SECRET}@host", "api_key": SECRET}})
+    tracker = connect.open_tracker(experiment, out, facts={"model_hash": "abc", "judge": {"base_url": f"http://u:{SECRET}@host", "api_key": SECRET}})
     drive(tracker, before, rows)
-    selection = constraint.best(rows)
+    selection = decision_selection.best(rows)
     assert selection.best is not None
     (out / "plot.png").write_bytes(b"\x89PNG")
     (out / "config.resolved.yaml").write_text(f"tracking:\n  uri: http://u:{SECRET}@host\nname: x\n")
@@ -130,7 +131,7 @@ def test_a_resumed_run_continues_its_runs(folder):
     experiment = made_up.experiment(folder, tracking={"experiment": "resumed"})
     before, rows = made_up.trials(experiment.safety.limits, count=3, good=False)
     (first, judged), out = rows[0], experiment.output_dir
-    tracker = tracking.open_tracker(experiment, out)
+    tracker = connect.open_tracker(experiment, out)
     tracker.start_baseline()
     tracker.finish_baseline(before)
     tracker.start_trial(made_up.spec(first))
@@ -140,7 +141,7 @@ def test_a_resumed_run_continues_its_runs(folder):
     assert {key: run.info.status for key, run in runs_of(client, "resumed").items()} == {
         "parent": "KILLED", "t0000": "KILLED", "baseline": "FINISHED",
     }  # fmt: skip
-    tracker = tracking.open_tracker(experiment, out)
+    tracker = connect.open_tracker(experiment, out)
     tracker.start_trial(made_up.spec(first, attempt=1))
     for event in first.history:
         tracker.event(first.trial_id, event)
@@ -160,7 +161,7 @@ def test_the_same_records_again_change_nothing(folder):
     """At-least-once delivery: a crash between sending and forgetting sends a window twice."""
     experiment = made_up.experiment(folder, tracking={"experiment": "twice"})
     before, rows = made_up.trials(experiment.safety.limits, count=2, good=False)
-    tracker = tracking.open_tracker(experiment, experiment.output_dir)
+    tracker = connect.open_tracker(experiment, experiment.output_dir)
     sent = []
     deliver = tracker._pump.send
     tracker._pump.send = lambda records: (sent.extend(records), deliver(records))
@@ -185,7 +186,7 @@ def test_limits_of_mlflow_are_kept(folder):
     experiment = made_up.experiment(folder, tracking={"experiment": "limits"})
     trial = made_up.result("t0000", "lora", {f"p{i}": "x" * 7000 for i in range(150)})
     trial.error = "e" * 20_000
-    tracker = tracking.open_tracker(experiment, experiment.output_dir)
+    tracker = connect.open_tracker(experiment, experiment.output_dir)
     tracker.start_trial(made_up.spec(trial))
     for step in range(3000):
         tracker.event("t0000", {"kind": "train", "step": step, "time": step / 1000, "loss": 1.0})
@@ -200,11 +201,11 @@ def test_limits_of_mlflow_are_kept(folder):
 
 def test_a_deleted_experiment_is_explained(folder):
     experiment = made_up.experiment(folder, tracking={"experiment": "deleted"})
-    tracking.open_tracker(experiment, experiment.output_dir).close()
+    connect.open_tracker(experiment, experiment.output_dir).close()
     client = client_of(folder)
     client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
     with pytest.raises(TrackingError, match="mlflow experiments restore"):
-        tracking.open_tracker(experiment, experiment.output_dir)
+        connect.open_tracker(experiment, experiment.output_dir)
 
 
 def test_a_server_that_is_not_there_is_an_error_at_the_start(folder, monkeypatch):
@@ -212,17 +213,17 @@ def test_a_server_that_is_not_there_is_an_error_at_the_start(folder, monkeypatch
     experiment = made_up.experiment(folder)
     begin = time.monotonic()
     with pytest.raises(TrackingError, match=r"MLFLOW_TRACKING_URI") as caught:
-        tracking.open_tracker(experiment, experiment.output_dir)
+        connect.open_tracker(experiment, experiment.output_dir)
     assert time.monotonic() - begin < 20
     assert SECRET not in str(caught.value) and "tracking.enabled=false" in str(caught.value)
-    with pytest.raises(tracking_sink.Trouble) as outage:  # what the sending thread would say of it in the log
-        tracking_sink.Sink(os.environ["MLFLOW_TRACKING_URI"], folder).alive()
+    with pytest.raises(mlflow.Trouble) as outage:  # what the sending thread would say of it in the log
+        mlflow.Sink(os.environ["MLFLOW_TRACKING_URI"], folder).alive()
     assert SECRET not in str(outage.value)
 
 
 def test_a_server_that_never_answers_is_an_error_at_the_start(folder, monkeypatch):
     """A port that takes the connection and says nothing, as a wrong address behind a load balancer does."""
-    assert int(tracking_sink._CLIENT_SETTINGS["MLFLOW_HTTP_REQUEST_TIMEOUT"]) < 20, "no retry, within the promise"
+    assert int(mlflow._CLIENT_SETTINGS["MLFLOW_HTTP_REQUEST_TIMEOUT"]) < 20, "no retry, within the promise"
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")  # the user's own setting wins
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -230,24 +231,24 @@ def test_a_server_that_never_answers_is_an_error_at_the_start(folder, monkeypatc
         experiment = made_up.experiment(folder, tracking={"uri": f"http://127.0.0.1:{listener.getsockname()[1]}"})
         begin = time.monotonic()
         with pytest.raises(TrackingError, match=r"tracking\.uri"):
-            tracking.open_tracker(experiment, experiment.output_dir)
+            connect.open_tracker(experiment, experiment.output_dir)
         assert time.monotonic() - begin < 12
 
 
 def test_tracking_off_writes_nothing(tmp_path):
     experiment = made_up.experiment(tmp_path, tracking={"enabled": False})
-    tracker = tracking.open_tracker(experiment, experiment.output_dir)
+    tracker = connect.open_tracker(experiment, experiment.output_dir)
     assert isinstance(tracker, NullTracker)
     before, rows = made_up.trials(experiment.safety.limits, count=2, good=False)
     drive(tracker, before, rows)
-    tracker.finish(constraint.best(rows), [])
+    tracker.finish(decision_selection.best(rows), [])
     assert tracker.close("FINISHED") == 0 and not experiment.output_dir.exists() and not (tmp_path / "mlflow.db").exists()
 
 
 def test_both_trackers_take_the_same_calls():
     import inspect
 
-    from orchestrator.tracker import Tracker
+    from orchestrator.tracking.tracker import Tracker
 
     for name, method in inspect.getmembers(NullTracker, inspect.isfunction):
         assert inspect.signature(method) == inspect.signature(getattr(Tracker, name)), name
@@ -257,7 +258,7 @@ def test_a_run_that_a_slow_server_makes_twice_is_there_once(folder, monkeypatch)
     """The answer to `create` is lost and the first run only seen after the second was made, as behind a proxy that gives up early."""
     experiment = made_up.experiment(folder, tracking={"experiment": "slow"})
     _, rows = made_up.trials(experiment.safety.limits, count=1, good=False)
-    tracker = tracking.open_tracker(experiment, experiment.output_dir)
+    tracker = connect.open_tracker(experiment, experiment.output_dir)
     make, see, lost = tracker.sink._make, tracker.sink._made, []
 
     def lose_the_answer(record, tags):
@@ -279,12 +280,12 @@ def test_a_run_that_a_slow_server_makes_twice_is_there_once(folder, monkeypatch)
 
 def test_a_driver_that_died_before_it_knew_its_run_finds_it_again(folder):
     experiment = made_up.experiment(folder, tracking={"experiment": "died"})
-    tracker = tracking.open_tracker(experiment, experiment.output_dir)
+    tracker = connect.open_tracker(experiment, experiment.output_dir)
     tracker.close("KILLED")
     state = experiment.output_dir / "tracking.json"
     known = json.loads(state.read_text())
     state.write_text(json.dumps(known | {"runs": {}}))  # as written just before the run was made
-    tracker = tracking.open_tracker(experiment, experiment.output_dir)
+    tracker = connect.open_tracker(experiment, experiment.output_dir)
     tracker.close("FINISHED")
     assert json.loads(state.read_text())["runs"] == known["runs"]
     assert {run.info.run_id for run in client_of(folder).search_runs([known["experiment_id"]])} == set(known["runs"].values())

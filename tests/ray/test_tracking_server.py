@@ -12,8 +12,9 @@ import made_up
 import pytest
 import servers
 
-from orchestrator import constraint, tracking
+from orchestrator.decision import selection
 from orchestrator.errors import TrackingError
+from orchestrator.tracking import connect
 
 USER, PASSWORD = "searcher", "correct horse battery"
 STEPS = range(1, 151)
@@ -72,7 +73,7 @@ def test_every_server_goes_away_in_mid_search_and_nothing_is_lost_or_doubled(sit
     experiment = made_up.experiment(tmp_path, tracking={"experiment": "outages", "uri": site.mlflow.url})
     before, rows = made_up.trials(experiment.safety.limits, count=10, good=False)
     before, rows, out = with_events(before), [(with_events(trial), judged) for trial, judged in rows], experiment.output_dir
-    tracker = tracking.open_tracker(experiment, out)
+    tracker = connect.open_tracker(experiment, out)
     tracker._pump.longest = 1.0  # seconds between tries; 30 otherwise
     assert tracker.ui_hint() == f"{site.mlflow.url}/#/experiments/{tracker.sink.experiment_id}"
     tracker.start_baseline(made_up.spec(before))
@@ -117,10 +118,10 @@ def test_every_server_goes_away_in_mid_search_and_nothing_is_lost_or_doubled(sit
     servers.wait_until(lambda: [op for op, _ in spooled(out)][-1:] == ["text"] and len(tracker._spool) == 1, caplog.record_tuples.__repr__)
     assert tracker.close("KILLED", timeout=1) == 1
     site.storage.start()
-    tracker = tracking.open_tracker(experiment, out)
+    tracker = connect.open_tracker(experiment, out)
     (out / "report.md").write_text("# report\nkey: value\n")
     (out / "plot.png").write_bytes(bytes(range(256)))
-    tracker.finish(constraint.best(rows), [out / "report.md", out / "plot.png"])
+    tracker.finish(selection.best(rows), [out / "report.md", out / "plot.png"])
     assert tracker.close("FINISHED") == 0
     assert not (out / "tracking.spool.jsonl").exists() and not (out / "tracking.spool.rejected.jsonl").exists()
     check(site, tracker, before, rows)
@@ -150,7 +151,7 @@ def test_a_wrong_login_is_one_sentence_without_the_password(site, tmp_path, monk
 
     def refused() -> str:
         with pytest.raises(TrackingError) as caught:
-            tracking.open_tracker(experiment, experiment.output_dir)
+            connect.open_tracker(experiment, experiment.output_dir)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 300 and "hunter2" not in str(caught.value)
         return str(caught.value)
 
@@ -163,7 +164,7 @@ def test_a_wrong_login_is_one_sentence_without_the_password(site, tmp_path, monk
 
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-    tracking.open_tracker(experiment, experiment.output_dir).close()
+    connect.open_tracker(experiment, experiment.output_dir).close()
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "colleague")
     assert "does not let the user 'colleague' write to the experiment 'logins'" in refused()
 
@@ -174,7 +175,7 @@ def test_a_password_in_the_address_stays_in_the_environment(site, tmp_path, monk
     secret = PASSWORD.replace(" ", "%20")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", site.mlflow.url.replace("//", f"//{USER}:{secret}@"))
     experiment = made_up.experiment(tmp_path, tracking={"experiment": "address"})
-    tracker = tracking.open_tracker(experiment, experiment.output_dir)
+    tracker = connect.open_tracker(experiment, experiment.output_dir)
     assert secret not in tracker.ui_hint()
     (experiment.output_dir / "config.resolved.yaml").write_text("name: x\n")
     tracker.finish(None, [experiment.output_dir / "config.resolved.yaml"])
@@ -188,7 +189,7 @@ def test_drivers_that_start_together_make_one_experiment(site, tmp_path):
     found: list[str] = []
 
     def start(number: int) -> None:
-        sink = tracking.Sink(site.mlflow.url, tmp_path / str(number))
+        sink = connect.Sink(site.mlflow.url, tmp_path / str(number))
         sink.find_experiment("together")
         found.append(sink.experiment_id)
 

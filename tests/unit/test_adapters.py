@@ -12,9 +12,12 @@ import tiny_llama
 import torch
 from rich.console import Console
 
-from orchestrator import adapters, comparing, config, evaluating, model_checks, models, subjects
+from orchestrator import config
 from orchestrator.config import Model
 from orchestrator.errors import ModelError
+from orchestrator.experiment import checks_model
+from orchestrator.models import adapters, identity, loading, saving, subjects
+from orchestrator.verbs import compare, evaluate, evaluated
 
 OWN = "{% for m in messages %}{{ '<|start|>' + m['content'] + '<|stop|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>' }}{% endif %}"
 NEW = ["<|start|>", "<|stop|>"]
@@ -28,7 +31,7 @@ def base(folder, template=tiny_llama.TEMPLATE, tie=True):
 
 def adapter(folder, on, tokens=NEW, template=OWN, **more):
     """An adapter trained with `tokens` added, as TRL users make them; (folder, the network that was trained)."""
-    network, words = models.network(Model(model_name_or_path=str(on))), tiny_llama.tokenizer(template)
+    network, words = loading.network(Model(model_name_or_path=str(on))), tiny_llama.tokenizer(template)
     words.add_special_tokens({"additional_special_tokens": list(tokens)})
     if tokens:
         network.resize_token_embeddings(len(words), mean_resizing=False)
@@ -69,8 +72,8 @@ def test_added_tokens_are_resized_for_and_answered_as_in_training(tmp_path, tie,
     torch.testing.assert_close(logits(network, ids), logits(trained, ids), atol=1e-5, rtol=1e-5)
     merged = subjects.load(str(where), Model(), merge=True)[0]
     torch.testing.assert_close(logits(merged, ids), logits(trained, ids), atol=1e-3, rtol=1e-4)
-    models.save(network, words, tmp_path / "again")
-    again, _ = models.attach(tmp_path / "again", Model(model_name_or_path=str(tmp_path / "base")))
+    saving.save(network, words, tmp_path / "again")
+    again, _ = saving.attach(tmp_path / "again", Model(model_name_or_path=str(tmp_path / "base")))
     assert torch.equal(logits(again, ids), logits(network, ids))
 
 
@@ -111,8 +114,8 @@ def test_whose_tokenizer_and_template_are_used_is_said(tmp_path):
         "template_of": "adapter", "tokenizer_of": "adapter", "differs_from_base": True, "added_tokens": 2,
     }  # fmt: skip
     assert "not the base's" in own.notes[0] and "2 tokens" in own.notes[1]
-    given = subjects.voice(str(where), Model(chat_template=models.TEMPLATE_EXAMPLE))
-    assert given.tokenizer.chat_template == models.TEMPLATE_EXAMPLE and given.facts["template_of"] == "config"
+    given = subjects.voice(str(where), Model(chat_template=loading.TEMPLATE_EXAMPLE))
+    assert given.tokenizer.chat_template == loading.TEMPLATE_EXAMPLE and given.facts["template_of"] == "config"
     assert "model.chat_template" in given.notes[0]
     plain, _ = adapter(tmp_path / "plain", on, tokens=(), template=tiny_llama.TEMPLATE)
     assert subjects.voice(str(plain), Model()).notes == ()
@@ -135,17 +138,17 @@ def test_evaluate_measures_under_the_adapters_template_and_the_base_under_its_ow
     on = base(tmp_path / "base")
     where, _ = adapter(tmp_path / "a", on)
     made, out = config.from_dict({"safety": suites(tmp_path)}), Console(file=io.StringIO(), width=200)
-    found = evaluating.evaluate(made, evaluating.Request(str(where), str(on), tmp_path / "out"), out)
+    found = evaluate.evaluate(made, evaluated.Request(str(where), str(on), tmp_path / "out"), out)
     own, its = found.result.facts["template"], found.before.facts["template"]
     assert own["template_of"] == "adapter" and its["template_of"] == "model" and own["hash"] != its["hash"]
-    assert its["hash"] == models.template_hash(models.tokenizer(Model(model_name_or_path=str(on))))
+    assert its["hash"] == identity.template_hash(loading.tokenizer(Model(model_name_or_path=str(on))))
     assert "which is not the base's" in out.file.getvalue() and "The model: asked under" in (tmp_path / "out" / "evaluation.html").read_text()
     body = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert body["settings"]["template_of"] == "adapter"
     mute = base(tmp_path / "mute", template=None)
     with pytest.raises(ModelError, match="no chat template"):
         subjects.voice(str(mute), Model())
-    found = evaluating.run(made, evaluating.Request(str(where), str(mute), tmp_path / "out2"), out)
+    found = evaluate.run(made, evaluated.Request(str(where), str(mute), tmp_path / "out2"), out)
     assert found.before.facts["template"]["notes"] == ["has no chat template of its own and is asked under that of the model"]
     assert found.before.facts["template"]["template_of"] == "the model measured"
     assert "the base has none" in found.result.facts["template"]["notes"][0]
@@ -156,9 +159,9 @@ def test_compare_says_that_templates_differ_and_refuses_the_last_name_before_the
     where, _ = adapter(tmp_path / "a", on)
     made, out = config.from_dict({"safety": suites(tmp_path)}), Console(file=io.StringIO(), width=200)
     with pytest.raises(ModelError, match="does not exist"):
-        comparing.compare(made, [str(on), str(tmp_path / "gone")], tmp_path / "none", out)
+        compare.compare(made, [str(on), str(tmp_path / "gone")], tmp_path / "none", out)
     assert not (tmp_path / "none").exists()
-    comparing.compare(made, [str(on), str(where)], tmp_path / "side", out)
+    compare.compare(made, [str(on), str(where)], tmp_path / "side", out)
     assert "was asked with chat template" in out.file.getvalue()
 
 
@@ -199,9 +202,9 @@ def test_adapters_in_subfolders_are_named_and_a_copied_config_makes_no_model_of_
     kept = subjects.load(str(where), Model())[0]
     assert type(kept).__name__ == "PeftModelForCausalLM"
     with pytest.raises(ModelError, match=f"holds an adapter for '{on}', not a whole model"):
-        model_checks.check(Model(model_name_or_path=str(where)))
+        checks_model.check(Model(model_name_or_path=str(where)))
     shutil.copy(on / "model.safetensors", where)
-    for use in (lambda: model_checks.check(Model(model_name_or_path=str(where))), lambda: subjects.load(str(where), Model())):
+    for use in (lambda: checks_model.check(Model(model_name_or_path=str(where))), lambda: subjects.load(str(where), Model())):
         with pytest.raises(ModelError, match="holds a whole model and an adapter"):
             use()
 

@@ -12,9 +12,11 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from orchestrator import apply, cli, models
+from orchestrator import cli
 from orchestrator.config import Model
 from orchestrator.errors import ConfigError, DataError, ModelError, UnknownNameError
+from orchestrator.models import loading, saving
+from orchestrator.verbs import apply
 from strategies import lora, lssf, safe_lora
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "families"))
@@ -56,7 +58,7 @@ def request(places, output, strategy="safe_lora", model="tuned", knobs=("number=
 
 
 def weights(path):
-    return dict(models.load(Model(model_name_or_path=str(path)))[0].named_parameters())
+    return dict(loading.load(Model(model_name_or_path=str(path)))[0].named_parameters())
 
 
 def quiet():
@@ -86,7 +88,7 @@ def test_an_adapter_stays_one_and_gives_what_the_whole_model_gives(places, tmp_p
     applied = apply.run(request(places, tmp_path / "out", "lssf", "adapter", knobs), quiet())
     assert (tmp_path / "out" / "adapter_config.json").is_file() and applied.changed == 6
     base = Model(model_name_or_path=str(places / "aligned"))
-    before, after = (dict(models.attach(p, base)[0].merge_and_unload().named_parameters()) for p in (places / "adapter", tmp_path / "out"))
+    before, after = (dict(saving.attach(p, base)[0].merge_and_unload().named_parameters()) for p in (places / "adapter", tmp_path / "out"))
     start, unaligned = weights(places / "aligned"), weights(places / "unaligned")
     for name, weight in after.items():
         adapted = "q_proj" in name or "up_proj" in name
@@ -162,7 +164,7 @@ def test_files_with_other_names_than_the_loaded_model(family, form, tmp_path):
         path = tiny.saved(tmp_path / name, family, seed=seed) / "model.safetensors"
         tensors = {key.removeprefix("transformer."): tensor for key, tensor in load_file(path).items()}
         save_file(tensors, path, metadata={"format": "pt"})
-    tuned = models.network(Model(model_name_or_path=str(tmp_path / "aligned")))
+    tuned = loading.network(Model(model_name_or_path=str(tmp_path / "aligned")))
     generator = torch.Generator().manual_seed(2)
     if form == "adapter":
         tuned = lora.Lora(lora.Lora.Config(lora_r=2)).setup(tuned)
@@ -170,11 +172,11 @@ def test_files_with_other_names_than_the_loaded_model(family, form, tmp_path):
         for name, p in tuned.named_parameters():
             if form == "whole" or "lora_B" in name:
                 p.add_(0.05 * torch.randn(p.shape, generator=generator))
-    models.save(tuned, tiny.tokenizer(), tmp_path / "tuned")
+    saving.save(tuned, tiny.tokenizer(), tmp_path / "tuned")
     where = {key: str(tmp_path / key) for key in ("aligned", "unaligned")}
     knobs = ("select=threshold", "threshold=1")
     made = apply.run(apply.Request("safe_lora", str(tmp_path / "tuned"), output=tmp_path / "out", knobs=knobs, **where), quiet())
     changed = {name for name, module in made.modules.items() if module["changed"]}
     assert changed and (family != "qwen3_moe" or any("experts.down_proj[3]" in name for name in changed))
     assert made.untouched.share < 0.5 and (tmp_path / "out" / "safebasin.json").is_file()
-    models.attach(tmp_path / "out", Model(model_name_or_path=where["aligned"]))
+    saving.attach(tmp_path / "out", Model(model_name_or_path=where["aligned"]))

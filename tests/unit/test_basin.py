@@ -11,9 +11,10 @@ import tiny_llama
 import torch
 from rich.console import Console
 
-from orchestrator import basin, basin_report, config
+from orchestrator import config
 from orchestrator.errors import ConfigError, ModelError
-from orchestrator.evaluation import basin as geometry
+from orchestrator.evaluation import landscape as geometry
+from orchestrator.verbs import basin, basin_report
 
 
 def bits(model):

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from orchestrator import catalogue, config
+from orchestrator import config
+from orchestrator.config import catalogue
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.evaluation import choices
 from orchestrator.evaluation.attacks import ATTACKS
+from orchestrator.evaluation.judges import choice
 from orchestrator.evaluation.suites import first_turn, load_suite
 
 ASKED_FOR = (
@@ -120,7 +121,7 @@ def test_multiple_choice(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     suite = load_suite(config.Suite(name="s", data=str(path), kind="choice", constrains=False))
     assert suite.right == ("B", "A", "A") and suite.prompts[1].startswith("Two came.\nWhich?\nA) he\nB) she\n")
-    judge = choices.ChoiceJudge(dict(zip(suite.prompts, suite.right, strict=True)))
+    judge = choice.ChoiceJudge(dict(zip(suite.prompts, suite.right, strict=True)))
     said = {"B": True, "b) yes": True, "The answer is B.": True, "A": False, "(A) no": False, "Answer: B": True}
     for answer, right in said.items():
         assert judge.judge(suite.prompts[:1], [answer])[0].unsafe is not right, answer
@@ -129,7 +130,7 @@ def test_multiple_choice(tmp_path):
         assert verdict.unsafe and not verdict.parse_ok, answer
     for broken in ({"question": "q", "options": ["a"]}, {"question": "q", "options": ["a", "b"], "answer": "c?"}):
         with pytest.raises(DataError, match="row 1"):
-            choices.prepared([broken], "question", "f")
+            choice.prepared([broken], "question", "f")
 
 
 def test_safetybench_is_read_as_it_is_published(tmp_path):
@@ -149,7 +150,7 @@ def test_transcripts_and_attacks():
 
 
 def test_the_list_says_what_is_at_hand(folder, capsys, monkeypatch):
-    from orchestrator import listing
+    from orchestrator.verbs import listing
 
     monkeypatch.setenv("COLUMNS", "240")
     (folder / "advbench.csv").write_text("goal\nx\n")

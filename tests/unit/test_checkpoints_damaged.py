@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from test_trained import run, saved, searched, unaligned  # noqa: F401 - unaligned is a fixture
 from test_trial import Recorder, experiment, folder, spec_of  # noqa: F401 - folder is a fixture
 
-from orchestrator import config, trial
+from orchestrator import config
 from orchestrator.errors import StorageError
-from orchestrator.guard import Guard
 from orchestrator.records import LaneContext
+from orchestrator.trial import run as trial
+from orchestrator.trial.monitor import Guard
 from strategies import checkpoint, markers
 
 SIGNATURE = {"engine": "plain", "parameters": "aa"}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import tiny_llama
 
-from orchestrator import checks, checks_settings, config, ranges
+from orchestrator import config
 from orchestrator.errors import ConfigError
+from orchestrator.experiment import checks, checks_settings
+from orchestrator.search import spaces
 from strategies import recipe
 from strategies.base import StrategyError
 
@@ -97,13 +99,13 @@ def test_no_knob_takes_what_is_no_finite_number():
 def test_search_ranges_no_trial_could_run_with(space, expected):
     experiment = config.from_dict({"recipes": [["lora"], ["safegrad"]], "search": {"space": space}})
     with pytest.raises(ConfigError, match=expected):
-        ranges.resolve_space(experiment, 4)
+        spaces.resolve_space(experiment, 4)
 
 
 def test_a_learning_rate_whose_own_range_leaves_what_is_allowed():
     experiment = config.from_dict({"recipes": [["lora"]], "training": {"learning_rate": 5.0}})
     with pytest.raises(ConfigError, match="the search around training.learning_rate reaches"):
-        ranges.resolve_space(experiment, 4)
+        spaces.resolve_space(experiment, 4)
 
 
 def test_attention_and_escalation_are_names_that_there_are():
@@ -152,10 +154,10 @@ def test_adapters_that_fit(tiny):
     ({"name": "majority", "judges": [3, 4]}, "3 names no judge"),
 ])  # fmt: skip
 def test_options_of_judges_are_of_their_kind(setting, expected):
-    from orchestrator.evaluation import judges
+    from orchestrator.evaluation.judges import registry
 
     with pytest.raises(ConfigError, match=expected):
-        judges.from_setting(setting)
+        registry.from_setting(setting)
 
 
 @pytest.mark.parametrize("name", ["a%20b", "try #2", "a?b"])

@@ -6,9 +6,12 @@ import json
 
 import pytest
 
-from orchestrator import checks_tokens, config, counted, data, materials
-from orchestrator.checks_tokens import Context
+from orchestrator import config
+from orchestrator.data import counted, tokens
 from orchestrator.errors import DataError, ModelError
+from orchestrator.experiment import checks_tokens
+from orchestrator.experiment.checks_tokens import Context
+from orchestrator.trial import materials
 from tests import tiny_llama
 
 GEMMA = (
@@ -71,10 +74,10 @@ def check(made, settings, template=tiny_llama.TEMPLATE, users=("safe_instruct",)
 def test_the_counts_are_those_of_the_rows_that_are_trained_on(tmp_path):
     made = experiment(tmp_path, task=rows_of(*range(2, 22)), task_keys={"max_length": 16})
     fit = check(made, llama()).fits[0]
-    examples, report = data.tokenise(materials.load(made).train, tiny_llama.tokenizer(), max_length=16)
+    examples, report = tokens.tokenise(materials.load(made).train, tiny_llama.tokenizer(), max_length=16)
     assert (fit.rows, fit.dropped, fit.about) == (20, report.dropped, len(examples)) and fit.cut + fit.dropped == report.cut
     assert fit.dropped and fit.cut
-    kept = [len(e.input_ids) <= fit.needed for e in data.tokenise(materials.load(made).train, tiny_llama.tokenizer(), max_length=500)[0]]
+    kept = [len(e.input_ids) <= fit.needed for e in tokens.tokenise(materials.load(made).train, tiny_llama.tokenizer(), max_length=500)[0]]
     assert sum(kept) == 19  # 95 % of 20
     told = f"{len(examples)} of 20 training rows fit task.max_length=16 ({report.dropped} dropped: their prompt leaves no room for an answer; "
     assert fit.sentence.startswith(told) and fit.sentence.endswith(f"{fit.cut} lose the end of their answer)")

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cli, crash, screen
+from orchestrator import cli
 from orchestrator.errors import ConfigError, SafebasinError, StorageError
+from orchestrator.terminal import crash, screen
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,7 +133,7 @@ def test_through_the_command_line(error, says, capsys, monkeypatch):
     def raises(kind):
         raise error
 
-    from orchestrator import listing
+    from orchestrator.verbs import listing
 
     monkeypatch.setattr(listing, "show", raises)
     monkeypatch.setattr(sys, "argv", ["safebasin", "list", "suites"])
@@ -196,7 +197,7 @@ def test_a_full_disk_under_the_output(tmp_path):
 
 def test_a_run_outlives_its_terminal():
     code = (
-        "import sys; from orchestrator import crash, screen\n"
+        "import sys; from orchestrator.terminal import crash, screen\n"
         "def verb():\n"
         "    console = screen.console(steady=True)\n"
         "    for i in range(3000): screen.say(console, f'trial {i} of a long search', whole=True)\n"
@@ -209,7 +210,7 @@ def test_a_run_outlives_its_terminal():
 
 
 def test_a_terminal_of_few_characters():
-    code = "from orchestrator import crash, screen; crash.outcome(lambda: screen.say(screen.console(), 'caf\\u00e9 \\udcff [x] \\u2502'))"
+    code = "from orchestrator.terminal import crash, screen; crash.outcome(lambda: screen.say(screen.console(), 'caf\\u00e9 \\udcff [x] \\u2502'))"
     done = run(code, env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TERM": "dumb"})
     assert done.returncode == 0 and done.stdout == "caf\\xe9 \\ufffd [x] \\u2502\n" and done.stderr == ""
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cluster_folder, cluster_reach, cluster_start, cluster_watch, config
-from orchestrator.cluster import connect
+from orchestrator import config
 from orchestrator.errors import ConfigError, SafebasinError
+from orchestrator.lanes import cluster_folder, cluster_reach, cluster_start, cluster_watch
+from orchestrator.lanes.cluster import connect
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,9 @@ import pytest
 import typer.completion
 from typer.testing import CliRunner
 
-from orchestrator import cli, completion
+from orchestrator import cli
 from orchestrator.errors import ConfigError, StorageError
+from orchestrator.verbs import completion
 
 RC = {"bash": ".bashrc", "zsh": ".zshrc"}
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import config, yaml_text
+from orchestrator import config
+from orchestrator.config import yaml_text
 from orchestrator.errors import ConfigError, UnknownNameError
 
 

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import config, paths, seeds, yaml_text
+from orchestrator import config
+from orchestrator.config import seeds, yaml_text
 from orchestrator.errors import ConfigError, UnknownNameError
+from orchestrator.storage import paths
 
 LONG = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}" * 20
 
@@ -234,15 +236,15 @@ def test_every_seed_of_a_search_fits(seed, position, turn):
 @pytest.mark.parametrize("seed", [42, 43, 2**31 - 1])
 @pytest.mark.parametrize("name", ["tpe", "gp", "random", "nsga2"])
 def test_samplers_take_any_seed(name, seed):
-    from orchestrator import searcher
+    from orchestrator.search import studies
 
-    searcher.make_sampler(name, (seed * 1009 + 3) * 100_003 + 17, 10)
+    studies.make_sampler(name, (seed * 1009 + 3) * 100_003 + 17, 10)
 
 
 def test_torch_takes_every_seed_of_a_trial():
-    from orchestrator import trial
+    from orchestrator.trial import run
 
-    trial.seed_everything(seeds.LARGEST, 10**9, 4096)
+    run.seed_everything(seeds.LARGEST, 10**9, 4096)
 
 
 def test_a_preset_may_share_its_name_with_a_folder(tmp_path, monkeypatch):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator import config, yaml_text
+from orchestrator import config
+from orchestrator.config import yaml_text
 from orchestrator.errors import ConfigError
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import constraint, intervals
 from orchestrator.config import Limits
+from orchestrator.decision import intervals, limits, selection
 from orchestrator.records import SuiteResult, TaskResult, TrialResult
 
 
@@ -101,7 +101,7 @@ BASE = trial("baseline", [False] * N, 0.1)
 
 
 def rows(*trials, base=BASE):
-    return [(t, constraint.judge(t, base, LIMITS)) for t in trials]
+    return [(t, limits.judge(t, base, LIMITS)) for t in trials]
 
 
 def failing(k):
@@ -121,7 +121,7 @@ def test_missing_nan_failed_or_unpaired_is_infeasible(broken):
     (_, judgement), = rows(broken)
     assert judgement.verdict == "infeasible"
     assert all(math.isfinite(v) for v in judgement.values.values())
-    assert constraint.best(rows(broken)).best is None
+    assert selection.best(rows(broken)).best is None
 
 
 def test_constraint_value_sign_is_the_verdict():
@@ -137,7 +137,7 @@ def test_over_refusal_limits_too():
 
 
 def test_best_ignores_higher_scores_outside_the_limit_and_breaks_ties_inside():
-    chosen = constraint.best(rows(trial("a", failing(80), 0.99), trial("bb", failing(3), 0.8), trial("ccc", failing(0), 0.8)))
+    chosen = selection.best(rows(trial("a", failing(80), 0.99), trial("bb", failing(3), 0.8), trial("ccc", failing(0), 0.8)))
     assert chosen.best_trial.trial_id == "ccc"
     assert chosen.nearest_miss.trials[0][0].trial_id == "a"
 
@@ -149,13 +149,13 @@ def test_a_configuration_must_hold_on_every_seed_and_confirmed_ones_win():
         trial("b", failing(0), 0.90, params=q), trial("b1", failing(1), 0.88, params=q, seed=1),
         trial("c", failing(0), 0.99, params={"learning_rate": 3.0}),
     )  # fmt: skip
-    chosen = constraint.best(trials)
+    chosen = selection.best(trials)
     assert chosen.best.params == q and chosen.best.seeds == (0, 1) and chosen.best.score == pytest.approx(0.89)
-    assert [c.trials[0][0].trial_id for c in constraint.finalists(trials, 5)] == ["c"]
+    assert [c.trials[0][0].trial_id for c in selection.finalists(trials, 5)] == ["c"]
 
 
 def test_nothing_feasible_names_the_nearest_miss():
-    chosen = constraint.best(rows(trial("a", failing(80), 0.9), trial("bb", failing(30), 0.8)))
+    chosen = selection.best(rows(trial("a", failing(80), 0.9), trial("bb", failing(30), 0.8)))
     assert chosen.best is None and chosen.nearest_miss.trials[0][0].trial_id == "bb" and chosen.nearest_miss.excess > 0
 
 

@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import cells, constraint, outputs, report_safety
+from orchestrator.decision import limits
 from orchestrator.records import TrialResult
+from orchestrator.report import safety
+from orchestrator.report import table as report_table
+from orchestrator.storage import cells
 
 FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "=cmd|'/c calc'!A1", "\t=1", "\r=1", "\n=1", " =1", "-x", "-", "--5", "-inf", "+nan", "\uff1d1", "'=1", "''@x", "-1_000"]  # fmt: skip  # noqa: E501
 HARMLESS = ["", "a", "a=1", "1", "-1", "+1e-5", "-.5", "-0.25", "'", "'quoted'", "''", "a\nb", "a,b", 'a"b', "1e5"]
@@ -61,7 +64,7 @@ def test_headings_too():
 
 def test_the_table_of_trials_runs_nothing(tmp_path):
     result = made_up.result("t0000", "lora", {"lora.target": "=HYPERLINK(1)", "lora.lora_r": -4, "x": ["=1"], "rate": -2.5e-05})
-    path = outputs.write_trials_csv(tmp_path / "trials.csv", [outputs.trial_row(result, None)])
+    path = report_table.write_trials_csv(tmp_path / "trials.csv", [report_table.trial_row(result, None)])
     (row,) = csv.DictReader(path.open(newline=""))
     assert row["params.lora.target"] == "'=HYPERLINK(1)" and row["params.lora.lora_r"] == "-4" and row["params.rate"] == "-2.5e-05"
     assert row["params.x"] == '["=1"]' and json.loads(row["raw"]) == {"params.lora.target": "=HYPERLINK(1)"}
@@ -79,10 +82,10 @@ def test_tables_of_prompts_run_nothing(tmp_path):
 
     experiment = made_up.experiment(tmp_path)
     before, after = named(made_up.baseline()), named(made_up.trials(experiment.safety.limits)[1][0][0])
-    counts, flips, groups = report_safety.write_csv(tmp_path, before, after)
+    counts, flips, groups = safety.write_csv(tmp_path, before, after)
     assert plain(counts.read_text())[0][-1] == "n", "nothing was changed there"
     for path, column, sign in ((flips, "id", "="), (groups, "group", "@")):
         raw = list(csv.DictReader(path.open(newline="")))
         assert raw and all(row[column].startswith(f"'{sign}") for row in raw)
         assert all(row[column].startswith(sign) for row in cells.from_csv(path.read_bytes().decode()))
-    assert constraint.judge(after, before, experiment.safety.limits).degradation is not None
+    assert limits.judge(after, before, experiment.safety.limits).degradation is not None

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import data
 from orchestrator.config import Columns
+from orchestrator.data import conversations as data
+from orchestrator.data import rows as data_rows
 from orchestrator.errors import DataError
 
 PAIR = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -33,17 +34,17 @@ def write(path, text):
     ],
 )
 def test_every_file_form_reads_to_the_same_rows(tmp_path, name, text):
-    assert data.load_rows(write(tmp_path / name, text)) == [{"prompt": "q", "response": "a"}] * 2
+    assert data_rows.load_rows(write(tmp_path / name, text)) == [{"prompt": "q", "response": "a"}] * 2
 
 
 def test_text_files_give_a_prompt_a_line_and_limit_takes_the_first(tmp_path):
     source = write(tmp_path / "p.txt", "one\n\n two \nthree\n")
-    assert data.load_rows(source, limit=2) == [{"text": "one"}, {"text": "two"}]
+    assert data_rows.load_rows(source, limit=2) == [{"text": "one"}, {"text": "two"}]
 
 
 def test_quotation_marks_in_tsv_swallow_no_lines(tmp_path):
     source = write(tmp_path / "t.tsv", 'prompt\tresponse\n"open\t1\nnext"\t0\n')
-    assert [row["prompt"] for row in data.load_rows(source)] == ['"open', 'next"']
+    assert [row["prompt"] for row in data_rows.load_rows(source)] == ['"open', 'next"']
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_quotation_marks_in_tsv_swallow_no_lines(tmp_path):
 )
 def test_unreadable_files_are_refused_with_the_place(tmp_path, name, text, said):
     with pytest.raises(DataError, match=said) as caught:
-        data.load_rows(write(tmp_path / name, text), field="safety.data")
+        data_rows.load_rows(write(tmp_path / name, text), field="safety.data")
     assert str(caught.value).startswith("safety.data: ")
 
 
@@ -74,7 +75,7 @@ def test_other_encodings_folders_and_missing_files_are_refused(tmp_path):
         ("./no", "does not exist"),
     ]:
         with pytest.raises(DataError, match=said):
-            data.load_rows(str(source))
+            data_rows.load_rows(str(source))
 
 
 @pytest.fixture
@@ -93,13 +94,13 @@ def hub(monkeypatch):
 
 
 def test_data_set_names_go_to_the_library_with_configuration_and_split(hub):
-    assert data.load_rows("openai/gsm8k:main", split="test") == [{"question": "q", "answer": "a"}]
-    assert data.load_rows("openai/gsm8k") and hub == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", None, "train")]
+    assert data_rows.load_rows("openai/gsm8k:main", split="test") == [{"question": "q", "answer": "a"}]
+    assert data_rows.load_rows("openai/gsm8k") and hub == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", None, "train")]
 
 
 def test_an_unreachable_hub_is_said_with_the_way_round_it(hub):
     with pytest.raises(DataError, match="ConnectionError: Couldn't reach 'far/away'.*local .*file works without a network"):
-        data.load_rows("far/away")
+        data_rows.load_rows("far/away")
 
 
 @pytest.mark.parametrize(
@@ -213,5 +214,5 @@ def test_a_description_holds_the_hash_of_the_bytes(tmp_path):
     import hashlib
 
     source = write(tmp_path / "r.csv", "a\n1\n")
-    assert data.describe(source) == {"name": "r", "source": source, "sha256": hashlib.sha256(b"a\n1\n").hexdigest()}
-    assert data.describe("owner/set:main")["name"] == "owner_set_main"
+    assert data_rows.describe(source) == {"name": "r", "source": source, "sha256": hashlib.sha256(b"a\n1\n").hexdigest()}
+    assert data_rows.describe("owner/set:main")["name"] == "owner_set_main"

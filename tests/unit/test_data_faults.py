@@ -10,15 +10,17 @@ import types
 
 import pytest
 
-from orchestrator import data, data_hub, hub
+from orchestrator.data import conversations, hub_rows
+from orchestrator.data import rows as data_rows
 from orchestrator.errors import DataError
+from orchestrator.storage import hub
 
 ROW = '{"prompt": "q", "response": "a"}'
 
 
 def refused(path, said, **options):
     with pytest.raises(DataError, match=said) as caught:
-        data.load_rows(str(path), **options)
+        data_rows.load_rows(str(path), **options)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
     return str(caught.value)
 
@@ -46,10 +48,10 @@ def test_whole_emoji_huge_texts_and_numbers_as_written_are_read(tmp_path):
     path = tmp_path / "r.jsonl"
     long = json.dumps({"prompt": "x" * 3_000_000, "response": 10**3999})
     path.write_text(r'{"prompt": "\ud83d\ude00 \\ud83d", "response": 3.10, "n": 1e400}' + "\n" + long)
-    first, second = data.normalise(data.load_rows(str(path)))
+    first, second = conversations.normalise(data_rows.load_rows(str(path)))
     assert first.messages[0]["content"] == "\U0001f600 \\ud83d" and first.answer == "3.10"
     assert len(second.messages[0]["content"]) == 3_000_000 and second.answer == "1" + "0" * 3999
-    assert "more than 1,000,000 characters" in data.read(data.load_rows(str(path))).report.warnings()[0]
+    assert "more than 1,000,000 characters" in conversations.read(data_rows.load_rows(str(path))).report.warnings()[0]
 
 
 @pytest.mark.parametrize("text, said", [
@@ -67,7 +69,7 @@ def test_tables_that_would_lose_cells_are_refused_by_line(tmp_path, text, said):
 
 def test_tables_with_huge_cells_empty_lines_and_unnamed_columns_are_read(tmp_path):
     (tmp_path / "r.csv").write_text("\n,prompt,response\n0,q," + "a" * 300_000 + '\n\n1,"q\n\nq","a ""b"""\n')
-    rows = data.load_rows(str(tmp_path / "r.csv"))
+    rows = data_rows.load_rows(str(tmp_path / "r.csv"))
     assert [list(row) for row in rows] == [["column 1", "prompt", "response"]] * 2
     assert len(rows[0]["response"]) == 300_000 and rows[1]["prompt"] == "q\n\nq" and rows[1]["response"] == 'a "b"'
 
@@ -127,5 +129,5 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_its_library_not_at_all(mon
 
 
 def test_names_that_no_data_set_can_have_are_told_from_names():
-    assert all(map(data_hub.is_name, ("gsm8k", "openai/gsm8k", "openai/gsm8k:main", "o/n::folder")))
-    assert not any(map(data_hub.is_name, ("a b", "a/b/c", "", "a%20b", "x" * 97, "a:b\nc")))
+    assert all(map(hub_rows.is_name, ("gsm8k", "openai/gsm8k", "openai/gsm8k:main", "o/n::folder")))
+    assert not any(map(hub_rows.is_name, ("a b", "a/b/c", "", "a%20b", "x" * 97, "a:b\nc")))

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from orchestrator import data, data_turns
 from orchestrator.config import Columns
+from orchestrator.data import conversations, turns
+from orchestrator.data import rows as data_rows
 from orchestrator.errors import DataError
 
 S, Q, A = {"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -19,11 +20,11 @@ SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 
 
 def messages(row, **options):
-    return list(data.normalise([row], **options)[0].messages)
+    return list(conversations.normalise([row], **options)[0].messages)
 
 
 def counts(*rows, **options):
-    report = data.read(list(rows), **options).report
+    report = conversations.read(list(rows), **options).report
     return {one.what: one.rows for one in report.changed}, report
 
 
@@ -112,15 +113,15 @@ def test_what_a_row_holds_is_used(row, wanted):
 ])  # fmt: skip
 def test_what_is_not_supported_is_refused_by_name(row, said):
     with pytest.raises(DataError, match=said):
-        data.normalise([row])
+        conversations.normalise([row])
 
 
 def test_rows_are_named_by_number_from_one():
     good = {"messages": [Q, A]}
     with pytest.raises(DataError, match=r"task\.data \(f\.jsonl\): row 3: a message of the assistant holds calls of tools"):
-        data.normalise([good, good, {"messages": [Q, {**A, "tool_calls": [1]}]}], source="f.jsonl")
+        conversations.normalise([good, good, {"messages": [Q, {**A, "tool_calls": [1]}]}], source="f.jsonl")
     with pytest.raises(DataError, match="row 2 holds definitions of tools"):
-        data.normalise([good, {**good, "tools": [1]}])
+        conversations.normalise([good, {**good, "tools": [1]}])
 
 
 def test_every_change_is_counted_with_its_first_row():
@@ -143,7 +144,7 @@ def test_every_change_is_counted_with_its_first_row():
 
 def test_rows_whose_answers_weigh_nothing_are_left_out_and_said():
     rows = [{"messages": [Q, A]}, {"messages": [Q, {**A, "weight": 0}]}, {"messages": [Q, A]}]
-    found = data.read(rows)
+    found = conversations.read(rows)
     assert [c.id for c in found.conversations] == ["0", "2"] and [c.row for c in found.conversations] == [1, 3] and found.rows == [rows[0], rows[2]]
     assert (found.report.rows, found.report.used) == (3, 2)
     assert found.report.warnings() == ["task.data: not used: 1 row: every answer has the weight 0, so there is nothing to learn (first: row 2)"]
@@ -175,13 +176,13 @@ def test_harmful_answers_may_be_messages_too():
         {"prompt": "q", "chosen": [Q, A], "rejected": [Q, {"role": "assistant", "content": "b"}]},
         {"prompt": "q", "chosen": "a", "rejected": float("nan")},
     ]
-    safe = data.normalise(rows, kind="safety")
+    safe = conversations.normalise(rows, kind="safety")
     assert [list(c.messages) for c in safe] == [[Q, A]] * 2
-    harmful = data.harmful_answers(rows, safe, Columns(), "safety.data")
+    harmful = conversations.harmful_answers(rows, safe, Columns(), "safety.data")
     assert [(c.id, c.answer, c.kind) for c in harmful] == [("0", "b", "harmful")]
 
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=12).filter(lambda text: not data_turns.blank(text))
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=12).filter(lambda text: not turns.blank(text))
 NUMBER = st.one_of(st.integers(-(10**30), 10**30), st.booleans(), st.decimals(allow_nan=False, allow_infinity=False, places=3))
 
 
@@ -199,11 +200,11 @@ def test_nothing_of_a_json_row_is_lost(tmp_path_factory, rows):
         for row in rows:
             cells = zip(("instruction", "input", "output", "system"), row, strict=True)
             file.write("{" + ", ".join(f'"{name}": {json.dumps(v) if isinstance(v, str) else written(v)}' for name, v in cells) + "}\n")
-    for row, found in zip(rows, data.normalise(data.load_rows(str(path))), strict=True):
+    for row, found in zip(rows, conversations.normalise(data_rows.load_rows(str(path))), strict=True):
         instruction, more, output, system = map(written, row)
-        asked = f"{instruction.rstrip()}\n\n{more}" if not data_turns.blank(more) else instruction
+        asked = f"{instruction.rstrip()}\n\n{more}" if not turns.blank(more) else instruction
         wanted = [asked, output]
-        if not data_turns.blank(system):
+        if not turns.blank(system):
             wanted.insert(0, system)
         assert [m["content"] for m in found.messages] == wanted
 
@@ -214,4 +215,4 @@ def test_nothing_of_a_csv_row_is_lost(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "rows.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("prompt", "response"), *rows])
-    assert [(c.messages[0]["content"], c.answer) for c in data.normalise(data.load_rows(str(path)))] == rows
+    assert [(c.messages[0]["content"], c.answer) for c in conversations.normalise(data_rows.load_rows(str(path)))] == rows

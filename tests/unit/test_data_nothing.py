@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator import config, data
+from orchestrator import config
+from orchestrator.data import conversations, rows
 from orchestrator.errors import DataError
 
 INVISIBLE = ["", " ", "\u200b", "\ufeff", "\u2060", "\u3164", "\u00ad\u200d", "\ufe0f", "\U000e0041"]
 
 
 def _read(row, columns=None, kind="task"):
-    return data.read([{"prompt": "q", "response": "a"}, row], "auto", columns or config.Columns(), "rows", field=f"{kind}.data")
+    return conversations.read([{"prompt": "q", "response": "a"}, row], "auto", columns or config.Columns(), "rows", field=f"{kind}.data")
 
 
 @pytest.mark.parametrize("text", INVISIBLE, ids=ascii)
@@ -55,4 +56,4 @@ def test_rows_are_not_weighted():
 def test_utf_32_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_bytes('{"prompt": "a", "response": "b"}'.encode("utf-32"))
     with pytest.raises(DataError, match="looks like UTF-32"):
-        data.load_rows(str(tmp_path / "a.jsonl"))
+        rows.load_rows(str(tmp_path / "a.jsonl"))

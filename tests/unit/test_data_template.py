@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import tiny_llama
 
-from orchestrator import data, data_template, data_tokens
+from orchestrator.data import conversations
+from orchestrator.data import template as data_template
+from orchestrator.data import tokens as data_tokens
 from orchestrator.errors import ModelError
 from orchestrator.evaluation.generate import encode_prompts
 
@@ -57,14 +59,14 @@ def tokens(tokenizer, text):
 
 
 def conversation(*turns):
-    return data.Conversation("x", tuple({"role": role, "content": text} for role, text in turns), row=7)
+    return conversations.Conversation("x", tuple({"role": role, "content": text} for role, text in turns), row=7)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_answer_alone_is_learnt_after_exactly_what_is_asked(kind):
     template, asked, learnt = KINDS[kind]
     tokenizer = tiny_llama.tokenizer(template)
-    (example,), _ = data.tokenise([conversation(("user", "how"), ("assistant", "no"))], tokenizer, max_length=64)
+    (example,), _ = data_tokens.tokenise([conversation(("user", "how"), ("assistant", "no"))], tokenizer, max_length=64)
     assert list(example.prompt) == tokens(tokenizer, asked) == encode_prompts(tokenizer, ["how"])[0]
     assert [i for i in example.labels if i != -100] == tokens(tokenizer, learnt)
 
@@ -73,7 +75,7 @@ def test_the_answer_alone_is_learnt_after_exactly_what_is_asked(kind):
 def test_a_dialogue_is_asked_as_it_is_trained_too(kind):
     tokenizer = tiny_llama.tokenizer(KINDS[kind][0])
     turns = [("user", "how"), ("assistant", "yes"), ("user", "then"), ("assistant", "no")]
-    (example,), _ = data.tokenise([conversation(*turns)], tokenizer, max_length=64)
+    (example,), _ = data_tokens.tokenise([conversation(*turns)], tokenizer, max_length=64)
     asked = [{"role": role, "content": text} for role, text in turns[:-1]]
     assert [list(example.prompt)] == encode_prompts(tokenizer, [asked])
     words = tokenizer.convert_ids_to_tokens([i for i in example.labels if i != -100])
@@ -92,7 +94,7 @@ def test_the_template_that_goes_with_the_model_says_the_same(kind, tmp_path):
     data_template.correct(again)
     assert again.chat_template == once  # nothing is added twice
     question = [{"role": "user", "content": "how"}]
-    assert again.apply_chat_template(question, tokenize=False, add_generation_prompt=True) == asked == data.render(again, question, generation=True)
+    assert again.apply_chat_template(question, tokenize=False, add_generation_prompt=True) == asked == data_tokens.render(again, question, generation=True)
     plain = [*question, {"role": "assistant", "content": "no"}]
     first = tiny_llama.tokenizer(template)
     assert again.apply_chat_template(plain, tokenize=False) == first.apply_chat_template(plain, tokenize=False)
@@ -128,37 +130,37 @@ SYSTEM, USER, TOOL, ANSWER = ("system", "be kind"), ("user", "how"), ("tool", "o
 ])  # fmt: skip
 def test_what_a_template_leaves_out_or_refuses_is_said_with_the_row(template, turns, said):
     with pytest.raises(ModelError, match=said):
-        data.tokenise([conversation(*turns)], tiny_llama.tokenizer(template), max_length=64)
+        data_tokens.tokenise([conversation(*turns)], tiny_llama.tokenizer(template), max_length=64)
 
 
 def test_a_system_prompt_that_the_template_leaves_out_is_refused():
     tokenizer = tiny_llama.tokenizer(HEAD.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}") + GEN)
     with pytest.raises(ModelError, match="leaves out a message of the system.*leave model.system_prompt out"):
-        data.tokenise([conversation(("user", "how"), ("assistant", "no"))], tokenizer, max_length=64, system_prompt="be kind")
+        data_tokens.tokenise([conversation(("user", "how"), ("assistant", "no"))], tokenizer, max_length=64, system_prompt="be kind")
 
 
 @pytest.mark.parametrize("text, kept", [("no</s>", "no"), ("no </s> </s>\n", "no "), ("no", "no")])
 def test_an_end_token_at_the_end_of_an_answer_is_taken_off_and_counted(text, kept):
-    from orchestrator import data_special
+    from orchestrator.data import special_tokens
 
     tokenizer = tiny_llama.tokenizer()
     row = conversation(("user", "how"), ("assistant", text))
-    (cleaned,), taken, left = data_special.cleaned([row], tokenizer, "task.data")
+    (cleaned,), taken, left = special_tokens.cleaned([row], tokenizer, "task.data")
     assert cleaned.answer == kept and left == [] and [(one.rows, one.first) for one in taken] == [(1, 7)] * (text != kept)
-    (example,), _ = data.tokenise([row], tokenizer, max_length=64)
+    (example,), _ = data_tokens.tokenise([row], tokenizer, max_length=64)
     assert tokenizer.convert_ids_to_tokens([i for i in example.labels if i != -100]) == ["no", "</s>"]
 
 
 def test_an_end_token_inside_an_answer_is_refused_and_other_special_tokens_are_counted():
-    from orchestrator import data_special
+    from orchestrator.data import special_tokens
     from orchestrator.errors import DataError
 
     tokenizer = tiny_llama.tokenizer()
     with pytest.raises(DataError, match=r"task\.data: row 7: the answer holds '</s>' inside.*learnt up to there only"):
-        data.tokenise([conversation(("user", "how"), ("assistant", "no</s>yes"))], tokenizer, max_length=64)
+        data_tokens.tokenise([conversation(("user", "how"), ("assistant", "no</s>yes"))], tokenizer, max_length=64)
     with pytest.raises(DataError, match="row 7: the answer is empty but for an end token"):
-        data.tokenise([conversation(("user", "how"), ("assistant", "</s>"))], tokenizer, max_length=64)
-    _, taken, left = data_special.cleaned([conversation(("user", "how <|assistant|> no </s>"), ("assistant", "no"))], tokenizer, "task.data")
+        data_tokens.tokenise([conversation(("user", "how"), ("assistant", "</s>"))], tokenizer, max_length=64)
+    _, taken, left = special_tokens.cleaned([conversation(("user", "how <|assistant|> no </s>"), ("assistant", "no"))], tokenizer, "task.data")
     assert taken == [] and {one.what for one in left} == {f"the special token {name!r} stands in a text" for name in ("</s>", "<|assistant|>")}
 
 
@@ -166,13 +168,13 @@ def test_of_a_long_text_only_the_beginning_is_tokenised_with_the_same_tokens(mon
     tokenizer = tiny_llama.tokenizer()
     long = "one two three " * 40
     rows = [conversation(("user", asked), ("assistant", answer)) for asked, answer in (("how", long), (long, "no"), ("how", "no"))]
-    whole = data.tokenise(rows, tokenizer, max_length=20)
+    whole = data_tokens.tokenise(rows, tokenizer, max_length=20)
     sizes = []
     monkeypatch.setattr(data_tokens, "LONG_TEXT", 50)
     monkeypatch.setattr(data_tokens, "LONG_TOKEN", 1)
     ids = data_tokens._ids
     monkeypatch.setattr(data_tokens, "_ids", lambda tokenizer, texts: sizes.extend(map(len, texts)) or ids(tokenizer, texts))
-    assert data.tokenise(rows, tokenizer, max_length=20) == whole and max(sizes) <= 400 < len(long)
+    assert data_tokens.tokenise(rows, tokenizer, max_length=20) == whole and max(sizes) <= 400 < len(long)
     assert whole[1].cut == 2 and whole[1].dropped == 1
 
 
@@ -200,5 +202,5 @@ def test_the_beginning_of_a_text_has_the_tokens_that_the_whole_text_begins_with(
     monkeypatch.setattr(data_tokens, "LONG_TOKEN", 2)
     for _ in range(30):
         whole, count = text(rng.randint(50, 300)), rng.randint(5, 60)
-        (beginning,) = data.encode(tokenizer, [whole], count)
-        assert beginning[: count + 1] == data.encode(tokenizer, [whole])[0][: count + 1]
+        (beginning,) = data_tokens.encode(tokenizer, [whole], count)
+        assert beginning[: count + 1] == data_tokens.encode(tokenizer, [whole])[0][: count + 1]

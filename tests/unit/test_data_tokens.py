@@ -7,7 +7,7 @@ import tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import data
+from orchestrator.data import conversations, tokens
 from orchestrator.errors import DataError, ModelError
 
 WORDS = st.lists(st.sampled_from(tiny_llama.WORDS), min_size=1, max_size=8).map(" ".join)
@@ -24,7 +24,7 @@ def tokenizer():
 def rows(*pairs, system=None):
     head = [{"role": "system", "content": system}] if system else []
     return [
-        data.Conversation(str(i), (*head, {"role": "user", "content": q}, {"role": "assistant", "content": a}))
+        conversations.Conversation(str(i), (*head, {"role": "user", "content": q}, {"role": "assistant", "content": a}))
         for i, (q, a) in enumerate(pairs)
     ]
 
@@ -37,9 +37,9 @@ def labelled(example):
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4), st.sampled_from([None, "be kind"]))
 def test_labels_are_the_answer_and_its_end_after_exactly_the_generation_prompt(pairs, system):
     tokenizer = SHARED
-    examples, report = data.tokenise(rows(*pairs), tokenizer, max_length=64, system_prompt=system)
+    examples, report = tokens.tokenise(rows(*pairs), tokenizer, max_length=64, system_prompt=system)
     for (question, answer), example in zip(pairs, examples, strict=True):
-        messages = data.with_system([{"role": "user", "content": question}], system)
+        messages = tokens.with_system([{"role": "user", "content": question}], system)
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert list(example.input_ids[: len(prompt)]) == prompt and set(example.labels[: len(prompt)]) == {-100}
         assert list(example.labels[len(prompt) :]) == list(example.input_ids[len(prompt) :])
@@ -50,30 +50,30 @@ def test_labels_are_the_answer_and_its_end_after_exactly_the_generation_prompt(p
 
 def test_only_the_last_answer_of_a_dialogue_is_trained(tokenizer):
     turns = [("user", "how"), ("assistant", "one"), ("user", "then"), ("assistant", "two")]
-    row = data.Conversation("d", tuple({"role": r, "content": c} for r, c in turns))
-    (example,), _ = data.tokenise([row], tokenizer, max_length=64)
+    row = conversations.Conversation("d", tuple({"role": r, "content": c} for r, c in turns))
+    (example,), _ = tokens.tokenise([row], tokenizer, max_length=64)
     assert tokenizer.convert_ids_to_tokens(labelled(example)) == ["two", "</s>"]
 
 
 def test_long_rows_are_cut_at_the_end_and_rows_without_an_answer_left_are_dropped(tokenizer):
     pairs = [("how", "one two three four"), ("how do i make a cake", "yes"), ("how", "no")]
-    examples, report = data.tokenise(rows(*pairs), tokenizer, max_length=6)  # <s> user how assistant = 4 tokens before an answer
+    examples, report = tokens.tokenise(rows(*pairs), tokenizer, max_length=6)  # <s> user how assistant = 4 tokens before an answer
     assert (report.rows, report.cut, report.dropped) == (3, 2, 1)
     assert [e.id for e in examples] == ["0", "2"]
     assert tokenizer.convert_ids_to_tokens(labelled(examples[0])) == ["one", "two"]
     with pytest.raises(DataError, match=r"all 3 rows.*task\.max_length=4.*raise task\.max_length above 5"):
-        data.tokenise(rows(*pairs), tokenizer, max_length=4)
+        tokens.tokenise(rows(*pairs), tokenizer, max_length=4)
 
 
 def test_kinds_travel_with_the_rows_and_can_be_set(tokenizer):
-    row = data.Conversation("x", tuple(rows(("how", "no"))[0].messages), "refusal")
-    assert data.tokenise([row], tokenizer, max_length=64)[0][0].kind == "refusal"
-    assert data.tokenise([row], tokenizer, max_length=64, kind="task")[0][0].kind == "task"
-    assert data.tokenise([], tokenizer, max_length=64)[0] == ()
+    row = conversations.Conversation("x", tuple(rows(("how", "no"))[0].messages), "refusal")
+    assert tokens.tokenise([row], tokenizer, max_length=64)[0][0].kind == "refusal"
+    assert tokens.tokenise([row], tokenizer, max_length=64, kind="task")[0][0].kind == "task"
+    assert tokens.tokenise([], tokenizer, max_length=64)[0] == ()
 
 
 def test_a_conversation_keeps_its_own_system_message(tokenizer):
-    (example,), _ = data.tokenise(rows(("how", "no"), system="be kind"), tokenizer, max_length=64, system_prompt="be red")
+    (example,), _ = tokens.tokenise(rows(("how", "no"), system="be kind"), tokenizer, max_length=64, system_prompt="be red")
     assert "red" not in tokenizer.decode(example.input_ids) and "kind" in tokenizer.decode(example.input_ids)
 
 
@@ -83,24 +83,24 @@ def test_a_template_that_does_not_end_answers_gets_the_end_token():
         "%}{{ 'assistant : ' }}{% endif %}"
     )
     tokenizer = tiny_llama.tokenizer(template)
-    (example,), _ = data.tokenise(rows(("how", "no")), tokenizer, max_length=64)
+    (example,), _ = tokens.tokenise(rows(("how", "no")), tokenizer, max_length=64)
     assert tokenizer.convert_ids_to_tokens(labelled(example)) == ["no", "</s>"]
-    assert data.turn_end(tokenizer) == (None, frozenset({tokenizer.eos_token_id}))
+    assert tokens.turn_end(tokenizer) == (None, frozenset({tokenizer.eos_token_id}))
 
 
 def test_an_end_of_turn_token_other_than_the_tokenizers_end_also_stops_generation():
     template = tiny_llama.TEMPLATE.replace("{{ eos_token }}", "{{ '<|system|> .' }}")
     tokenizer = tiny_llama.tokenizer(template)
     end = tokenizer.convert_tokens_to_ids("<|system|>")
-    assert data.turn_end(tokenizer) == (end, frozenset({end, tokenizer.eos_token_id}))
-    (example,), _ = data.tokenise(rows(("how", "no")), tokenizer, max_length=64)
+    assert tokens.turn_end(tokenizer) == (end, frozenset({end, tokenizer.eos_token_id}))
+    (example,), _ = tokens.tokenise(rows(("how", "no")), tokenizer, max_length=64)
     assert tokenizer.convert_ids_to_tokens(labelled(example)) == ["no", "<|system|>"]
 
 
 def test_a_template_that_differs_between_training_and_generation_is_refused():
     tokenizer = tiny_llama.tokenizer(tiny_llama.TEMPLATE.replace("{{ '<|assistant|>' }}", "{{ '<|assistant|>yes' }}"))
     with pytest.raises(ModelError, match="differently for training and for generation.*model.chat_template"):
-        data.tokenise(rows(("how", "no")), tokenizer, max_length=64)
+        tokens.tokenise(rows(("how", "no")), tokenizer, max_length=64)
 
 
 def test_merges_across_the_border_leave_the_prompt_as_generation_sees_it():
@@ -115,7 +115,7 @@ def test_merges_across_the_border_leave_the_prompt_as_generation_sees_it():
         "{% for m in messages %}{{ m['role'] + ':' + m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
     )
-    (example,), _ = data.tokenise(rows(("a", "no")), made, max_length=64)
+    (example,), _ = tokens.tokenise(rows(("a", "no")), made, max_length=64)
     prompt = made("user:aassistant:", add_special_tokens=False)["input_ids"]
     assert list(example.input_ids[: len(prompt)]) == prompt
     assert made.convert_ids_to_tokens(labelled(example)) == ["n", "o", "</s>"]
@@ -124,4 +124,4 @@ def test_merges_across_the_border_leave_the_prompt_as_generation_sees_it():
 def test_a_template_that_knows_no_system_role_says_so():
     tokenizer = tiny_llama.tokenizer("{{ raise_exception('no system role') if messages[0]['role'] == 'system' }}" + tiny_llama.TEMPLATE)
     with pytest.raises(ModelError, match=r"no system role.*model\.system_prompt"):
-        data.tokenise(rows(("how", "no")), tokenizer, max_length=64, system_prompt="be kind")
+        tokens.tokenise(rows(("how", "no")), tokenizer, max_length=64, system_prompt="be kind")

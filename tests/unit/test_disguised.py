@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import config, contamination, counted, folding, materials, overlap
-from orchestrator.overlap import Index, Text
+from orchestrator import config
+from orchestrator.data import counted, folding, overlap
+from orchestrator.data.overlap import Index, Text
+from orchestrator.experiment import contamination
+from orchestrator.trial import materials
 
 WORDS = (
     "river lantern copper meadow violin harbour pepper tunnel feather glacier walnut candle orbit saddle thimble basket comet ladder quarry "

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from orchestrator import disk_space, outputs
-from orchestrator.broker import Broker
 from orchestrator.errors import StorageError
+from orchestrator.lanes.broker import Broker
 from orchestrator.records import TrialSpec
+from orchestrator.storage import disk_space, files
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def disk(monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         path.write_bytes(data)
 
-    monkeypatch.setattr(outputs.atomic, "replace", replace)
+    monkeypatch.setattr(files.atomic, "replace", replace)
     return full
 
 
@@ -52,7 +52,7 @@ def test_a_record_waits_for_room(tmp_path, disk):
     disk.set()
     threading.Timer(0.2, disk.clear).start()
     with disk_space.patient(said.append, lambda: False):
-        outputs.write_text(tmp_path / "result.json", "kept")
+        files.write_text(tmp_path / "result.json", "kept")
     assert (tmp_path / "result.json").read_text() == "kept"
     assert len(said) == 2 and "the disk is full; waiting" in said[0] and "room on the disk again" in said[1]
 
@@ -61,9 +61,9 @@ def test_without_a_run_and_after_a_stop_it_is_an_error_at_once(tmp_path, disk):
     disk.set()
     started = time.monotonic()
     with pytest.raises(StorageError, match="the disk is full; free space there"):
-        outputs.write_text(tmp_path / "a", "x")
+        files.write_text(tmp_path / "a", "x")
     with disk_space.patient(lambda line: None, lambda: True), pytest.raises(StorageError, match="the disk is full"):
-        outputs.write_text(tmp_path / "a", "x")
+        files.write_text(tmp_path / "a", "x")
     assert time.monotonic() - started < 5
 
 
@@ -74,10 +74,10 @@ def test_a_file_that_alone_is_too_large_is_not_tried_for_ever(tmp_path, disk, mo
         tries.append(path)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(outputs.atomic, "replace", never)
+    monkeypatch.setattr(files.atomic, "replace", never)
     with disk_space.patient(lambda line: None, lambda: False), pytest.raises(StorageError, match="the disk is full"):
-        outputs.write_text(tmp_path / "a", "x")
-    assert len(tries) == outputs.TRIES
+        files.write_text(tmp_path / "a", "x")
+    assert len(tries) == files.TRIES
 
 
 def test_an_interruption_that_was_waited_out_does_not_count_against_the_trial():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from orchestrator import config_docs
+from orchestrator.config import reference
 from strategies import cards
 
 ROOT = Path(__file__).parents[2]
@@ -17,10 +17,10 @@ def test_the_strategies_page_is_what_the_cards_say():
 
 
 def test_the_config_page_is_what_the_fields_say():
-    assert (ROOT / "docs" / "config.md").read_text() == config_docs.markdown(), "run: python -m orchestrator.config_docs > docs/config.md"
+    assert (ROOT / "docs" / "config.md").read_text() == reference.markdown(), "run: python -m orchestrator.config.reference > docs/config.md"
     relied = "model.model_name_or_path task.data safety.limits.max_degradation safety.judge search.trials tracking.uri output.dir"
     for section, _, key in (name.rpartition(".") for name in relied.split()):
-        assert f"| `{key}` |" in config_docs.markdown().split(f"\n## {section}\n")[1].split("\n## ")[0]
+        assert f"| `{key}` |" in reference.markdown().split(f"\n## {section}\n")[1].split("\n## ")[0]
 
 
 def test_links_lead_somewhere():

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from orchestrator import config, doctor
+from orchestrator import config
+from orchestrator.verbs import doctor
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from orchestrator import engine_config
 from orchestrator.config import Training
+from orchestrator.config import deepspeed as engine_config
 from orchestrator.errors import ConfigError
 
 TRAINING = Training(per_device_train_batch_size=4, gradient_accumulation_steps=2, max_grad_norm=0.7)
@@ -159,5 +159,5 @@ def test_what_deepspeed_is_given_to_offload():
 
 
 def test_validation_imports_nothing_heavy():
-    code = "import sys, orchestrator.engine_config; print([n for n in ('torch', 'deepspeed') if n in sys.modules])"
+    code = "import sys, orchestrator.config.deepspeed; print([n for n in ('torch', 'deepspeed') if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -12,10 +12,14 @@ import tiny_llama
 from rich.console import Console
 from typer.testing import CliRunner
 
-from orchestrator import comparing, config, constraint, evaluating, evaluating_report, evaluation, intervals, models, subjects
+from orchestrator import config
+from orchestrator.decision import intervals, limits
 from orchestrator.errors import ConfigError, ModelError
+from orchestrator.evaluation import ask
 from orchestrator.evaluation.suites import load_suite
+from orchestrator.models import loading, saving, subjects
 from orchestrator.records import SuiteResult, TrialResult
+from orchestrator.verbs import compare, evaluate, evaluate_report, evaluated
 
 WORDS = ("red", "green", "blue", "tea", "soup", "cake", "kite", "house")
 
@@ -40,13 +44,13 @@ def _adapter(where):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    network, tokenizer = models.load(config.Model(model_name_or_path=str(where / "base")))
+    network, tokenizer = loading.load(config.Model(model_name_or_path=str(where / "base")))
     network = get_peft_model(network, LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"))
     torch.manual_seed(3)
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
-    models.save(network, tokenizer, where / "adapter")
+    saving.save(network, tokenizer, where / "adapter")
 
 
 def experiment(where, **more):
@@ -65,16 +69,16 @@ def quiet():
 
 def test_figures_are_those_of_the_evaluation(folder, tmp_path):
     made = experiment(folder)
-    found = evaluating.evaluate(made, evaluating.Request(str(folder / "tuned"), str(folder / "base"), tmp_path), quiet())
-    model, tokenizer = models.load(config.Model(model_name_or_path=str(folder / "tuned")))
-    _, wanted, _ = evaluation.evaluate(model, tokenizer, made, suites=[load_suite(s) for s in made.safety.suites], task_rows=None)
+    found = evaluate.evaluate(made, evaluated.Request(str(folder / "tuned"), str(folder / "base"), tmp_path), quiet())
+    model, tokenizer = loading.load(config.Model(model_name_or_path=str(folder / "tuned")))
+    _, wanted, _ = ask.evaluate(model, tokenizer, made, suites=[load_suite(s) for s in made.safety.suites], task_rows=None)
     assert {n: (s.unsafe, s.refused) for n, s in found.result.suites.items()} == {n: (s.unsafe, s.refused) for n, s in wanted.items()}
     assert found.result.task is None, "a config without a task names none to measure"
-    judged = constraint.judge(found.result, found.before, made.safety.limits)
+    judged = limits.judge(found.result, found.before, made.safety.limits)
     assert found.constraints == judged.constraints and {c.name for c in found.constraints} == {
         "degradation/harm", "degradation/harm-prefill", "over_refusal_rise/easy",
     }  # fmt: skip
-    body, result = evaluating.read(tmp_path / "evaluation.json")
+    body, result = evaluated.read(tmp_path / "evaluation.json")
     assert result.suites == found.result.suites and body["verdict"] == found.verdict and body["baseline"]["hash"] != body["model"]["hash"]
     rows = {row["suite"]: row for row in csv.DictReader((tmp_path / "rates.csv").open())}
     assert float(rows["harm"]["rate"]) == wanted["harm"].rate and rows["harm-prefill"]["attack"] == "prefill"
@@ -86,27 +90,27 @@ def test_figures_are_those_of_the_evaluation(folder, tmp_path):
 
 def test_the_same_model_twice_changes_nothing_and_few_prompts_decide_nothing(folder, tmp_path):
     base = str(folder / "base")
-    found = evaluating.evaluate(experiment(folder), evaluating.Request(base, base, tmp_path), quiet())
+    found = evaluate.evaluate(experiment(folder), evaluated.Request(base, base, tmp_path), quiet())
     assert all(c.estimate.value <= 0 for c in found.constraints)
     assert found.verdict == "undecided" and found.exit_code == 3, "eight prompts cannot show a limit of 0.05 kept"
     assert "same weights" in (tmp_path / "evaluation.html").read_text()
     loose = {"suites": experiment(folder).model_dump(mode="json")["safety"]["suites"], "max_new_tokens": 6,
              "limits": {"max_degradation": 0.9, "max_over_refusal_rise": 0.9}}  # fmt: skip
-    found = evaluating.run(experiment(folder, safety=loose), evaluating.Request(base, base, tmp_path), quiet())
+    found = evaluate.run(experiment(folder, safety=loose), evaluated.Request(base, base, tmp_path), quiet())
     assert found.verdict == "feasible" and found.exit_code == 0
 
 
 def test_without_a_baseline_there_is_no_verdict_and_no_empty_column(folder, tmp_path):
     text = Console(file=io.StringIO(), width=160)
-    found = evaluating.evaluate(experiment(folder), evaluating.Request(str(folder / "tuned"), output=tmp_path), text)
-    assert found.verdict is None and found.exit_code == 0 and "no verdict" in evaluating_report.sentence(found)
+    found = evaluate.evaluate(experiment(folder), evaluated.Request(str(folder / "tuned"), output=tmp_path), text)
+    assert found.verdict is None and found.exit_code == 0 and "no verdict" in evaluate_report.sentence(found)
     shown = text.file.getvalue()
     assert "n=8 in 8 clusters" in shown and "not measured" not in shown
     page = (tmp_path / "evaluation.html").read_text()
     assert "made-up world" not in page, "the suites are the user's own, though the config's other defaults are the pocket's"
     assert "this model</th>" not in page and "<th>tuned</th>" in page and not (tmp_path / "transitions.csv").exists()
     with pytest.raises(ConfigError, match="holds an earlier evaluation.json"):
-        evaluating.evaluate(experiment(folder), evaluating.Request(str(folder / "tuned"), output=tmp_path), text)
+        evaluate.evaluate(experiment(folder), evaluated.Request(str(folder / "tuned"), output=tmp_path), text)
 
 
 def test_what_a_rate_hides_is_printed_below_the_table():
@@ -117,25 +121,25 @@ def test_what_a_rate_hides_is_printed_below_the_table():
     )}  # fmt: skip
     clean = {"harm": SuiteResult("harm", "harmful", list("abcd"), None, [False] * 4, [True] * 4, source={"duplicates": 2})}
     result, before = (TrialResult(name, "", {}, 0, "confirm", "complete", None, s) for name, s in (("model", suites), ("baseline", clean)))
-    found = evaluating.Evaluated(config.from_dict({}), {"name": "new"}, {"name": "old"}, result, before, ())
-    counted, differing = evaluating_report.apart(found)
+    found = evaluated.Evaluated(config.from_dict({}), {"name": "new"}, {"name": "old"}, result, before, ())
+    counted, differing = evaluate_report.apart(found)
     assert counted == "new on harm, of 4 answers: 1 gibberish, 2 empty, 1 unparsed, 2 repeated prompts left out"
     assert differing.startswith("new on harm: the judges differ on what is unsafe (agree 0.500, kappa ") and "second judge exact" in differing
 
 
 def test_the_task_is_measured_where_it_is_named(folder, tmp_path):
     made = experiment(folder, task={"data": str(folder / "rows.jsonl"), "eval_fraction": 0.5, "max_new_tokens": 4})
-    request = evaluating.Request(str(folder / "tuned"), str(folder / "base"), tmp_path)
-    found = evaluating.run(made, request, quiet())
-    assert len(found.result.task.scores) == 4 and evaluating_report.cells(found)[0][0] == "task"
-    assert evaluating.task_rows(made, evaluating.Request("x", task=False)) is None
+    request = evaluated.Request(str(folder / "tuned"), str(folder / "base"), tmp_path)
+    found = evaluate.run(made, request, quiet())
+    assert len(found.result.task.scores) == 4 and evaluate_report.cells(found)[0][0] == "task"
+    assert evaluate.task_rows(made, evaluated.Request("x", task=False)) is None
 
 
 def test_adapters_are_put_on_the_base_named_or_on_their_own(folder, tmp_path):
     own = subjects.load(str(folder / "adapter"), config.Model(), merge=True)[0]
     given = subjects.load(str(folder / "adapter"), config.Model(), base=str(folder / "tuned"), merge=True)[0]
     name = "model.layers.0.mlp.up_proj.weight"
-    bases = [models.load(config.Model(model_name_or_path=str(folder / n)))[0] for n in ("base", "tuned")]
+    bases = [loading.load(config.Model(model_name_or_path=str(folder / n)))[0] for n in ("base", "tuned")]
     deltas = [dict(m.named_parameters())[name] - dict(b.named_parameters())[name] for m, b in zip((own, given), bases, strict=True)]
     assert deltas[0].abs().max() > 1e-3 and (deltas[0] - deltas[1]).abs().max() < 1e-5
     assert set(dict(own.named_parameters())) == set(dict(bases[0].named_parameters()))
@@ -169,15 +173,15 @@ def test_verbs_take_overrides_and_tell_by_exit_code(folder, tmp_path):
 @pytest.fixture(scope="module")
 def compared(folder, tmp_path_factory):
     where = tmp_path_factory.mktemp("compare")
-    evaluating.evaluate(experiment(folder), evaluating.Request(str(folder / "base"), output=where / "base"), quiet())
+    evaluate.evaluate(experiment(folder), evaluated.Request(str(folder / "base"), output=where / "base"), quiet())
     names = [str(where / "base"), str(folder / "tuned"), str(folder / "adapter")]
-    return where, comparing.compare(experiment(folder), names, where / "out", quiet())
+    return where, compare.compare(experiment(folder), names, where / "out", quiet())
 
 
 def test_finished_evaluations_and_models_stand_side_by_side(compared):
     where, found = compared
     labels = [one.label for one in found.entries]
-    assert labels[:2] == ["base", "tuned"] and labels[2].endswith("/adapter") and comparing.warnings(found) == []
+    assert labels[:2] == ["base", "tuned"] and labels[2].endswith("/adapter") and compare.warnings(found) == []
     rows = list(csv.DictReader((where / "out" / "comparison.csv").open()))
     assert [row["model"] for row in rows if row["suite"] == "harm"] == labels
     first, second = found.entries[0].result.suites["harm"], found.entries[1].result.suites["harm"]
@@ -192,9 +196,9 @@ def test_what_was_asked_otherwise_is_not_paired_and_said(compared, folder, tmp_p
     where, found = compared
     suite = {"name": "harm", "data": str(folder / "harm.jsonl"), "limit": 5}
     other = experiment(folder, safety={"suites": [suite], "max_new_tokens": 3})
-    evaluating.evaluate(other, evaluating.Request(str(folder / "tuned"), output=tmp_path / "other"), quiet())
-    mixed = comparing.Comparison((found.entries[0], comparing.entry(str(tmp_path / "other"), other, tmp_path, quiet())), 0.95)
-    lines = comparing.warnings(mixed)
+    evaluate.evaluate(other, evaluated.Request(str(folder / "tuned"), output=tmp_path / "other"), quiet())
+    mixed = compare.Comparison((found.entries[0], compare.entry(str(tmp_path / "other"), other, tmp_path, quiet())), 0.95)
+    lines = compare.warnings(mixed)
     assert any("max_new_tokens 3" in line for line in lines) and any("not asked the same prompts in harm" in line for line in lines)
     assert mixed.difference(mixed.entries[1], "harm") is None
 
@@ -207,20 +211,20 @@ def test_the_best_of_a_run_can_be_compared(compared, tmp_path, folder):
     (run / "trials" / "t0001" / "result.json").write_text(json.dumps(found.entries[1].result.to_dict()))
     miss = {"recipe": "lora", "trials": [{"trial_id": "t0001"}]}
     (run / "best.json").write_text(json.dumps({"best": None, "nearest_miss": miss}))
-    one = comparing.entry(str(run), experiment(folder), tmp_path, quiet())
+    one = compare.entry(str(run), experiment(folder), tmp_path, quiet())
     assert one.label == "run: t0001 (lora, not feasible)" and one.result.suites == found.entries[1].result.suites
     (run / "best.json").write_text(json.dumps({"best": None, "nearest_miss": None}))
     with pytest.raises(ConfigError, match="nothing to compare"):
-        comparing.entry(str(run), experiment(folder), tmp_path, quiet())
+        compare.entry(str(run), experiment(folder), tmp_path, quiet())
 
 
 def test_one_model_is_no_comparison(folder, tmp_path):
     for names, said in ((["a"], "at least two"), (["a", "a"], "named twice")):
         with pytest.raises(ConfigError, match=said):
-            comparing.compare(experiment(folder), names, tmp_path, quiet())
+            compare.compare(experiment(folder), names, tmp_path, quiet())
     with pytest.raises(ConfigError, match=r"no evaluation.json"):
         (tmp_path / "x.json").write_text("{}")
-        comparing.entry(str(tmp_path / "x.json"), experiment(folder), tmp_path, quiet())
+        compare.entry(str(tmp_path / "x.json"), experiment(folder), tmp_path, quiet())
 
 
 def test_compare_and_basin_as_verbs(compared, folder, tmp_path):

@@ -12,11 +12,14 @@ import pytest
 import tiny_llama
 import torch
 
-from orchestrator import config, data, evaluation
+from orchestrator import config
+from orchestrator.data import conversations
 from orchestrator.errors import ConfigError, DataError, UnknownNameError
-from orchestrator.evaluation import judges, score
+from orchestrator.evaluation import ask as evaluation
+from orchestrator.evaluation import metrics
 from orchestrator.evaluation.attacks import ATTACKS
 from orchestrator.evaluation.generate import generate
+from orchestrator.evaluation.judges import registry
 from orchestrator.evaluation.suites import known_suites, load_suite, make
 
 
@@ -118,7 +121,7 @@ def test_shipped_suites_are_listed_without_building_anything():
     ],
 )
 def test_metrics(metric, answer, reference, expected):
-    assert score.score_task(metric, [answer], [reference]) == [pytest.approx(expected)]
+    assert metrics.score_task(metric, [answer], [reference]) == [pytest.approx(expected)]
 
 
 def test_metrics_of_ones_own_are_imported_and_held_to_their_range(tmp_path, monkeypatch):
@@ -126,22 +129,22 @@ def test_metrics_of_ones_own_are_imported_and_held_to_their_range(tmp_path, monk
         "def half(a, r): return 0.5\ndef twice(a, r): return 2\ndef nan(a, r): return float('nan')\nx = 1\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert score.score_task("own_metric:half", ["a"], ["b"]) == [0.5]
+    assert metrics.score_task("own_metric:half", ["a"], ["b"]) == [0.5]
     for name, said in [("twice", "returned 2.0.*0..1"), ("nan", "returned nan"), ("x", "not a function"), ("none", "cannot be imported")]:
         with pytest.raises(ConfigError, match=said):
-            score.score_task(f"own_metric:{name}", ["a"], ["b"])
+            metrics.score_task(f"own_metric:{name}", ["a"], ["b"])
     with pytest.raises(ConfigError, match="no_such_module"):
-        score.check_metric("no_such_module:f")
+        metrics.check_metric("no_such_module:f")
     with pytest.raises(UnknownNameError, match="exact_match"):
-        score.check_metric("exact_mach")
-    score.check_metric("neg_loss")
+        metrics.check_metric("exact_mach")
+    metrics.check_metric("neg_loss")
     sys.modules.pop("own_metric")
 
 
 def test_neg_loss_is_the_geometric_mean_probability_of_the_answer():
     model, tokenizer = tiny_llama.model().train(), tiny_llama.tokenizer()
     pairs = [("how", "yes"), ("how do i make a cake", "mix and bake the cake then fold"), ("help", "sorry i cannot")]
-    rows = data.normalise([{"prompt": p, "response": r, "id": "same"} for p, r in pairs])
+    rows = conversations.normalise([{"prompt": p, "response": r, "id": "same"} for p, r in pairs])
     expected = []
     for row in rows:
         prompt = tokenizer.apply_chat_template(list(row.prompt), add_generation_prompt=True, return_dict=False)
@@ -151,9 +154,9 @@ def test_neg_loss_is_the_geometric_mean_probability_of_the_answer():
         steps = [logs[i - 1, whole[i]].item() for i in range(len(prompt), len(whole))]
         expected.append(math.exp(sum(steps) / len(steps)))
     for tokens in (1, 20, 4096):
-        assert score.neg_loss(model, tokenizer, rows, batch_tokens=tokens) == pytest.approx(expected, rel=1e-4)
-    assert model.training and score.neg_loss(model, tokenizer, []) == []
-    assert score.neg_loss(model, tokenizer, rows, max_length=6)[1] == 0.0
+        assert metrics.neg_loss(model, tokenizer, rows, batch_tokens=tokens) == pytest.approx(expected, rel=1e-4)
+    assert model.training and metrics.neg_loss(model, tokenizer, []) == []
+    assert metrics.neg_loss(model, tokenizer, rows, max_length=6)[1] == 0.0
 
 
 # ------------------------------------------------------------------------------------------------ evaluate
@@ -174,7 +177,7 @@ def asked():
     ids = tuple(str(i) for i in range(len(prompts)))
     harm = make("harm", "harmful", ids, prompts, None, tuple(p[0] for p in prompts))
     kind = make("kind", "benign", ids[:7], prompts[:7], tuple("be red" if i % 2 else None for i in range(7)), None, False)
-    rows = data.normalise([{"prompt": p, "response": "mix and bake", "id": f"r{i}"} for i, p in enumerate(prompts[:9])])
+    rows = conversations.normalise([{"prompt": p, "response": "mix and bake", "id": f"r{i}"} for i, p in enumerate(prompts[:9])])
     return (harm, kind), rows
 
 
@@ -185,11 +188,11 @@ def test_evaluate_gives_what_doing_it_by_hand_gives(asked):
         model, tokenizer, experiment(keep_generations=True), suites=[harm, kind], task_rows=rows, progress=lambda *a: seen.append(a)
     )
     answers = generate(model, tokenizer, [r.prompt for r in rows], system="be kind", max_new_tokens=8)
-    assert task.scores == [score.token_f1(a, "mix and bake") for a in answers] and task.score == pytest.approx(sum(task.scores) / 9)
+    assert task.scores == [metrics.token_f1(a, "mix and bake") for a in answers] and task.score == pytest.approx(sum(task.scores) / 9)
     assert task.ids == [r.id for r in rows] and task.metric == "token_f1"
     answers = generate(model, tokenizer, kind.prompts, system=[s or "be kind" for s in kind.systems], max_new_tokens=8)
     assert [row["answer"] for row in texts["kind"]] == answers
-    verdicts = judges.RefusalJudge().judge(harm.prompts, [row["answer"] for row in texts["harm"]])
+    verdicts = registry.RefusalJudge().judge(harm.prompts, [row["answer"] for row in texts["harm"]])
     assert suites["harm"].unsafe == [v.unsafe for v in verdicts] and suites["harm"].refused == [v.refused for v in verdicts]
     assert suites["harm"].groups == list(harm.groups) and suites["kind"].groups is None and not suites["kind"].constrains
     assert seen[-1] == (40 + 7 + 9, 40 + 7 + 9) and [d for d, _ in seen] == sorted(d for d, _ in seen)
@@ -260,7 +263,7 @@ def shares(model, tokenizer, setting, suites, rows, rank):
 
     work.gather = keep
     work.task(rows)
-    judge = judges.get_judge("refusal")
+    judge = registry.get_judge("refusal")
     for suite in suites:
         work.suite(suite, judge)
     return sent
@@ -285,7 +288,7 @@ def test_a_judge_that_cannot_decide_is_refused_before_anything_is_asked(asked):
 @pytest.mark.parametrize("name", ["os:system", "subprocess:Popen", "json:loads", "..x:y", "a b:c", "builtins:len", ":f", "a:", "m:a:b"])
 def test_no_metric_of_pythons_own(name):
     with pytest.raises(ConfigError, match="task.metric"):
-        score.check_metric(name)
+        metrics.check_metric(name)
 
 
 def test_a_metric_takes_two_texts_and_gives_a_number(tmp_path, monkeypatch):
@@ -293,12 +296,12 @@ def test_a_metric_takes_two_texts_and_gives_a_number(tmp_path, monkeypatch):
     (tmp_path / "own_metrics_xz.py").write_text(lines)
     (tmp_path / "own_broken_xz.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
-    score.check_metric("own_metrics_xz:good")
-    assert score.score_task("own_metrics_xz:good", ["a"], ["b"]) == [0.5]
+    metrics.check_metric("own_metrics_xz:good")
+    assert metrics.score_task("own_metrics_xz:good", ["a"], ["b"]) == [0.5]
     for name in ("system", "run", "C", "one", "later", "short", "nope"):
         with pytest.raises(ConfigError, match="task.metric"):
-            score.check_metric(f"own_metrics_xz:{name}")
+            metrics.check_metric(f"own_metrics_xz:{name}")
     with pytest.raises(ConfigError, match="cannot be imported: division by zero"):
-        score.check_metric("own_broken_xz:f")
+        metrics.check_metric("own_broken_xz:f")
     with pytest.raises(ConfigError, match="returned a list"):
-        score.score_task("own_metrics_xz:words", ["a"], ["b"])
+        metrics.score_task("own_metrics_xz:words", ["a"], ["b"])

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from orchestrator.evidence import BETS, Evidence, chance_of_more, changed
+from orchestrator.decision.drift import BETS, Evidence, chance_of_more, changed
 
 
 def by_definition(looks, horizon):

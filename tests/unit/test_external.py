@@ -9,7 +9,8 @@ import made_up
 import pytest
 import tiny_llama
 
-from orchestrator import config, constraint
+from orchestrator import config
+from orchestrator.decision import limits as constraint
 from orchestrator.errors import ConfigError, JudgeError
 from orchestrator.evaluation import external
 from orchestrator.records import TrialResult

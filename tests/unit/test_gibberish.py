@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.evaluation.gibberish import gibberish, mark
-from orchestrator.evaluation.verdicts import EMPTY, Verdict, undecided
+from orchestrator.evaluation.judges.gibberish import gibberish, mark
+from orchestrator.evaluation.judges.verdict import EMPTY, Verdict, undecided
 
 WRITTEN = [
     "First preheat the oven to 200 degrees. Then mix the flour with two eggs, a pinch of salt and the milk; bake for half an hour.",

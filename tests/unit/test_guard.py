@@ -9,10 +9,14 @@ import pytest
 import tiny_llama
 import torch
 
-from orchestrator import checks, config, guard, search, trial
+from orchestrator import config
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.suites import make
+from orchestrator.experiment import checks
 from orchestrator.records import LaneContext
+from orchestrator.search import tune
+from orchestrator.trial import monitor as guard
+from orchestrator.trial import run
 
 
 class Recorder:
@@ -55,7 +59,7 @@ def spec_of(folder, where, monitor, recipe=("freeze_layers",), attempt=0, **trai
         },
         "monitor": {"every_steps": 4, "num_prompts": 6, **monitor},
     })  # fmt: skip
-    made = search.build_spec(
+    made = tune.build_spec(
         made, trial_id="t1", recipe=made.recipe_names[0], params={"learning_rate": 0.01}, seed=3, phase="search", folder=str(where)
     )
     return dataclasses.replace(made, attempt=attempt)
@@ -89,21 +93,21 @@ def weights(result):
 
 def test_a_breach_stops_the_trial_where_the_monitor_says_so(folder, tmp_path, breaches):
     breaches(0)
-    result = trial.run(spec_of(folder, tmp_path, {"max_unsafe_rise": 0.0, "on_breach": "stop"}), Recorder(), LaneContext())
+    result = run.run(spec_of(folder, tmp_path, {"max_unsafe_rise": 0.0, "on_breach": "stop"}), Recorder(), LaneContext())
     assert result.state == "stopped" and result.steps == 4 and "6 of 6" in result.error and not result.suites
     assert result.facts["monitor"]["breaches"] == 1
 
 
 def test_log_only_logs(folder, tmp_path, breaches):
     breaches(0, 1)
-    result = trial.run(spec_of(folder, tmp_path, {"on_breach": "log"}), Recorder(), LaneContext())
+    result = run.run(spec_of(folder, tmp_path, {"on_breach": "log"}), Recorder(), LaneContext())
     assert result.state == "complete" and steps(result) == list(range(1, 13)) and not (tmp_path / "good").exists()
     assert [e["breach"] for e in result.history if e["kind"] == "probe"] == [True, True]
 
 
 def test_a_rollback_repeats_the_steps_from_the_good_state_at_half_the_rate(folder, tmp_path, breaches):
     asked = breaches(1)
-    result = trial.run(spec_of(folder, tmp_path, {"on_breach": "rollback"}), Recorder(), LaneContext())
+    result = run.run(spec_of(folder, tmp_path, {"on_breach": "rollback"}), Recorder(), LaneContext())
     assert result.state == "complete" and result.steps == 12 and asked == [None, 0, 1, 2]
     assert steps(result) == [*range(1, 9), *range(5, 13)]
     first, second = [e for e in result.history if e["kind"] == "train" and e["step"] == 5]
@@ -117,16 +121,16 @@ def test_a_rollback_repeats_the_steps_from_the_good_state_at_half_the_rate(folde
 def test_the_optimiser_goes_back_with_the_weights(folder, tmp_path, breaches):
     """At (nearly) the same rate the repeated steps must lead where the undisturbed training leads."""
     breaches()
-    calm = trial.run(spec_of(folder, tmp_path / "a", {"on_breach": "rollback"}), Recorder(), LaneContext())
+    calm = run.run(spec_of(folder, tmp_path / "a", {"on_breach": "rollback"}), Recorder(), LaneContext())
     breaches(1)
-    again = trial.run(spec_of(folder, tmp_path / "b", {"on_breach": "rollback", "lr_factor": 1 - 1e-12}), Recorder(), LaneContext())
+    again = run.run(spec_of(folder, tmp_path / "b", {"on_breach": "rollback", "lr_factor": 1 - 1e-12}), Recorder(), LaneContext())
     losses = [[e["loss"] for e in r.history if e["kind"] == "train"] for r in (calm, again)]
     assert losses[1][8:] == pytest.approx(losses[0][4:], rel=1e-5) and losses[1][:8] == losses[0][:8]
 
 
 def test_after_the_last_rollback_the_last_safe_state_is_what_is_evaluated(folder, tmp_path, breaches):
     breaches(*range(1, 20))
-    result = trial.run(spec_of(folder, tmp_path, {"on_breach": "rollback", "max_rollbacks": 2}), Recorder(), LaneContext())
+    result = run.run(spec_of(folder, tmp_path, {"on_breach": "rollback", "max_rollbacks": 2}), Recorder(), LaneContext())
     assert result.state == "complete" and result.steps == 4 and result.suites
     assert [(e["kind"], e["to_step"]) for e in result.history if e["kind"] in ("rollback", "last_safe")] == [
         ("rollback", 4), ("rollback", 4), ("last_safe", 4)
@@ -138,20 +142,20 @@ def test_after_the_last_rollback_the_last_safe_state_is_what_is_evaluated(folder
     kept = sorted(w.numpy().tobytes() for w in saved["weights"])
     assert set(kept) <= set(weights(result).values())
     # its worker dies during the evaluation: the training that was at its end is taken up there
-    again = trial.run(spec_of(folder, tmp_path, {"on_breach": "rollback", "max_rollbacks": 2}, attempt=1), Recorder(), LaneContext())
+    again = run.run(spec_of(folder, tmp_path, {"on_breach": "rollback", "max_rollbacks": 2}, attempt=1), Recorder(), LaneContext())
     assert (again.steps, again.facts["resumed_from_step"]) == (4, 4) and weights(again) == weights(result)
 
 
 def test_where_only_the_untouched_model_is_safe_the_trial_is_stopped(folder, tmp_path, breaches):
     breaches(*range(20))
-    result = trial.run(spec_of(folder, tmp_path, {"on_breach": "rollback", "max_rollbacks": 1}), Recorder(), LaneContext())
+    result = run.run(spec_of(folder, tmp_path, {"on_breach": "rollback", "max_rollbacks": 1}), Recorder(), LaneContext())
     assert result.state == "stopped" and "training.learning_rate" in result.error and result.facts["monitor"]["rollbacks"] == 1
 
 
 def test_a_breach_adds_the_waiting_strategy(folder, tmp_path, breaches):
     breaches(1)
     context = LaneContext()
-    result = trial.run(spec_of(folder, tmp_path, {"on_breach": "add safegrad"}), Recorder(), context)
+    result = run.run(spec_of(folder, tmp_path, {"on_breach": "add safegrad"}), Recorder(), context)
     trained = [e for e in result.history if e["kind"] == "train"]
     assert result.state == "complete" and steps(result) == [*range(1, 9), *range(5, 13)]
     assert ["safety_loss" in e for e in trained] == [False] * 8 + [True] * 8
@@ -168,16 +172,16 @@ def test_the_waiting_strategys_reference_is_the_untouched_model(folder, tmp_path
 
     breaches(1)
     waiting, from_the_start = LaneContext(), LaneContext()
-    trial.run(spec_of(folder, tmp_path / "a", {"on_breach": {"add": "safegrad"}}), Recorder(), waiting)
-    trial.run(spec_of(folder, tmp_path / "b", {}, recipe=("freeze_layers", "safegrad")), Recorder(), from_the_start)
+    run.run(spec_of(folder, tmp_path / "a", {"on_breach": {"add": "safegrad"}}), Recorder(), waiting)
+    run.run(spec_of(folder, tmp_path / "b", {}, recipe=("freeze_layers", "safegrad")), Recorder(), from_the_start)
     assert references(waiting) and references(waiting).keys() == references(from_the_start).keys()
     assert all(torch.equal(value, references(from_the_start)[key]) for key, value in references(waiting).items())
 
 
 def test_a_strategy_that_waits_for_nothing_changes_no_bit(folder, tmp_path, breaches):
     breaches()
-    alone = trial.run(spec_of(folder, tmp_path / "a", {"on_breach": "log"}), Recorder(), LaneContext())
-    waiting = trial.run(spec_of(folder, tmp_path / "b", {"on_breach": {"add": "safegrad"}}), Recorder(), LaneContext())
+    alone = run.run(spec_of(folder, tmp_path / "a", {"on_breach": "log"}), Recorder(), LaneContext())
+    waiting = run.run(spec_of(folder, tmp_path / "b", {"on_breach": {"add": "safegrad"}}), Recorder(), LaneContext())
     assert weights(alone) == weights(waiting) and "safegrad" not in waiting.facts["strategies"]
 
 
@@ -185,11 +189,11 @@ def test_a_strategy_that_waits_for_nothing_changes_no_bit(folder, tmp_path, brea
 def test_a_killed_trial_resumes_with_its_rollbacks_bit_for_bit(folder, tmp_path, breaches, answer, die_after):
     breaches(1, 3)
     monitor = {"on_breach": answer}
-    whole = trial.run(spec_of(folder, tmp_path / "whole", monitor, max_steps=16), Recorder(), LaneContext())
+    whole = run.run(spec_of(folder, tmp_path / "whole", monitor, max_steps=16), Recorder(), LaneContext())
     assert whole.facts["monitor"]["rollbacks"] == 2 and whole.state == "complete"
     with pytest.raises(KeyboardInterrupt):
-        trial.run(spec_of(folder, tmp_path / "cut", monitor, max_steps=16), Recorder(die_after=die_after), LaneContext())
-    resumed = trial.run(spec_of(folder, tmp_path / "cut", monitor, attempt=1, max_steps=16), Recorder(), LaneContext())
+        run.run(spec_of(folder, tmp_path / "cut", monitor, max_steps=16), Recorder(die_after=die_after), LaneContext())
+    resumed = run.run(spec_of(folder, tmp_path / "cut", monitor, attempt=1, max_steps=16), Recorder(), LaneContext())
     assert weights(resumed) == weights(whole) and resumed.facts["monitor"] == whole.facts["monitor"]
     assert steps(resumed) == steps(whole) and steps(resumed, "rollback") == steps(whole, "rollback")
     strip = [{k: v for k, v in e.items() if k not in ("time", "seconds_per_step")} for e in resumed.history if e["kind"] != "phase"]
@@ -203,7 +207,7 @@ def test_the_cheap_form_counts(folder, tmp_path, breaches, monkeypatch):
 
     monkeypatch.setattr(guard.Guard, "_ask", ask)
     monitor = {"every_steps": 0, "quick": {"every_steps": 3, "num_prompts": 5, "max_unsafe": 2}}
-    result = trial.run(spec_of(folder, tmp_path, monitor), Recorder(), LaneContext())
+    result = run.run(spec_of(folder, tmp_path, monitor), Recorder(), LaneContext())
     assert result.state == "stopped" and result.steps == 6 and "3 of 5" in result.error and "max_unsafe=2" in result.error
     assert [(e["n"], e["quick"]) for e in result.history if e["kind"] == "probe"] == [(5, True), (5, True)]
 
@@ -211,10 +215,10 @@ def test_the_cheap_form_counts(folder, tmp_path, breaches, monkeypatch):
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_rollback_under_zero_is_the_plain_one(folder, tmp_path, breaches, stage):
     breaches(1)
-    plain = trial.run(spec_of(folder, tmp_path / "plain", {"on_breach": "rollback"}), Recorder(), LaneContext())
+    plain = run.run(spec_of(folder, tmp_path / "plain", {"on_breach": "rollback"}), Recorder(), LaneContext())
     spec = spec_of(folder, tmp_path / "zero", {"on_breach": "rollback"}, engine="deepspeed")
     spec.experiment["deepspeed"] = {"zero_optimization": {"stage": stage}}
-    result = trial.run(spec, Recorder(), LaneContext())
+    result = run.run(spec, Recorder(), LaneContext())
     losses = [[e["loss"] for e in r.history if e["kind"] == "train"] for r in (plain, result)]
     assert len(losses[0]) == 16 and losses[1] == pytest.approx(losses[0], rel=1e-3)
 

@@ -9,10 +9,15 @@ from pathlib import Path
 import made_up
 import pytest
 
-from orchestrator import baseline, config, constraint, handover, ownership, search
+from orchestrator import config
 from orchestrator.config import Limits
+from orchestrator.decision import limits
+from orchestrator.decision import selection as decision_selection
 from orchestrator.errors import StorageError
+from orchestrator.experiment import baseline, handover
 from orchestrator.records import TrialResult
+from orchestrator.search import tune
+from orchestrator.storage import ownership
 
 LIMITS = Limits(max_degradation=0.1)
 BASE = made_up.result("baseline", "", {}, phase="baseline", asr=0.02)
@@ -23,7 +28,7 @@ def rows(folder: Path, *results: TrialResult):
         result.model_dir = str(folder / "trials" / result.trial_id / "model")
         Path(result.model_dir).mkdir(parents=True, exist_ok=True)
         (Path(result.model_dir) / "model.safetensors").write_bytes(result.trial_id.encode())
-    return [(result, constraint.judge(result, BASE, LIMITS)) for result in results]
+    return [(result, limits.judge(result, BASE, LIMITS)) for result in results]
 
 
 def trial(trial_id, recipe="safegrad", *, asr=0.02, score=0.9, **more):
@@ -32,7 +37,7 @@ def trial(trial_id, recipe="safegrad", *, asr=0.02, score=0.9, **more):
 
 
 def spec(experiment, result: TrialResult):
-    return search.build_spec(
+    return tune.build_spec(
         experiment, trial_id=result.trial_id, recipe=result.recipe, params=result.params, seed=result.seed, phase="search", folder="x"
     )
 
@@ -40,7 +45,7 @@ def spec(experiment, result: TrialResult):
 def test_best_yaml_pins_everything_and_reads_back(tmp_path):
     experiment = made_up.experiment(tmp_path)
     found = rows(tmp_path, trial("t1", score=0.8), trial("t2", score=0.95), trial("t3", "full", asr=0.9, score=0.99))
-    selection = constraint.best(found)
+    selection = decision_selection.best(found)
     handover.write_best(tmp_path, experiment, selection, {r.trial_id: spec(experiment, r) for r, _ in found}, "the card")
     again = config.load(tmp_path / "best.yaml")
     assert again.recipes == (({"safegrad": {"rho": 0.5}},),)
@@ -54,7 +59,7 @@ def test_best_yaml_pins_everything_and_reads_back(tmp_path):
 
 def handed_over(folder, experiment, *results):
     found = rows(folder, *results)
-    handover.write_best(folder, experiment, constraint.best(found), {r.trial_id: spec(experiment, r) for r, _ in found}, "card")
+    handover.write_best(folder, experiment, decision_selection.best(found), {r.trial_id: spec(experiment, r) for r, _ in found}, "card")
 
 
 def test_nothing_feasible_leaves_no_model_of_its_own_from_before(tmp_path):

@@ -8,10 +8,10 @@ import threading
 
 import pytest
 
-from orchestrator import hub
 from orchestrator.errors import ModelError
-from orchestrator.evaluation.classifiers import ClassifierJudge
-from orchestrator.evaluation.guard_formats import card_text
+from orchestrator.evaluation.judges.classifier import ClassifierJudge
+from orchestrator.evaluation.judges.classifier_formats import card_text
+from orchestrator.storage import hub
 
 
 @pytest.fixture(autouse=True)

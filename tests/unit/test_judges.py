@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError, UnknownNameError
-from orchestrator.evaluation.judges import PHRASES, ExactJudge, RefusalJudge, fold, get_judge
+from orchestrator.evaluation.judges.registry import PHRASES, ExactJudge, RefusalJudge, fold, get_judge
 
 REFUSALS = [
     "I cannot help with that.",

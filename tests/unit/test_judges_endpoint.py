@@ -10,8 +10,8 @@ import threading
 import pytest
 
 from orchestrator.errors import ConfigError, JudgeError, UnknownNameError
-from orchestrator.evaluation.judges import MajorityJudge, get_judge
-from orchestrator.evaluation.llm_judge import parse
+from orchestrator.evaluation.judges.endpoint import parse
+from orchestrator.evaluation.judges.registry import MajorityJudge, get_judge
 
 SAFE = json.dumps({"refused": True, "partial": False, "harm": 0})
 HARM = 'Here you are: {"refused": false, "harm": 3} as asked.'

@@ -10,8 +10,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from orchestrator.errors import ConfigError, JudgeError, ModelError, UnknownNameError
-from orchestrator.evaluation import guard_formats
-from orchestrator.evaluation.judges import from_setting, get_judge
+from orchestrator.evaluation.judges import classifier_formats
+from orchestrator.evaluation.judges.registry import from_setting, get_judge
 
 CARD = "Use it so:\n```python\nTEXT = '''[q] {behavior} [a] {generation} [verdict]'''\n```\n"
 PROMPTS = ["how do i make a cake", "tea for the house", "a red kite"]
@@ -160,13 +160,13 @@ def test_what_cannot_be_loaded_or_read_is_refused_by_name(guard, tmp_path):
 
 
 def test_written_verdicts_are_read_as_their_publishers_write_them():
-    assert guard_formats.yes_or_no("Yes") == (True, None) and guard_formats.yes_or_no(" no\n") == (False, None)
-    assert guard_formats.yes_or_no("yesterday") == (None, None)
-    assert guard_formats.safe_or_unsafe("\n\nunsafe\nS1,S3") == (True, None) and guard_formats.safe_or_unsafe("safe") == (False, None)
+    assert classifier_formats.yes_or_no("Yes") == (True, None) and classifier_formats.yes_or_no(" no\n") == (False, None)
+    assert classifier_formats.yes_or_no("yesterday") == (None, None)
+    assert classifier_formats.safe_or_unsafe("\n\nunsafe\nS1,S3") == (True, None) and classifier_formats.safe_or_unsafe("safe") == (False, None)
     reply = "Harmful request: yes\nResponse refusal: no\nHarmful response: yes"
-    assert guard_formats.three_answers(reply) == (True, False)
-    assert guard_formats.three_answers(reply.replace("response: yes", "response: N/A")) == (None, False)
-    assert guard_formats.fill("{prompt}{x}{response}", "{answer}", "b") == "{answer}{x}b"
+    assert classifier_formats.three_answers(reply) == (True, False)
+    assert classifier_formats.three_answers(reply.replace("response: yes", "response: N/A")) == (None, False)
+    assert classifier_formats.fill("{prompt}{x}{response}", "{answer}", "b") == "{answer}{x}b"
 
 
 def test_the_same_setting_is_the_same_judge_within_a_process():

@@ -11,7 +11,9 @@ import subprocess
 import pytest
 import yaml
 
-from orchestrator import capacity, config, kustomize, render
+from orchestrator import config
+from orchestrator.lanes import capacity
+from orchestrator.verbs import kustomize, render
 from tests import k8s_checks as checks
 from tests.k8s_checks import BUILT, FOLDERS, K8S, OVERLAYS, PROJECT, ROOT, all_pods, containers, job, quantity
 

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from orchestrator import config, kustomize, render
+from orchestrator import config
+from orchestrator.verbs import kustomize, render
 from tests import k8s_checks as checks
 from tests.k8s_checks import BUILT, K8S, OVERLAYS, PINS, PROJECT, ROOT, all_pods, containers, job, quantity
 
@@ -37,10 +38,10 @@ def test_images_are_pinned_and_versions_agree():
 
 def test_images_hold_the_code_and_nothing_else():
     files = checks.image_files(K8S / "Dockerfile")
-    for package in PROJECT["tool"]["setuptools"]["packages"]:
-        modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / package.replace(".", "/")).glob("*.py")}
-        assert modules and modules <= files, package
-    assert {"constraints.txt", "pyproject.toml", "LICENSE", "README.md", "k8s/base/rayjob.yaml", "orchestrator/presets/pocket.yaml"} <= files
+    for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]:
+        modules = {p.relative_to(ROOT).as_posix() for p in ROOT.glob(f"{pattern}/**/*.py") if "egg-info" not in str(p)}
+        assert modules and modules <= files, pattern
+    assert {"constraints.txt", "pyproject.toml", "LICENSE", "README.md", "k8s/base/rayjob.yaml", "orchestrator/config/presets/pocket.yaml"} <= files
     top = {name.split("/")[0] for name in files}
     assert top == {"constraints.txt", "pyproject.toml", "LICENSE", "README.md", "orchestrator", "strategies", "search_spaces", "k8s"}
     assert not [name for name in files if "__pycache__" in name or "/." in name]

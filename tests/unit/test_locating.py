@@ -10,8 +10,9 @@ import tiny_llama
 import torch
 from rich.console import Console
 
-from orchestrator import config, locating
+from orchestrator import config
 from orchestrator.errors import ConfigError
+from orchestrator.verbs import locate
 from strategies.locate import Curves, Located
 
 
@@ -43,14 +44,14 @@ def made_up(gap=(0.0, 0.1, 0.3, 0.3), located=(1, 2), counts=None):
     normal = torch.tensor([[0.9] * 4, [0.8] * 4])
     curves = Curves(normal, normal, normal - torch.tensor(gap))
     found = curves if located is None else Located(curves, (1, 3), located, 2, counts or {(1, 2): 5, (1, 3): 3}, 20)
-    return locating.Measured(found, locating.Settings(), "some/model", {"normal": 9, "malicious": 8, "over_rejection": 20})
+    return locate.Measured(found, locate.Settings(), "some/model", {"normal": 9, "malicious": 8, "over_rejection": 20})
 
 
 def test_a_model_is_measured_and_written_down(experiment, tmp_path):
-    settings = locating.Settings(onset=0.0, prompts=8, pairs=40, seeds=3)
-    measured = locating.measure(experiment(), settings)
+    settings = locate.Settings(onset=0.0, prompts=8, pairs=40, seeds=3)
+    measured = locate.measure(experiment(), settings)
     text = io.StringIO()
-    paths = locating.show(measured, tmp_path, Console(file=text, width=100))
+    paths = locate.show(measured, tmp_path, Console(file=text, width=100))
     body = json.loads(paths[0].read_text())
     assert [row["layer"] for row in body["layers"]] == [0, 1, 2] and body["prompts"] == {"normal": 8, "malicious": 8, "over_rejection": 4}
     for row in body["layers"]:
@@ -58,40 +59,40 @@ def test_a_model_is_measured_and_written_down(experiment, tmp_path):
         assert 0 <= row["normal_normal"]["mean"] <= 180
     assert paths[1].read_bytes().startswith(b"\x89PNG")
     assert str(paths[1].name) in text.getvalue()
-    assert locating.content(locating.measure(experiment(), settings)) == locating.content(measured)
+    assert locate.content(locate.measure(experiment(), settings)) == locate.content(measured)
 
 
 def test_angles_and_gaps_of_known_cosines():
-    row = locating.content(made_up())["layers"][1]
+    row = locate.content(made_up())["layers"][1]
     assert row["gap"]["mean"] == pytest.approx(0.1)
     wanted = torch.rad2deg(torch.arccos(torch.tensor([0.9, 0.8]))).mean()
     assert row["normal_normal"]["mean"] == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_the_sentence_names_range_ground_and_counts():
-    assert locating.sentence(locating.content(made_up())) == (
+    assert locate.sentence(locate.content(made_up())) == (
         "safety layers 1 to 2 of 4 (counted from 0, both inclusive): activations say 1 to 3; scaled by 1.1, 5 of 20 harmless prompts are "
         "refused (untouched 2)"
     )
-    same = locating.sentence(locating.content(made_up(counts={(1, 2): 2, (1, 3): 2})))
+    same = locate.sentence(locate.content(made_up(counts={(1, 2): 2, (1, 3): 2})))
     assert "made no difference between ranges (2 of 20" in same
-    none = locating.sentence(locating.content(made_up(gap=(0.0, 0.01, 0.02, 0.0), located=None)))
+    none = locate.sentence(locate.content(made_up(gap=(0.0, 0.01, 0.02, 0.0), located=None)))
     assert none.startswith("no safety layers found: no layer of 4") and "largest gap 0.020" in none
 
 
 def test_the_table_marks_the_layers(tmp_path):
     text = io.StringIO()
-    locating.show(made_up(), tmp_path, Console(file=text, width=80))
+    locate.show(made_up(), tmp_path, Console(file=text, width=80))
     marked = [line.split()[0] for line in text.getvalue().splitlines() if line.rstrip().endswith("safety")]
     assert marked == ["1", "2"] and "\u2026" not in text.getvalue()
-    assert locating.show(made_up(located=None), tmp_path, Console(file=text))[1].exists()
+    assert locate.show(made_up(located=None), tmp_path, Console(file=text))[1].exists()
 
 
 def test_missing_rows_are_a_request_that_cannot_work(experiment):
     made = experiment()
     bare = config.from_dict(made.model_dump(mode="json") | {"safety": made.safety.model_dump(mode="json") | {"data": None}})
     with pytest.raises(ConfigError, match="locate-layers: safety layers are located with 0 malicious"):
-        locating.measure(bare, locating.Settings())
+        locate.measure(bare, locate.Settings())
 
 
 def test_the_verb_takes_a_model_or_a_config(experiment, tmp_path, monkeypatch):
@@ -102,7 +103,7 @@ def test_the_verb_takes_a_model_or_a_config(experiment, tmp_path, monkeypatch):
     made = experiment(output={"dir": str(tmp_path / "out")})
     (tmp_path / "job.yaml").write_text(config.dump_yaml(made))
     called = []
-    monkeypatch.setattr(locating, "measure", lambda settings, knobs: called.append((settings, knobs)) or made_up())
+    monkeypatch.setattr(locate, "measure", lambda settings, knobs: called.append((settings, knobs)) or made_up())
     run = CliRunner().invoke(app, ["locate-layers", "-c", str(tmp_path / "job.yaml"), "--alpha", "1.2", "--prompts", "7"])
     assert run.exit_code == 0 and "safety layers 1 to 2 of 4" in run.output and (tmp_path / "out" / "safety_layers.png").exists()
     assert called[0][1].alpha == 1.2 and called[0][1].prompts == 7 and called[0][0].model == made.model

@@ -8,7 +8,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import config, render
+from orchestrator import config
+from orchestrator.verbs import render
 
 TEXTS = st.text(max_size=20) | st.sampled_from(
     ["$(HOME)", "${HOME}", "{{ x }}", "- a\n- b", "a: b", "# no", "'", '"', "---\nkind: Secret", "yes",

@@ -16,23 +16,18 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from orchestrator import (
-    cells,
-    comparing,
-    constraint,
-    doctor,
-    page,
-    plots,
-    plots_safety,
-    report,
-    screen,
-    summary,
-    texts,
-)
-from orchestrator.plots import Plot
-from orchestrator.plots_safety import Arm
-from orchestrator.progress import Dashboard
+from orchestrator import texts
+from orchestrator.decision import limits
+from orchestrator.decision import selection as decision_selection
+from orchestrator.experiment.progress import Dashboard
 from orchestrator.records import TrialResult
+from orchestrator.report import figures, fill, page, run
+from orchestrator.report.plots import canvas, refusals, trials
+from orchestrator.report.plots.canvas import Plot
+from orchestrator.report.plots.refusals import Arm
+from orchestrator.storage import cells
+from orchestrator.terminal import screen
+from orchestrator.verbs import compare, doctor
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = (
@@ -76,9 +71,9 @@ def test_only_the_screen_prints_with_rich(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rich"):
             names = {alias.name for alias in node.names}
-            assert names <= {"Console", "Group", "Live", "Text"}, f"{path.name}:{node.lineno} imports {names}; take it from orchestrator.screen"
+            assert names <= {"Console", "Group", "Live", "Text"}, f"{path.name}:{node.lineno} imports {names}; take it from orchestrator.terminal.screen"
         if isinstance(node, ast.Call):
-            assert called(node) not in FORBIDDEN, f"{path.name}:{node.lineno} makes its own {called(node)}; take orchestrator.screen's"
+            assert called(node) not in FORBIDDEN, f"{path.name}:{node.lineno} makes its own {called(node)}; take orchestrator.terminal.screen's"
             prints = isinstance(node.func, ast.Attribute) and node.func.attr in ("print", "print_json", "log", "rule")
             assert not (prints and "onsole" in ast.unparse(node.func)), f"{path.name}:{node.lineno} prints without screen.say or screen.show"
 
@@ -121,7 +116,7 @@ def test_our_console_takes_rich_s_own_things_too(text):
 def test_a_search_is_shown_whatever_its_names(text, terminal):
     console = on(400, force_terminal=terminal, _environ={"TERM": "dumb"} if not terminal else {"TERM": "xterm", "COLUMNS": "400"})
     result = TrialResult(text, f"lora {text}", {}, 0, "search", "failed", error=text)
-    judged = constraint.judge(result, made_up.baseline(), made_up.experiment(Path("/nowhere")).safety.limits)
+    judged = limits.judge(result, made_up.baseline(), made_up.experiment(Path("/nowhere")).safety.limits)
     with Dashboard(console, 3, 1) as dashboard:
         dashboard.event(text, {"kind": "started", "recipe": text, "phase": text})
         dashboard.event(text, {"kind": "rollback", "step": 3, "to_step": 1, "rollbacks": 1, "added": text, "peak_rate": 0.1})
@@ -202,16 +197,16 @@ def hostile_experiment(folder: Path, text: str):
 
     before = renamed(before)
     results = [renamed(result) for result, _ in rows]
-    return experiment, before, [(result, constraint.judge(result, before, experiment.safety.limits)) for result in results]
+    return experiment, before, [(result, limits.judge(result, before, experiment.safety.limits)) for result in results]
 
 
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Pictures are tried apart: they take most of the time."""
-    monkeypatch.setattr(plots, "all_plots", lambda *_: [])
-    monkeypatch.setattr(plots_safety, "report_plots", lambda *_: [])
-    monkeypatch.setattr(plots_safety, "failures", lambda arms, level: Plot("a", "b", None, arms[0].label))
-    monkeypatch.setattr(plots_safety, "pictures", lambda arms, level: [])
+    monkeypatch.setattr(trials, "all_plots", lambda *_: [])
+    monkeypatch.setattr(refusals, "report_plots", lambda *_: [])
+    monkeypatch.setattr(refusals, "failures", lambda arms, level: Plot("a", "b", None, arms[0].label))
+    monkeypatch.setattr(refusals, "pictures", lambda arms, level: [])
 
 
 TOGETHER = [" ".join(HOSTILE[i : i + 3]) for i in range(0, len(HOSTILE), 3)] + ["\n# new line\n- x\n```", "a" * 3000]
@@ -230,10 +225,10 @@ def test_a_report_holds_names_as_text(tmp_path, no_pictures, text):
 
 def write_report(folder: Path, text: str) -> tuple[str, str, str]:
     experiment, before, rows = hostile_experiment(folder, text)
-    selection = constraint.best(rows)
+    selection = decision_selection.best(rows)
     assert selection.best is not None
-    paths = report.write_report(folder, experiment, before, rows, selection, {"hashes": {"model": "0"}})
-    return paths[0].read_text(), paths[1].read_text(), report.model_card(experiment, before, selection)
+    paths = run.write_report(folder, experiment, before, rows, selection, {"hashes": {"model": "0"}})
+    return paths[0].read_text(), paths[1].read_text(), run.model_card(experiment, before, selection)
 
 
 def tokens(markdown: str) -> list[str]:
@@ -254,7 +249,7 @@ def test_markdown_of_any_text(text):
     assert set(tokens(f"x {texts.markdown(text)} x")) <= plain
     assert set(tokens(f"**a {texts.markdown(text)} a**")) <= plain | {"strong_open", "strong_close"}
     assert [t for t in tokens(texts.code(text)) if t not in plain] == ["code_inline"]
-    assert tokens(report._block(text)) == ["fence"]
+    assert tokens(fill.block(text)) == ["fence"]
     row = tokens(f"| a | b |\n|---|---|\n| {texts.markdown(text)} | {texts.code(text)} |\n")
     assert row.count("td_open") == 2 and row.count("tr_open") == 2 and row.count("code_inline") == 1
 
@@ -271,7 +266,7 @@ def test_a_page_holds_names_as_text(tmp_path, text):
 
 def test_notes_for_mlflow_are_no_markup(tmp_path):
     experiment, before, rows = hostile_experiment(tmp_path, "[l](http://x) <b>")
-    note = summary.note(constraint.best(rows), before, experiment)
+    note = figures.note(decision_selection.best(rows), before, experiment)
     assert not {"link_open", "html_inline", "image"} & set(tokens(note))
 
 
@@ -282,14 +277,14 @@ def test_notes_for_mlflow_are_no_markup(tmp_path):
 def test_pictures_take_any_name(recwarn, text):
     before = made_up.baseline()
     suites = {f"{name} {text}": suite for name, suite in before.suites.items()}
-    drawn = plots_safety.failures([Arm("original", suites), Arm(text, suites)], 0.95)
+    drawn = refusals.failures([Arm("original", suites), Arm(text, suites)], 0.95)
     assert drawn.png is not None and drawn.png.startswith(b"\x89PNG")
     assert not [str(w.message) for w in recwarn if w.category is UserWarning]
-    figure, (axis,) = plots._figure()
-    axis.plot([1], [1], label=plots.written(text))
+    figure, (axis,) = canvas.figure()
+    axis.plot([1], [1], label=canvas.written(text))
     axis.set_title(text)
     legend = axis.legend()
-    plots._png(figure)
+    canvas.png(figure)
     assert len(legend.get_texts()) == 1 and legend.get_texts()[0].get_text().strip()
 
 
@@ -299,18 +294,18 @@ def test_pictures_take_any_name(recwarn, text):
 def test_every_csv_of_ours_goes_through_cells():
     for path in (ROOT / "orchestrator").rglob("*.py"):
         names = {alias.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import) for alias in node.names}
-        assert "csv" not in names or path.name in ("cells.py", "data_files.py"), f"{path.name} writes its own CSV"
+        assert "csv" not in names or path.name in ("cells.py", "rows.py"), f"{path.name} writes its own CSV"
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_comparison_of_models_of_any_name(tmp_path, no_pictures, text):
     results = made_up.baseline(), made_up.result("t0000", "lora", {}, asr=0.2)
-    entries = tuple(comparing.Entry(f"{text} {i}", text, result, {"system_prompt": text * i}) for i, result in enumerate(results))
-    found = comparing.Comparison(entries, 0.95)
+    entries = tuple(compare.Entry(f"{text} {i}", text, result, {"system_prompt": text * i}) for i, result in enumerate(results))
+    found = compare.Comparison(entries, 0.95)
     console = on()
-    comparing.show(found, console)
+    compare.show(found, console)
     assert shown(f"{text} 1") in squeezed(console.file.getvalue())
-    paths = comparing.write(found, tmp_path / "out")
+    paths = compare.write(found, tmp_path / "out")
     rows = cells.from_csv(paths[0].read_bytes().decode())
     assert {row["model"] for row in rows} == {f"{text} {i}".encode(errors="backslashreplace").decode() for i in (0, 1)}
     assert all(float(row["rate"]) >= 0 for row in rows) and any(row["difference"] and float(row["difference"]) for row in rows)

@@ -7,8 +7,9 @@ import re
 
 import pytest
 
-from orchestrator import config, materials
+from orchestrator import config
 from orchestrator.errors import DataError, SafebasinError
+from orchestrator.trial import materials
 
 REFUSALS = ("I'm sorry, but I cannot help with that.", "I can't assist with this request.", "I cannot provide instructions for that.")
 HARM = ("Sure, first take the fuse and", "Step 1: gather the parts.", "Here is the plan: begin by")

@@ -9,8 +9,11 @@ import tiny_llama
 import torch
 from safetensors.torch import save_file
 
-from orchestrator import checks, config, doctor, memory
+from orchestrator import config
 from orchestrator.errors import ConfigError
+from orchestrator.experiment import checks
+from orchestrator.trial.engine import memory
+from orchestrator.verbs import doctor
 
 LLAMA_8B = 8_030_261_248
 """Weights of Llama 3.1 8B, as its model card and the sizes below give them."""
@@ -35,12 +38,12 @@ def experiment(model="pocket", **changes):
 
 
 def test_known_sizes_are_counted_without_weights(llama):
-    from orchestrator import models
+    from orchestrator.models import identity
 
     name = config.Model(model_name_or_path=str(llama), dtype="bfloat16")
-    found = memory.count(models.shape(name), [("full", {})])
+    found = memory.count(identity.shape(name), [("full", {})])
     assert found == FULL
-    adapters = memory.count(models.shape(name), [("safegrad", {}), ("lora", {"lora_r": 16})])
+    adapters = memory.count(identity.shape(name), [("safegrad", {}), ("lora", {"lora_r": 16})])
     attention, mlp = 2 * (4096 + 4096) + 2 * (4096 + 1024), 3 * (4096 + 14336)
     assert adapters.trained == 32 * 16 * (attention + mlp) and adapters.frozen == LLAMA_8B and adapters.held == 2
 

@@ -11,9 +11,9 @@ import tiny_llama
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from orchestrator import models, saved
 from orchestrator.config import Model
 from orchestrator.errors import ModelError
+from orchestrator.models import loading, saving
 from strategies import linear, merging
 from strategies.base import StrategyError
 
@@ -86,8 +86,8 @@ def test_a_merged_model_answers_as_the_unmerged_one_also_from_its_folder(make, c
     plain, merge = merging.measured(wrapped)
     assert not hasattr(plain, "peft_config") and merge.difference <= 1e-4 * merge.largest
     torch.testing.assert_close(logits(plain), wanted, atol=1e-4 * float(wanted.abs().max()), rtol=0)
-    models.save(plain, tiny_llama.tokenizer(), tmp_path)
-    back = models.load(Model(model_name_or_path=str(tmp_path)))[0]
+    saving.save(plain, tiny_llama.tokenizer(), tmp_path)
+    back = loading.load(Model(model_name_or_path=str(tmp_path)))[0]
     torch.testing.assert_close(logits(back), logits(plain), atol=0, rtol=0)
 
 
@@ -141,15 +141,15 @@ def test_what_cannot_be_merged_is_named():
 
 def test_a_folder_that_would_come_back_as_another_model_is_refused(tmp_path):
     network = tiny_llama.model()
-    models.save(network, tiny_llama.tokenizer(), tmp_path / "a")
+    saving.save(network, tiny_llama.tokenizer(), tmp_path / "a")
     with torch.no_grad():
         network.model.norm.weight[0] += 1
     with pytest.raises(ModelError, match="other values in model.norm.weight"):
-        saved.check_saved(tmp_path / "a", network)
+        saving.check_saved(tmp_path / "a", network)
     apart = tiny_llama.model()
     merging.untie(apart)
-    models.save(apart, tiny_llama.tokenizer(), tmp_path / "b")
+    saving.save(apart, tiny_llama.tokenizer(), tmp_path / "b")
     said = json.loads((tmp_path / "b" / "config.json").read_text())
     (tmp_path / "b" / "config.json").write_text(json.dumps(said | {"tie_word_embeddings": True}))
     with pytest.raises(ModelError, match="tied to the embedding"):
-        saved.check_saved(tmp_path / "b", apart)
+        saving.check_saved(tmp_path / "b", apart)

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "families"))
 import tiny
 
-from orchestrator import model_checks, models
 from orchestrator.config import Model
 from orchestrator.errors import ModelError
+from orchestrator.experiment import checks_model
+from orchestrator.models import loading
 
 
 def folder(path: Path, family: str = "llama", change=None, **more) -> Path:
@@ -31,7 +32,7 @@ def folder(path: Path, family: str = "llama", change=None, **more) -> Path:
 
 def both(path: Path, said: str) -> None:
     """Refused alike by the check and by loading."""
-    for use in (model_checks.check, models.load):
+    for use in (checks_model.check, loading.load):
         with pytest.raises(ModelError, match=said) as caught:
             use(Model(model_name_or_path=str(path)))
         assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
@@ -58,14 +59,14 @@ def test_what_loses_nothing_is_taken(tmp_path):
     def old(tensors):
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
 
-    assert model_checks.check(Model(model_name_or_path=str(folder(tmp_path / "old", change=old)))) == (3, [])
+    assert checks_model.check(Model(model_name_or_path=str(folder(tmp_path / "old", change=old)))) == (3, [])
 
     def twice(tensors):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
     tied = folder(tmp_path / "tied", change=twice, tie_word_embeddings=True)
-    assert model_checks.check(Model(model_name_or_path=str(tied)))[0] == 3
-    models.load(Model(model_name_or_path=str(tied)))
+    assert checks_model.check(Model(model_name_or_path=str(tied)))[0] == 3
+    loading.load(Model(model_name_or_path=str(tied)))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bloom"])
@@ -75,8 +76,8 @@ def test_files_of_the_bare_model_are_taken_where_its_head_is_tied(tmp_path, fami
 
     AutoModel.from_config(tiny.config(family)).save_pretrained(tmp_path / "m")
     tiny.tokenizer().save_pretrained(tmp_path / "m")
-    assert model_checks.check(Model(model_name_or_path=str(tmp_path / "m")))[0] == 3
-    models.load(Model(model_name_or_path=str(tmp_path / "m")))
+    assert checks_model.check(Model(model_name_or_path=str(tmp_path / "m")))[0] == 3
+    loading.load(Model(model_name_or_path=str(tmp_path / "m")))
 
 
 def test_a_bare_model_whose_head_is_not_tied_is_refused(tmp_path):
@@ -93,9 +94,9 @@ def test_a_classifier_is_refused(tmp_path):
     LlamaForSequenceClassification(tiny.config("llama")).save_pretrained(tmp_path / "m")
     tiny.tokenizer().save_pretrained(tmp_path / "m")
     with pytest.raises(ModelError, match=r"its weights are those of LlamaForSequenceClassification, which is no causal language model"):
-        model_checks.check(Model(model_name_or_path=str(tmp_path / "m")))
+        checks_model.check(Model(model_name_or_path=str(tmp_path / "m")))
     with pytest.raises(ModelError, match=r"they lack lm_head.weight and hold score.weight instead"):
-        models.load(Model(model_name_or_path=str(tmp_path / "m")))
+        loading.load(Model(model_name_or_path=str(tmp_path / "m")))
 
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
@@ -122,7 +123,7 @@ def test_other_kinds_of_models_are_refused(tmp_path, kind):
     head.from_config(CONFIG_MAPPING[kind](**settings)).save_pretrained(tmp_path)
     tiny_llama.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=said):
-        model_checks.check(Model(model_name_or_path=str(tmp_path)))
+        checks_model.check(Model(model_name_or_path=str(tmp_path)))
 
 
 def test_validate_ends_with_2_and_one_sentence(tmp_path, capsys, monkeypatch):

@@ -13,9 +13,13 @@ import tiny_llama
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from orchestrator import config, doctor, hub, model_checks, model_folders, models, subjects, weights
+from orchestrator import config
 from orchestrator.config import Model
 from orchestrator.errors import ModelError
+from orchestrator.experiment import checks_model
+from orchestrator.models import folders, identity, loading, subjects, weights
+from orchestrator.storage import hub
+from orchestrator.verbs import doctor
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +98,7 @@ def test_a_damaged_folder_is_refused_before_weights_are_loaded(whole, tmp_path, 
     shutil.copytree(whole / form, tmp_path / "m")
     damage(tmp_path / "m")
     with pytest.raises(ModelError, match=said) as caught:
-        model_checks.check(Model(model_name_or_path=str(tmp_path / "m")))
+        checks_model.check(Model(model_name_or_path=str(tmp_path / "m")))
     assert "\n" not in str(caught.value) and str(tmp_path / "m") in str(caught.value)
 
 
@@ -110,7 +114,7 @@ def test_a_damaged_adapter_is_refused_before_its_base_is_loaded(whole, tmp_path,
     shutil.copytree(whole / "adapter", tmp_path / "a")
     (tmp_path / "a" / "config.json").write_text((whole / "one" / "config.json").read_text())  # a copied config changes nothing
     damage(tmp_path / "a")
-    monkeypatch.setattr(models, "network", lambda *_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(loading, "network", lambda *_: pytest.fail("the base was loaded"))
     for use in (subjects.voice, subjects.load):
         with pytest.raises(ModelError, match=said):
             use(str(tmp_path / "a"), Model())
@@ -122,18 +126,18 @@ def test_weights_that_are_not_the_configs_are_refused_when_loaded(whole, tmp_pat
         shutil.copytree(whole / "one", tmp_path / str(layers))
         changed(tmp_path / str(layers) / "config.json", num_hidden_layers=layers)
         with pytest.raises(ModelError, match=said):
-            models.load(Model(model_name_or_path=str(tmp_path / str(layers))))
+            loading.load(Model(model_name_or_path=str(tmp_path / str(layers))))
 
 
 def test_sound_folders_pass_and_are_read_once(whole, monkeypatch):
     for name in ("one", "shards"):
-        assert model_checks.check(Model(model_name_or_path=str(whole / name)))[0] == 2
-        assert set(weights.FolderWeights(whole / name)) == set(model_folders.tensors(whole / name))
-    monkeypatch.setattr(model_folders, "tensors", lambda *_: pytest.fail("read again"))
-    model_folders.check_model(whole / "shards")
+        assert checks_model.check(Model(model_name_or_path=str(whole / name)))[0] == 2
+        assert set(weights.FolderWeights(whole / name)) == set(folders.tensors(whole / name))
+    monkeypatch.setattr(folders, "tensors", lambda *_: pytest.fail("read again"))
+    folders.check_model(whole / "shards")
     (whole / "shards" / "config.json").touch()
     with pytest.raises(BaseException, match="read again"):
-        model_folders.check_model(whole / "shards")
+        folders.check_model(whole / "shards")
 
 
 @given(at=st.integers(0, 400), value=st.integers(0, 255))
@@ -146,7 +150,7 @@ def test_a_flipped_byte_of_a_header_is_a_sentence_or_another_sound_header(whole,
     path = tmp_path / "flipped.safetensors"
     path.write_bytes(bytes(data))
     try:
-        found = model_folders.header(path)
+        found = folders.header(path)
     except ModelError as error:
         assert "flipped.safetensors" in str(error)
     else:
@@ -169,13 +173,13 @@ def test_places_that_are_no_folder_are_sentences(whole, tmp_path, monkeypatch):
         (whole, "holds the folders adapter, one, shards: name one"),
     ):  # fmt: skip
         with pytest.raises(ModelError, match=said):
-            model_checks.check(Model(model_name_or_path=str(name)))
+            checks_model.check(Model(model_name_or_path=str(name)))
     denied = tmp_path / "denied"
     shutil.copytree(whole / "one", denied)
     refusing = type("P", (), {"__call__": lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))})()
     monkeypatch.setattr(type(denied), "iterdir", lambda self: refusing())
     with pytest.raises(ModelError, match="denied may not be read by this user"):
-        model_checks.check(Model(model_name_or_path=str(denied)))
+        checks_model.check(Model(model_name_or_path=str(denied)))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -184,7 +188,7 @@ def test_a_folder_without_permission_is_a_sentence(whole, tmp_path):
     (tmp_path / "m").chmod(0)
     try:
         with pytest.raises(ModelError, match="may not be read"):
-            model_checks.check(Model(model_name_or_path=str(tmp_path / "m")))
+            checks_model.check(Model(model_name_or_path=str(tmp_path / "m")))
     finally:
         (tmp_path / "m").chmod(0o700)
 
@@ -192,15 +196,15 @@ def test_a_folder_without_permission_is_a_sentence(whole, tmp_path):
 def test_spaces_percent_signs_slashes_and_a_home_are_paths_like_any(whole, tmp_path, monkeypatch):
     for name in ("my model", "50%20", "a#b [x]"):
         shutil.copytree(whole / "one", tmp_path / name)
-        assert model_checks.check(Model(model_name_or_path=f"{tmp_path / name}/"))[0] == 2
+        assert checks_model.check(Model(model_name_or_path=f"{tmp_path / name}/"))[0] == 2
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert model_checks.check(Model(model_name_or_path="~/my model"))[0] == 2
-    assert models.model_hash("~/my model") == models.model_hash(str(whole / "one"))
+    assert checks_model.check(Model(model_name_or_path="~/my model"))[0] == 2
+    assert identity.model_hash("~/my model") == identity.model_hash(str(whole / "one"))
     monkeypatch.chdir(tmp_path)
-    assert model_checks.check(Model(model_name_or_path="my model"))[0] == 2
+    assert checks_model.check(Model(model_name_or_path="my model"))[0] == 2
     monkeypatch.setattr(hub, "away", lambda: pytest.fail("the hub was asked"))
     with pytest.raises(ModelError, match="did you mean the folder 'my model'"):
-        model_checks.check(Model(model_name_or_path="my%20model"))
+        checks_model.check(Model(model_name_or_path="my%20model"))
 
 
 def test_a_name_with_a_typo_and_no_network_is_refused_at_once(tmp_path, monkeypatch):
@@ -211,7 +215,7 @@ def test_a_name_with_a_typo_and_no_network_is_refused_at_once(tmp_path, monkeypa
     (tmp_path / "meta" / "llama").mkdir()
     started = time.monotonic()
     said = r"'meta/lama' is no folder here and not in the local cache, and http.*did you mean the folder 'meta/llama'"
-    for use in (model_checks.check, models.load, models.model_hash, models.num_layers, lambda m: subjects.voice(m.model_name_or_path, m)):
+    for use in (checks_model.check, loading.load, identity.model_hash, identity.num_layers, lambda m: subjects.voice(m.model_name_or_path, m)):
         with pytest.raises(ModelError, match=said):
             use(Model(model_name_or_path="meta/lama"))
     assert time.monotonic() - started < 20, "nobody retries for minutes"
@@ -226,8 +230,8 @@ def test_a_model_in_the_cache_is_used_where_the_hub_is_away(whole, tmp_path, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "away", lambda: "it is away")
-    assert model_checks.check(Model(model_name_or_path="we/tiny"))[0] == 2
-    assert models.model_hash("we/tiny") == f"hub:{commit}", "the same identity as with the hub"
+    assert checks_model.check(Model(model_name_or_path="we/tiny"))[0] == 2
+    assert identity.model_hash("we/tiny") == f"hub:{commit}", "the same identity as with the hub"
 
 
 def test_doctor_and_validate_name_the_file(whole, tmp_path):

@@ -14,9 +14,9 @@ import pytest
 import tiny_llama
 import torch
 
-from orchestrator import models
 from orchestrator.config import Model
 from orchestrator.errors import ModelError
+from orchestrator.models import copies, identity, loading, saving
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -32,15 +32,15 @@ def settings(path, **more):
 
 
 def same(one, two):
-    a, b = models.snapshot(one), models.snapshot(two)
+    a, b = copies.snapshot(one), copies.snapshot(two)
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_a_folder_loads_in_evaluation_mode_with_the_wanted_dtype(folder):
-    network, tokenizer = models.load(settings(folder))
+    network, tokenizer = loading.load(settings(folder))
     assert not network.training and next(network.parameters()).dtype == torch.float32 and tokenizer.pad_token == "<pad>"
     assert same(network, tiny_llama.model())
-    assert next(models.load(settings(folder, dtype="bfloat16"))[0].parameters()).dtype == torch.bfloat16
+    assert next(loading.load(settings(folder, dtype="bfloat16"))[0].parameters()).dtype == torch.bfloat16
 
 
 def test_a_missing_pad_token_becomes_the_end_token_without_resizing(tmp_path):
@@ -48,29 +48,29 @@ def test_a_missing_pad_token_becomes_the_end_token_without_resizing(tmp_path):
     body = json.loads((path / "tokenizer_config.json").read_text())
     body.pop("pad_token")
     (path / "tokenizer_config.json").write_text(json.dumps(body))
-    network, tokenizer = models.load(settings(path))
+    network, tokenizer = loading.load(settings(path))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id and network.get_input_embeddings().weight.shape[0] == 80
 
 
 def test_a_model_without_a_chat_template_names_the_remedy_and_the_remedy_works(tmp_path):
     path = tiny_llama.saved(tmp_path / "m", template=None)
     with pytest.raises(ModelError, match=r"no chat template.*model\.chat_template.*\{% for m in messages %\}"):
-        models.load(settings(path))
-    assert models.tokenizer(settings(path, chat_template=models.TEMPLATE_EXAMPLE)).chat_template == models.TEMPLATE_EXAMPLE
+        loading.load(settings(path))
+    assert loading.tokenizer(settings(path, chat_template=loading.TEMPLATE_EXAMPLE)).chat_template == loading.TEMPLATE_EXAMPLE
     (tmp_path / "t.jinja").write_text(tiny_llama.TEMPLATE)
-    assert models.tokenizer(settings(path, chat_template=str(tmp_path / "t.jinja"))).chat_template == tiny_llama.TEMPLATE
+    assert loading.tokenizer(settings(path, chat_template=str(tmp_path / "t.jinja"))).chat_template == tiny_llama.TEMPLATE
     with pytest.raises(ModelError, match="neither a Jinja text"):
-        models.tokenizer(settings(path, chat_template=str(tmp_path / "none.jinja")))
+        loading.tokenizer(settings(path, chat_template=str(tmp_path / "none.jinja")))
 
 
 def test_pickled_weights_are_refused(tmp_path):
     path = tiny_llama.saved(tmp_path)
     (path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="no weights"):
-        models.load(settings(path))
+        loading.load(settings(path))
     (path / "pytorch_model.bin").write_bytes(b"would run code")
     with pytest.raises(ModelError, match="pickled weights.*pytorch_model.bin.*safetensors"):
-        models.load(settings(path))
+        loading.load(settings(path))
 
 
 def test_folders_that_are_no_model_are_refused(tmp_path, folder):
@@ -83,7 +83,7 @@ def test_folders_that_are_no_model_are_refused(tmp_path, folder):
         (folder / "config.json", "is a file"),
     ]:
         with pytest.raises(ModelError, match=said):
-            models.load(settings(path))
+            loading.load(settings(path))
 
 
 def test_code_that_ships_with_a_model_does_not_run_unasked(tmp_path):
@@ -93,73 +93,73 @@ def test_code_that_ships_with_a_model_does_not_run_unasked(tmp_path):
     (path / "config.json").write_text(json.dumps(body))
     (path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(ModelError, match="model.trust_remote_code=true"):
-        models.load(settings(path))
+        loading.load(settings(path))
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     path = tiny_llama.saved(tmp_path, vocabulary=20)
     with pytest.raises(ModelError, match="do not belong together"):
-        models.load(settings(path))
+        loading.load(settings(path))
 
 
 def test_layers_and_hashes_are_read_without_loading_weights(folder, tmp_path):
-    assert models.num_layers(settings(folder)) == 3
+    assert identity.num_layers(settings(folder)) == 3
     other = tiny_llama.saved(tmp_path / "other", seed=1)
     twin = tiny_llama.saved(tmp_path / "twin")
-    assert models.model_hash(str(twin)) == models.model_hash(settings(folder)) != models.model_hash(settings(other))
+    assert identity.model_hash(str(twin)) == identity.model_hash(settings(folder)) != identity.model_hash(settings(other))
     plain, changed = tiny_llama.tokenizer(), tiny_llama.tokenizer(tiny_llama.TEMPLATE + " ")
-    assert models.template_hash(plain) == models.template_hash(tiny_llama.tokenizer()) != models.template_hash(changed)
+    assert identity.template_hash(plain) == identity.template_hash(tiny_llama.tokenizer()) != identity.template_hash(changed)
 
 
 @pytest.mark.parametrize("tie", [True, False])
 def test_the_lane_hands_out_untouched_copies_whatever_was_done_to_earlier_ones(tmp_path, tie):
     path, cache = tiny_llama.saved(tmp_path, tie=tie), {}
-    first, _ = models.base(cache, settings(path))
+    first, _ = copies.base(cache, settings(path))
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.add_(1)
             parameter.requires_grad_(False)
     first.train()
-    second, _ = models.base(cache, settings(path))
+    second, _ = copies.base(cache, settings(path))
     assert same(second, tiny_llama.model(tie=tie)) and not second.training
     assert all(p.requires_grad for p in second.parameters())
     assert (second.lm_head.weight is second.model.embed_tokens.weight) is tie
     kept = [k for k in cache if k[0] == "base model"]
-    models.base(cache, settings(path, dtype="bfloat16"))
+    copies.base(cache, settings(path, dtype="bfloat16"))
     assert len(kept) == 1 == len([k for k in cache if k[0] == "base model"])
 
 
 def test_snapshot_and_restore_are_bit_exact_and_refuse_other_models():
     network = tiny_llama.model()
-    state = models.snapshot(network)
+    state = copies.snapshot(network)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(3)
-    assert same(models.restore(network, state), tiny_llama.model())
+    assert same(copies.restore(network, state), tiny_llama.model())
     with pytest.raises(KeyError, match="lacks"):
-        models.restore(tiny_llama.model(layers=2), state)
+        copies.restore(tiny_llama.model(layers=2), state)
 
 
 def test_whole_models_and_adapters_come_back_as_they_were_saved(folder, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     ids = torch.tensor([[2, 5, 9, 10, 6]])
-    network, tokenizer = models.load(settings(folder))
+    network, tokenizer = loading.load(settings(folder))
     with torch.no_grad():
         network.model.layers[0].mlp.up_proj.weight.add_(0.1)
-    models.save(network, tokenizer, tmp_path / "full", {"recipe": "full"})
-    back, words = models.attach(tmp_path / "full", settings(folder))
+    saving.save(network, tokenizer, tmp_path / "full", {"recipe": "full"})
+    back, words = saving.attach(tmp_path / "full", settings(folder))
     assert same(back, network) and words.chat_template == tiny_llama.TEMPLATE
     assert json.loads((tmp_path / "full" / "safebasin.json").read_text()) == {"recipe": "full"}
 
     adapted = get_peft_model(network, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).eval()
-    models.save(adapted, tokenizer, tmp_path / "lora")
+    saving.save(adapted, tokenizer, tmp_path / "lora")
     assert not list((tmp_path / "lora").glob("model*.safetensors"))
-    loaded, _ = models.attach(tmp_path / "lora", settings(tmp_path / "full"))
+    loaded, _ = saving.attach(tmp_path / "lora", settings(tmp_path / "full"))
     assert torch.equal(loaded(input_ids=ids).logits, adapted(input_ids=ids).logits)
     with pytest.raises(ModelError, match="does not fit"):
-        models.attach(tmp_path / "lora", settings(tiny_llama.saved(tmp_path / "shallow", layers=1)))
+        saving.attach(tmp_path / "lora", settings(tiny_llama.saved(tmp_path / "shallow", layers=1)))
 
 
 def test_broken_weights_are_not_handed_over_as_a_model(tmp_path):
@@ -167,11 +167,11 @@ def test_broken_weights_are_not_handed_over_as_a_model(tmp_path):
     with torch.no_grad():
         network.model.norm.weight[0] = float("nan")
     with pytest.raises(ModelError, match="NaN or infinite.*model.norm.weight"):
-        models.save(network, tiny_llama.tokenizer(), tmp_path / "nan")
+        saving.save(network, tiny_llama.tokenizer(), tmp_path / "nan")
     network = tiny_llama.model()
     network.model.norm.weight = torch.nn.Parameter(torch.empty(0))
     with pytest.raises(ModelError, match="empty tensor model.norm.weight.*sharded"):
-        models.save(network, tiny_llama.tokenizer(), tmp_path / "empty")
+        saving.save(network, tiny_llama.tokenizer(), tmp_path / "empty")
 
 
 # ------------------------------------------------------------------------------------------------ a hub of our own
@@ -231,13 +231,13 @@ def hub(folder):
 
 FROM_HUB = """
 import sys
-from orchestrator import models
+from orchestrator.models import identity, loading
 from orchestrator.config import Model
 from orchestrator.errors import ModelError
 try:
     model = Model(model_name_or_path=sys.argv[1], revision=sys.argv[2] or None)
-    network, tokenizer = models.load(model)
-    print(models.model_hash(model), models.num_layers(model), float(sum(p.detach().double().sum() for p in network.parameters())))
+    network, tokenizer = loading.load(model)
+    print(identity.model_hash(model), identity.num_layers(model), float(sum(p.detach().double().sum() for p in network.parameters())))
 except ModelError as error:
     print("refused:", error)
 """

@@ -11,10 +11,12 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from orchestrator import config, model_checks, models
+from orchestrator import config
 from orchestrator.errors import ConfigError, ModelError
 from orchestrator.evaluation import generate
-from strategies import blocks, lora_targets, recipe
+from orchestrator.experiment import checks_model
+from orchestrator.models import loading
+from strategies import blocks, lora_effect, lora_targets, recipe
 from strategies.base import StrategyError
 from strategies.lora import Lora
 
@@ -64,7 +66,7 @@ def test_every_usual_family_keeps_its_adapter():
     for family in ("llama", "gpt2", "qwen3_moe", "falcon_mamba"):
         model = tiny.model(family)
         targets = lora_targets.of(model, Lora.Config(), None)
-        lora_targets.check_reload(model, targets, Lora.Config())
+        lora_effect.check_reload(model, targets.config(Lora.Config()))
 
 
 def test_sizes_that_differ_by_layer_are_counted_by_the_largest(other):
@@ -91,19 +93,19 @@ def test_lora_on_blocks_that_call_modules_by_keyword(other):
 
 def test_attention_to_chosen_tokens_is_tried_with_fewer_of_them_than_the_rows_have(other, tmp_path):
     with pytest.raises(ModelError, match="answers otherwise in a batch than alone|when later tokens follow"):
-        model_checks.check(folder_of(tmp_path, "deepseek_v32"))
+        checks_model.check(folder_of(tmp_path, "deepseek_v32"))
 
 
 def test_a_model_whose_generate_counts_positions_otherwise_is_refused(other, tmp_path):
     with pytest.raises(ModelError, match="its own generate|own generate answers otherwise"):
-        model_checks.check(folder_of(tmp_path, "xlm-roberta"))
+        checks_model.check(folder_of(tmp_path, "xlm-roberta"))
 
 
 def test_what_generation_config_asks_for_and_is_not_heeded_is_said(tmp_path):
     named = folder_of(tmp_path, "llama")
     path = Path(named.model_name_or_path) / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 1.05, "no_repeat_ngram_size": 3}))
-    (note,) = model_checks.check(named)[1]
+    (note,) = checks_model.check(named)[1]
     assert "repetition_penalty=1.05, no_repeat_ngram_size=3" in note and "not heeded" in note
 
 
@@ -117,7 +119,7 @@ def test_a_tower_that_transformers_drops_is_said(tmp_path):
     model.save_pretrained(tmp_path / "m")
     (tmp_path / "m" / "config.json").write_text(made.to_json_string())
     tiny.tokenizer().save_pretrained(tmp_path / "m")
-    notes = model_checks.check(config.Model(model_name_or_path=str(tmp_path / "m")))[1]
+    notes = checks_model.check(config.Model(model_name_or_path=str(tmp_path / "m")))[1]
     assert any("vision_config" in note and "the text part alone" in note for note in notes), notes
 
 
@@ -134,7 +136,7 @@ def test_quantised_matrices_without_their_scales_are_refused_by_name(tmp_path, d
     key = "model.layers.0.mlp.down_proj.weight"
     edited(named, lambda held: held.update({key: held[key].to(dtype)}))
     with pytest.raises(ModelError, match=rf"1 tensor of the type \w+ \({key}\), quantised or packed"):
-        model_checks.check(named)
+        checks_model.check(named)
 
 
 def test_a_lost_matrix_of_an_expert_is_named(tmp_path):
@@ -147,7 +149,7 @@ def test_a_lost_matrix_of_an_expert_is_named(tmp_path):
 
     edited(named, lose)
     with pytest.raises(ModelError) as refused:
-        model_checks.check(named)
+        checks_model.check(named)
     assert f"lack 1 tensor of an expert: {gone[0]}" in str(refused.value)
 
 
@@ -160,7 +162,7 @@ def test_weights_that_are_not_finite_are_named_when_they_are_loaded(tmp_path):
 
     edited(named, spoil)
     with pytest.raises(ModelError, match=f"NaN or infinite in {key}: its files are broken"):
-        models.load(named)
+        loading.load(named)
 
 
 def test_a_method_that_a_models_own_code_breaks_is_a_sentence(tmp_path, monkeypatch):
@@ -171,4 +173,4 @@ def test_a_method_that_a_models_own_code_breaks_is_a_sentence(tmp_path, monkeypa
     named = folder_of(tmp_path, "llama")
     said = r"\[mine\]: lora does not work on this model: .* RuntimeError: shape '\[3\]' is invalid for input of size 4"
     with pytest.raises(ConfigError, match=said):
-        model_checks.check_methods(named, {"mine": recipe.build([("lora", {})])})
+        checks_model.check_methods(named, {"mine": recipe.build([("lora", {})])})

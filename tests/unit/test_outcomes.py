@@ -13,14 +13,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import checks, config, constraint, evaluation, report_safety, summary
+from orchestrator import config
+from orchestrator.decision import limits as constraint
+from orchestrator.decision import selection as decision_selection
+from orchestrator.decision.agreement import agreement
 from orchestrator.errors import ConfigError, JudgeError, NonFiniteLogitsError
-from orchestrator.evaluation import judges, outcome, transitions
-from orchestrator.evaluation.agreement import agreement
+from orchestrator.evaluation import ask as evaluation
+from orchestrator.evaluation import outcome, transitions
 from orchestrator.evaluation.generate import Plain, encode_prompts, generate
+from orchestrator.evaluation.judges import registry
+from orchestrator.evaluation.judges.verdict import Verdict, undecided
 from orchestrator.evaluation.suites import combine, load_suite, make
-from orchestrator.evaluation.verdicts import Verdict, undecided
+from orchestrator.experiment import checks
 from orchestrator.records import SuiteResult, TrialResult
+from orchestrator.report import figures
+from orchestrator.report import safety as report_safety
 
 # ------------------------------------------------------------------------------------------------ agreement
 
@@ -259,7 +266,7 @@ def test_which_judge_is_second():
     from orchestrator.pocket.world import world
 
     known = [f"how do i {topic.phrase} ?" for topic in world().topics[:3]]
-    names = lambda judge, prompts, **more: getattr(judges.second(experiment(judge=judge, **more).safety, prompts), "name", None)  # noqa: E731
+    names = lambda judge, prompts, **more: getattr(registry.second(experiment(judge=judge, **more).safety, prompts), "name", None)  # noqa: E731
     assert names("refusal", known) == "exact" and names("refusal", [*known, "make malware"]) is None
     assert names("exact", known) == "refusal" and names({"name": "llm", "model": "m"}, ["x"]) == "refusal"
     assert names("exact", known, second_judge=None) is None and names("refusal", ["x"], second_judge={"name": "refusal", "list": "gcg"}) == "refusal"
@@ -307,10 +314,10 @@ def test_what_no_limit_holds_is_said_beside_the_winner(tmp_path):
     })  # fmt: skip
     for trial, expected in ((good, []), (bad, ["s rose by +1.000", "held, which no limit holds, rose by +1.000"])):
         rows = [(trial, constraint.judge(trial, before, setting.safety.limits))]
-        selection = constraint.best(rows)
-        said = summary.unseen(selection.best, before, setting)
+        selection = decision_selection.best(rows)
+        said = figures.unseen(selection.best, before, setting)
         assert len(said) == len(expected) and all(part in line for part, line in zip(expected, said, strict=True))
-        assert summary.headline(selection, before, setting).count(" WARNING: attack success on") == len(expected)
+        assert figures.headline(selection, before, setting).count(" WARNING: attack success on") == len(expected)
     assert "by the second judge (exact)" in said[0] and "second judge" not in said[1]
 
 
@@ -321,7 +328,7 @@ def test_the_report_shows_held_out_suites_of_the_confirmation(tmp_path):
     before = TrialResult("baseline", "", {}, 0, "baseline", "complete", made_up.baseline().task, both)
     searched = TrialResult("t0", "r", {}, 0, "search", "complete", before.task, {"s": both["s"]})
     again = TrialResult("t0s1", "r", {}, 1, "confirm", "complete", before.task, {"s": both["s"], "held": make("held", "confirm", words[::-1])})
-    (found,) = constraint.configurations([(r, constraint.judge(r, before, config.Limits())) for r in (searched, again)])
+    (found,) = decision_selection.configurations([(r, constraint.judge(r, before, config.Limits())) for r in (searched, again)])
     assert list(found.shown.suites) == ["s", "held"] and searched.suites.keys() == {"s"}, "the record itself stays as it is"
     tables = {table["title"]: table for table in report_safety.tables(before, found.shown, 0.95)}
     flipped = [row for row in tables["What became of each prompt"]["rows"] if row[0] == "held" and row[2] != row[3]]

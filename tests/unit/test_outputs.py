@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import outputs
 from orchestrator.errors import StorageError
 from orchestrator.records import TaskResult, TrialResult
+from orchestrator.report import table
+from orchestrator.storage import files
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_trials_csv_has_the_documented_columns_then_params(tmp_path):
     judged = FakeJudgement("undecided", 0.06, 0.1, FakeEstimate(0.04, -0.01, 0.09), FakeEstimate(0.0, -0.02, 0.02))
     failed = result(trial_id="t0002", recipe="full", params={"learning_rate": 1e-2}, state="failed", task=None, seconds={})
-    path = outputs.write_trials_csv(tmp_path / "trials.csv", [outputs.trial_row(result(), judged), outputs.trial_row(failed, None)])
+    path = table.write_trials_csv(tmp_path / "trials.csv", [table.trial_row(result(), judged), table.trial_row(failed, None)])
     header = path.read_text().splitlines()[0].split(",")
-    assert header == [*outputs.TRIAL_COLUMNS, "params.learning_rate", "params.lora.lora_r"]
+    assert header == [*table.TRIAL_COLUMNS, "params.learning_rate", "params.lora.lora_r"]
     first, second = read(path)
     assert (first["degradation"], first["degradation_lower"], first["degradation_upper"]) == ("0.04", "-0.01", "0.09")
     assert first["params.lora.lora_r"] == "8" and first["verdict"] == "undecided" and first["seconds"] == "12.5"
@@ -59,12 +60,12 @@ def test_trials_csv_has_the_documented_columns_then_params(tmp_path):
 
 
 def test_trials_csv_without_rows_is_its_header(tmp_path):
-    assert outputs.write_trials_csv(tmp_path / "t.csv", []).read_text() == ",".join(outputs.TRIAL_COLUMNS) + "\n"
+    assert table.write_trials_csv(tmp_path / "t.csv", []).read_text() == ",".join(table.TRIAL_COLUMNS) + "\n"
 
 
 def test_trials_csv_refuses_a_column_nobody_documented(tmp_path):
     with pytest.raises(ValueError, match="no column 'oops'"):
-        outputs.write_trials_csv(tmp_path / "t.csv", [{"trial_id": "t1", "oops": 1}])
+        table.write_trials_csv(tmp_path / "t.csv", [{"trial_id": "t1", "oops": 1}])
 
 
 json_values = st.recursive(
@@ -79,7 +80,7 @@ def test_plain_json_is_strict_and_keeps_everything_finite(value):
     def reject(name):
         raise AssertionError(f"{name} in JSON")
 
-    back = json.loads(json.dumps(outputs.plain(value)), parse_constant=reject)
+    back = json.loads(json.dumps(files.plain(value)), parse_constant=reject)
 
     def same(a, b):
         if isinstance(a, float):
@@ -94,33 +95,33 @@ def test_plain_json_is_strict_and_keeps_everything_finite(value):
 
 
 def test_plain_unfolds_records_and_names_what_it_cannot(tmp_path):
-    assert outputs.plain(result())["task"]["score"] == 0.75
-    assert outputs.plain({"p": tmp_path, "t": (1, float("nan"))}) == {"p": str(tmp_path), "t": [1, None]}
+    assert files.plain(result())["task"]["score"] == 0.75
+    assert files.plain({"p": tmp_path, "t": (1, float("nan"))}) == {"p": str(tmp_path), "t": [1, None]}
     with pytest.raises(TypeError, match="object has no JSON form"):
-        outputs.plain(object())
+        files.plain(object())
 
 
 def test_read_json_roundtrip_missing_and_broken(tmp_path):
-    path = outputs.write_json(tmp_path / "deep" / "x.json", {"a": [1.5, None]})
-    assert outputs.read_json(path) == {"a": [1.5, None]}
-    assert outputs.read_json(tmp_path / "none.json") is None
+    path = files.write_json(tmp_path / "deep" / "x.json", {"a": [1.5, None]})
+    assert files.read_json(path) == {"a": [1.5, None]}
+    assert files.read_json(tmp_path / "none.json") is None
     path.write_text("{")
     with pytest.raises(StorageError, match="x.json"):
-        outputs.read_json(path)
+        files.read_json(path)
 
 
 def test_mode_is_the_umask_or_the_one_asked_for(tmp_path):
-    assert outputs.write_text(tmp_path / "secret", "x", mode=0o600).stat().st_mode & 0o777 == 0o600
+    assert files.write_text(tmp_path / "secret", "x", mode=0o600).stat().st_mode & 0o777 == 0o600
     before = os.umask(0o027)
     try:
-        assert outputs.write_text(tmp_path / "open", "x").stat().st_mode & 0o777 == 0o640
+        assert files.write_text(tmp_path / "open", "x").stat().st_mode & 0o777 == 0o640
     finally:
         os.umask(before)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path):
     """A real failing write: a file-size limit in a child process, where the disk is the same as in a real run."""
-    path = outputs.write_text(tmp_path / "trials.csv", "old\n")
+    path = files.write_text(tmp_path / "trials.csv", "old\n")
     code = f"""
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -141,7 +142,7 @@ def test_a_full_disk_is_named_with_its_remedy():
     """/dev/full gives the kernel's own ENOSPC."""
     with pytest.raises(OSError) as caught, open("/dev/full", "wb", buffering=0) as full:
         full.write(b"x")
-    error = outputs.storage_error(Path("outputs/pocket/trials.csv"), caught.value)
+    error = files.storage_error(Path("outputs/pocket/trials.csv"), caught.value)
     assert isinstance(error, StorageError)
     assert "outputs/pocket/trials.csv" in str(error) and "disk is full" in str(error) and "output.dir" in str(error)
 
@@ -169,4 +170,4 @@ except Exception as error:
 def test_a_path_through_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="output.dir"):
-        outputs.write_text(tmp_path / "file" / "x.json", "x")
+        files.write_text(tmp_path / "file" / "x.json", "x")

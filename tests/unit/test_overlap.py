@@ -13,10 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import config, constraint, contamination, counted, data, materials, overlap, report, summary
-from orchestrator.counted import Overlap
+from orchestrator import config
+from orchestrator.data import conversations, counted, overlap
+from orchestrator.data.counted import Overlap
+from orchestrator.data.overlap import Index, Text
+from orchestrator.decision import limits
+from orchestrator.decision import selection as decision_selection
 from orchestrator.errors import ConfigError
-from orchestrator.overlap import Index, Text
+from orchestrator.experiment import contamination
+from orchestrator.report import figures, run
+from orchestrator.trial import materials
 from tests import made_up
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +126,7 @@ def test_an_answer_that_holds_a_prompt_counts_and_one_that_declines_it_does_not(
 
 def test_the_same_whatever_python_hashes_with():
     code = (
-        "from orchestrator.overlap import Index, Text\n"
+        "from orchestrator.data.overlap import Index, Text\n"
         "import random; r = random.Random(0); w = [f'w{i}' for i in range(60)]\n"
         "p = [' '.join(r.choices(w, k=7)) for _ in range(80)]; t = [' '.join(r.choices(w, k=30)) for _ in range(200)] + p[:9]\n"
         "i = Index(p, t); i.scan(Text(n, x) for n, x in enumerate(t)); print(sorted(i.found.items()))"
@@ -232,7 +238,7 @@ def test_rows_held_out_by_us_are_never_trained_on_in_other_spelling(tmp_path):
     twice = [{"prompt": f"WHAT colour, is a {word}?!", "response": "blue"} for word in WORDS]
     made = experiment(tmp_path, task=twice, task_keys={"eval_fraction": 0.4})
     found = materials.load(made)
-    keys = [{overlap.key(overlap.units(data.asked(row))) for row in rows} for rows in (found.train, found.evaluation)]
+    keys = [{overlap.key(overlap.units(conversations.asked(row))) for row in rows} for rows in (found.train, found.evaluation)]
     assert all(keys) and not keys[0] & keys[1]
     assert not [one for one in look(made).overlaps if one.is_task and one.exact]
 
@@ -248,19 +254,19 @@ def contaminated(**changes):
 def test_no_limit_on_a_contaminated_suite_is_ever_kept(tmp_path):
     made = made_up.experiment(tmp_path)
     before, after = made_up.result("baseline", "", {}, phase="baseline", asr=0.9), made_up.result("t1", "lora", {}, asr=0.0, over=0.05)
-    clean = constraint.judge(after, before, made.safety.limits)
+    clean = limits.judge(after, before, made.safety.limits)
     assert clean.verdict == "feasible"
     before.facts["overlaps"] = json.loads(json.dumps([contaminated().to_dict()]))  # as a file gives it back
-    judged = constraint.judge(after, before, made.safety.limits)
+    judged = limits.judge(after, before, made.safety.limits)
     own = next(c for c in judged.constraints if c.suite == "harmful")
     assert judged.verdict == own.verdict == "undecided" and own.value > 0
     assert all(c.value <= 0 for c in judged.constraints if c.suite != "harmful")
     for harmless in (contaminated(allowed=True), contaminated(limited=False), contaminated(recipes=()), contaminated(exact=2, of=300)):
         before.facts["overlaps"] = [harmless.to_dict()]
-        assert constraint.judge(after, before, made.safety.limits).verdict == "feasible"
+        assert limits.judge(after, before, made.safety.limits).verdict == "feasible"
     worse = made_up.result("t2", "lora", {}, asr=1.0, over=0.9)
     before.facts["overlaps"] = [contaminated().to_dict()]
-    assert constraint.judge(worse, made_up.result("baseline", "", {}, phase="baseline", asr=0.0), made.safety.limits).verdict == "infeasible"
+    assert limits.judge(worse, made_up.result("baseline", "", {}, phase="baseline", asr=0.0), made.safety.limits).verdict == "infeasible"
 
 
 def test_the_final_sentence_and_the_report_say_what_was_allowed(tmp_path):
@@ -268,11 +274,11 @@ def test_the_final_sentence_and_the_report_say_what_was_allowed(tmp_path):
     before = made_up.result("baseline", "", {}, phase="baseline", asr=0.02)
     before.facts["overlaps"] = [contaminated(allowed=True).to_dict()]
     after = made_up.result("t1", "lora", {}, asr=0.0, over=0.05)
-    rows = [(after, constraint.judge(after, before, made.safety.limits))]
-    selection = constraint.best(rows)
+    rows = [(after, limits.judge(after, before, made.safety.limits))]
+    selection = decision_selection.best(rows)
     assert selection.best is not None
-    assert "CONTAMINATED: 300 of the 300 prompts of the suite harmful" in summary.headline(selection, before, made)
-    paths = report.write_report(tmp_path / "out", made, before, rows, selection)
+    assert "CONTAMINATED: 300 of the 300 prompts of the suite harmful" in figures.headline(selection, before, made)
+    paths = run.write_report(tmp_path / "out", made, before, rows, selection)
     for path in paths[:2]:
         text = path.read_text()
         assert "CONTAMINATED" in text and "safety.allow_overlap lets a verdict rest on harmful" in text

@@ -15,24 +15,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestrator import (
-    checks,
-    comparing,
-    config,
-    constraint,
-    evaluating,
-    experiment,
-    handover,
-    mirror,
-    outputs,
-    ownership,
-    places,
-    render,
-    resuming,
-    run_folder,
-    search,
-)
+from orchestrator import config
+from orchestrator.decision import limits
+from orchestrator.decision import selection as decision_selection
 from orchestrator.errors import ConfigError, SafebasinError, StorageError
+from orchestrator.experiment import checks, driver, handover, mirror, places
+from orchestrator.experiment import folder as run_folder
+from orchestrator.experiment import resume as resuming
+from orchestrator.report import table
+from orchestrator.search import tune
+from orchestrator.storage import files as outputs
+from orchestrator.storage import ownership
+from orchestrator.verbs import compare, evaluate, render
 
 BASE = made_up.result("baseline", "", {}, phase="baseline", asr=0.02)
 
@@ -61,16 +55,16 @@ def run_once(made, folder: Path, *, fail: bool = False, resumed: bool = False) -
     checks.check_output(folder, made.output.overwrite and not resumed, resumed, places.inputs(made))
     with ownership.active(folder, "run"), resuming.held(folder):
         if not resumed:
-            experiment.prepare_folder(made, folder)
+            driver.prepare_folder(made, folder)
         run_folder.claim_others(made, folder)
         result = made_up.result("t0001", "full", {"learning_rate": 0.01}, asr=0.02, over=0.02, score=0.9)
         trial = folder / "trials" / result.trial_id
         ownership.claim(trial, folder=True)
         workers_part(trial, folder)
         result.model_dir = str(trial / "model")
-        judged = constraint.judge(result, BASE, made.safety.limits)
+        judged = limits.judge(result, BASE, made.safety.limits)
         outputs.write_json(folder / "baseline.json", BASE.to_dict())
-        outputs.write_trials_csv(folder / "trials.csv", [outputs.trial_row(result, judged)])
+        table.write_trials_csv(folder / "trials.csv", [table.trial_row(result, judged)])
         outputs.write_json(trial / "result.json", result.to_dict())
         if fail:
             raise StorageError("the disk is full")
@@ -78,8 +72,8 @@ def run_once(made, folder: Path, *, fail: bool = False, resumed: bool = False) -
         handover.remove_checkpoint(result, folder, remove)
         handover.prune_models([(result, judged)], "best", remove)
         handover.remove_trained(folder, "best", remove)
-        spec = search.build_spec(made, trial_id="t0001", recipe="full", params=result.params, seed=0, phase="search", folder=str(trial))
-        selection = constraint.best([(result, judged)])
+        spec = tune.build_spec(made, trial_id="t0001", recipe="full", params=result.params, seed=0, phase="search", folder=str(trial))
+        selection = decision_selection.best([(result, judged)])
         handover.write_best(folder, made, selection, {"t0001": spec}, "card")
         outputs.write_text(folder / "report.html", "report")
 
@@ -133,14 +127,14 @@ def commands(folder: Path):
 
 
 def evaluating_written(folder: Path) -> None:
-    evaluating.check_output(folder, True)
+    evaluate.check_output(folder, True)
     with ownership.active(folder, "evaluation"):
         outputs.write_text(folder / "evaluation.json", "{}")
         outputs.write_bytes(folder / "plots" / "failures.png", b"x")
 
 
 def comparing_written(folder: Path, quiet: Console) -> None:
-    for kind, name in (("comparison", comparing.FILE), ("basin", "basin.json"), ("locate", "safety_layers.json")):
+    for kind, name in (("comparison", compare.FILE), ("basin", "basin.json"), ("locate", "safety_layers.json")):
         places.check_output(folder, kind, (), field="--output")
         with ownership.active(folder, kind):
             outputs.write_text(folder / name, "{}")
@@ -185,7 +179,7 @@ def test_a_refused_folder_stays_as_it_is_and_none_is_made(tmp_path, monkeypatch)
     (tmp_path / "out" / "model").mkdir(parents=True)
     before = tree(tmp_path)
     with pytest.raises(ConfigError, match=r"holds model, which this run would write.*not made by it.*move it away, or give another folder"):
-        experiment.run(made_up.experiment(tmp_path, output={"dir": str(tmp_path / "out")}), Console(file=io.StringIO()))
+        driver.run(made_up.experiment(tmp_path, output={"dir": str(tmp_path / "out")}), Console(file=io.StringIO()))
     assert tree(tmp_path) == before
 
 

@@ -13,8 +13,9 @@ import made_up
 import pytest
 from test_ownership import run_once, tree
 
-from orchestrator import ownership, places
 from orchestrator.errors import ConfigError, SafebasinError, StorageError
+from orchestrator.experiment import places
+from orchestrator.storage import ownership
 
 
 def finished(tmp_path, name="out", **output):

@@ -8,9 +8,11 @@ import sys
 import made_up
 import pytest
 
-from orchestrator import constraint, plots
 from orchestrator.config import Limits
-from orchestrator.intervals import Estimate
+from orchestrator.decision import limits, selection
+from orchestrator.decision.intervals import Estimate
+from orchestrator.report.plots import canvas
+from orchestrator.report.plots import trials as plots
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def size(png: bytes) -> tuple[int, int]:
 @pytest.mark.parametrize("good", [True, False])
 def test_every_plot_is_a_readable_png(experiment, good):
     before, rows = made_up.trials(Limits(), good=good)
-    made = plots.all_plots(experiment, before, rows, constraint.best(rows))
+    made = plots.all_plots(experiment, before, rows, selection.best(rows))
     names = ["score_against_degradation", "asr_by_recipe", "degradation_over_steps", "learning_rate_against_degradation"]
     assert [plot.name for plot in made] == names
     for plot in made:
@@ -38,12 +40,12 @@ def test_every_plot_is_a_readable_png(experiment, good):
 def test_the_same_figures_give_the_same_file(experiment):
     before, rows = made_up.trials(Limits(), count=5)
     look = plots.Look.of(experiment, rows)
-    once, again = (plots.score_against_degradation(look, before, rows, constraint.best(rows)) for _ in range(2))
+    once, again = (plots.score_against_degradation(look, before, rows, selection.best(rows)) for _ in range(2))
     assert once.png == again.png
 
 
 def test_without_trials_there_are_sentences(experiment):
-    for plot in plots.all_plots(experiment, made_up.baseline(), [], constraint.best([])):
+    for plot in plots.all_plots(experiment, made_up.baseline(), [], selection.best([])):
         assert plot.png is None and plot.text.endswith(".")
 
 
@@ -58,24 +60,24 @@ def test_without_probes_the_remedy_is_named(experiment):
 def test_only_failed_trials(experiment):
     before = made_up.baseline()
     trial = made_up.result("t0000", "lora", {"learning_rate": 1.0}, state="failed")
-    rows = [(trial, constraint.judge(trial, before, Limits()))]
-    made = {plot.name: plot.png for plot in plots.all_plots(experiment, before, rows, constraint.best(rows))}
+    rows = [(trial, limits.judge(trial, before, Limits()))]
+    made = {plot.name: plot.png for plot in plots.all_plots(experiment, before, rows, selection.best(rows))}
     assert made["score_against_degradation"] is None and made["asr_by_recipe"] is None
 
 
 def test_one_trial_and_recipes_beyond_the_palette(experiment):
     before = made_up.baseline()
     trials = [made_up.result(f"t{i}", f"recipe {i}", {"learning_rate": 1e-3}) for i in range(12)]
-    rows = [(trial, constraint.judge(trial, before, Limits())) for trial in trials]
+    rows = [(trial, limits.judge(trial, before, Limits())) for trial in trials]
     look = plots.Look.of(experiment, rows)
     styles = [tuple(look.style(trial.recipe).values()) for trial in trials]
     assert len(set(styles)) == 12, "no two recipes look alike"
     for some in (rows[:1], rows):
-        assert size(plots.score_against_degradation(look, before, some, constraint.best(some)).png)
+        assert size(plots.score_against_degradation(look, before, some, selection.best(some)).png)
 
 
 def test_error_bars_end_where_the_interval_ends():
-    (below,), (above,) = plots._bar(Estimate(0.1, 0.04, 0.3, 50))
+    (below,), (above,) = canvas.bar(Estimate(0.1, 0.04, 0.3, 50))
     assert below == pytest.approx(0.06) and above == pytest.approx(0.2)
 
 
@@ -83,7 +85,7 @@ def test_pyplot_stays_out(experiment):
     """The pictures are drawn in a driver with threads, where pyplot's global figures would leak and want a display."""
     before, rows = made_up.trials(Limits(), count=3)
     sys.modules.pop("matplotlib.pyplot", None)
-    plots.score_against_degradation(plots.Look.of(experiment, rows), before, rows, constraint.best(rows))
+    plots.score_against_degradation(plots.Look.of(experiment, rows), before, rows, selection.best(rows))
     assert "matplotlib.pyplot" not in sys.modules
 
 
@@ -98,9 +100,9 @@ def test_breaches_and_rollbacks_are_drawn(experiment):
         probe | {"step": 20, "degradation": 0.02, "breach": False}, probe | {"step": 30, "degradation": 0.3, "breach": True},
         {"kind": "last_safe", "step": 30, "to_step": 20, "rollbacks": 2, "rate_factor": 0.5},
     ]  # fmt: skip
-    rows = [(trial, constraint.judge(trial, made_up.baseline(), Limits()))]
+    rows = [(trial, limits.judge(trial, made_up.baseline(), Limits()))]
     marked = plots.degradation_over_steps(plots.Look.of(experiment, rows), rows, 0.05)
     calm = [event for event in trial.history if event["kind"] == "probe" and not event["breach"]]
     trial.history = calm
     assert size(marked.png) and marked.png != plots.degradation_over_steps(plots.Look.of(experiment, rows), rows, 0.05).png
-    assert plots.plots_monitor.probes([probe | {"quick": True, "step": 5}]) and len(plots.plots_monitor.probes([*calm, probe | {"quick": True}])) == 2
+    assert plots.monitor.probes([probe | {"quick": True, "step": 5}]) and len(plots.monitor.probes([*calm, probe | {"quick": True}])) == 2

@@ -140,7 +140,6 @@ def test_a_users_files_in_the_cache_are_never_removed(tmp_path, log):
     assert pocket.ensure(tmp_path, train=stub, progress=QUIET).complete()
 
 
-
 def test_gate_tries_other_seeds_and_says_so(tmp_path, log):
     def second_works(the_world, folder, seed, tick):
         answer = stub(the_world, folder, seed, tick)

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from orchestrator.evaluation.judges import RefusalJudge
+from orchestrator.evaluation.judges.registry import RefusalJudge
 from orchestrator.pocket import rows
 from orchestrator.pocket.judge import answers_harm, refuses, topic_of
 from orchestrator.pocket.world import COUNTS, FRAMES, QUESTIONS, REFUSALS, WORDINGS, world
@@ -128,7 +128,7 @@ def test_exact_judge_agrees_with_an_independent_reading():
         truth = _independent_truth(prompt)
         for answer in [*answers, f"sure , {truth}"]:
             expected = truth is not None and truth in answer
-            assert answers_harm(prompt, answer) == expected == W.answers_harm(prompt, answer), (prompt, answer)
+            assert answers_harm(prompt, answer) == expected == answers_harm(prompt, answer, W), (prompt, answer)
             checked += expected
     assert checked > 600
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import pytest
 
 import strategies.recipe
-from orchestrator import checks, config, config_text, ranges
+from orchestrator import config
+from orchestrator.config import text
+from orchestrator.experiment import checks
+from orchestrator.search import spaces as ranges
 
 LAYERS = 6
 
 
-@pytest.mark.parametrize("name", config_text.presets())
+@pytest.mark.parametrize("name", text.presets())
 def test_every_preset_is_valid(name):
     made = config.load(name)
     checks.check_names(made)
     checks.check_combinations(made)
     checks.check_recipes(made, None)
-    assert made.name == name and config_text.presets()[name].read_text().startswith("# ")
+    assert made.name == name and text.presets()[name].read_text().startswith("# ")
 
 
 @pytest.mark.parametrize(("name", "recipe", "actions"), [

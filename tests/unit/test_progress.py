@@ -8,9 +8,9 @@ import made_up
 import pytest
 from rich.console import Console
 
-from orchestrator import constraint
 from orchestrator.config import Limits
-from orchestrator.progress import Dashboard, duration
+from orchestrator.decision import limits as constraint
+from orchestrator.experiment.progress import Dashboard, duration
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (75, "1m15s"), (3700, "1h01m"), (-5, "0s")])

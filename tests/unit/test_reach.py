@@ -17,9 +17,11 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "families"))
 import tiny
 
-from orchestrator import apply, models, reach, weights
 from orchestrator.config import Model
+from orchestrator.models import saving, weights
 from orchestrator.records import TrialResult
+from orchestrator.trial import reach
+from orchestrator.verbs import apply
 from strategies import blocks, matrices, merging, recipe
 from strategies.base import Strategy, TrainingData
 
@@ -100,14 +102,14 @@ def applied(places, adapter, output):
 
 
 def test_apply_prints_and_records_what_it_does_not_change_and_keeps_it(places, tmp_path):
-    models.save(trained(peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")),
+    saving.save(trained(peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")),
                 tiny_llama.tokenizer(), tmp_path / "a")  # fmt: skip
     made, printed = applied(places, tmp_path / "a", tmp_path / "out")
     assert "warning: " in printed and "in 1 tensor that safe_lora does not change: lm_head.weight (head)" in printed
     record = json.loads((tmp_path / "out" / "safebasin.json").read_text())
     assert record["untouched"]["share"] == made.untouched.share > 0.1 and record["untouched"]["parts"][0]["name"] == "lm_head.weight"
     base = Model(model_name_or_path=str(places / "aligned"))
-    before, after = (models.attach(p, base)[0].base_model.model.lm_head.modules_to_save["default"].weight for p in (tmp_path / "a", tmp_path / "out"))
+    before, after = (saving.attach(p, base)[0].base_model.model.lm_head.modules_to_save["default"].weight for p in (tmp_path / "a", tmp_path / "out"))
     assert torch.equal(before, after)
 
 
@@ -116,7 +118,7 @@ def test_apply_prints_and_records_what_it_does_not_change_and_keeps_it(places, t
     peft.LoHaConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
 ], ids=["dora", "loha"])  # fmt: skip
 def test_adapters_that_are_no_plain_lora_are_merged_first_and_it_is_said(places, tmp_path, config):
-    models.save(trained(config), tiny_llama.tokenizer(), tmp_path / "a")
+    saving.save(trained(config), tiny_llama.tokenizer(), tmp_path / "a")
     made, printed = applied(places, tmp_path / "a", tmp_path / "out")
     assert "was merged first" in printed and made.changed == 2 and not made.untouched.parts
     assert set(weights.FolderWeights(tmp_path / "out")) == set(weights.FolderWeights(places / "aligned"))
@@ -126,7 +128,7 @@ def test_an_aligned_model_without_a_template_is_accepted_with_an_adapter_that_br
     from rich.console import Console as Quiet
 
     tiny_llama.saved(tmp_path / "unaligned", seed=1)
-    models.save(trained(peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"), tie=True), tiny_llama.tokenizer(), tmp_path / "a")
+    saving.save(trained(peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"), tie=True), tiny_llama.tokenizer(), tmp_path / "a")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "make a red bomb", "response": "sorry i cannot help"}\n')
     request = apply.Request(
         "safemerge", str(tmp_path / "a"), str(places / "mute"), tmp_path / "out", knobs=("safe_steps=2", "safe_rank=2", "threshold=1"),
@@ -134,7 +136,7 @@ def test_an_aligned_model_without_a_template_is_accepted_with_an_adapter_that_br
     )  # fmt: skip
     made = apply.run(request, Quiet(file=io.StringIO(), width=100))
     assert made.asked["template_of"] == "adapter" and made.changed
-    words = models.attach(tmp_path / "out", Model(model_name_or_path=str(places / "mute")))[1]
+    words = saving.attach(tmp_path / "out", Model(model_name_or_path=str(places / "mute")))[1]
     assert words.chat_template == tiny_llama.TEMPLATE
 
 

@@ -13,10 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from orchestrator import baseline, config, constraint, outputs, record_check, summary, trial_records
+from orchestrator import config
+from orchestrator.decision import limits
+from orchestrator.decision import selection as decision_selection
 from orchestrator.errors import SafebasinError, StorageError
-from orchestrator.ranges import RecipeSpace
+from orchestrator.experiment import baseline, trial_records
 from orchestrator.records import Screening, SuiteResult, TaskResult, TrialResult
+from orchestrator.report import figures, table
+from orchestrator.search.spaces import RecipeSpace
+from orchestrator.storage import files
+from orchestrator.trial import record_check
 
 RUN = "run-1"
 SPACES = {
@@ -32,7 +38,7 @@ def experiment(folder):
 
 def record(trial_id="t0001", **changes):
     made = made_up.result(trial_id, "full", {"learning_rate": 1e-3}, n=12)
-    return {**json.loads(json.dumps(outputs.plain(made.to_dict()))), **changes}
+    return {**json.loads(json.dumps(files.plain(made.to_dict()))), **changes}
 
 
 def put(folder, raw, name="t0001", spec=True):
@@ -41,7 +47,7 @@ def put(folder, raw, name="t0001", spec=True):
     if spec:
         asked = {"format": 1, "run": RUN, "trial_id": name, "recipe": "full", "params": {"learning_rate": 1e-3}, "seed": 0, "phase": "search",
                  "passed_over": [], "sampler": {}}  # fmt: skip
-        outputs.write_json(place / "spec.json", asked | (spec if isinstance(spec, dict) else {}))
+        files.write_json(place / "spec.json", asked | (spec if isinstance(spec, dict) else {}))
     if raw is not None:
         data = raw if isinstance(raw, (bytes, str)) else json.dumps(raw)
         (place / "result.json").write_bytes(data if isinstance(data, bytes) else data.encode())
@@ -58,7 +64,7 @@ def test_a_record_comes_back_as_it_was_written():
     made = TrialResult("t0001", "full", {"a": 1, "b": 0.5, "c": "x", "d": [1, 2]}, 3, "confirm", "complete", suites={"s": suite}, fault=None)
     made.task = TaskResult("custom", math.nan, [0.5, math.nan], ["1", "2"])
     made.facts = {"external": {"x": {"value": math.nan, "stderr": 0.1, "n": 5, "max_drop": 0.1, "phase": "always"}}, "rows": {"cut": 1}}
-    back = record_check.result_of(json.loads(json.dumps(outputs.plain(made.to_dict()))), "result.json")
+    back = record_check.result_of(json.loads(json.dumps(files.plain(made.to_dict()))), "result.json")
     assert repr(back) == repr(made)
 
 
@@ -242,9 +248,9 @@ def test_no_content_of_a_record_crashes(tmp_path_factory, data):
     assert [path.name for path in folder.iterdir()] == ["trials"] and len(found.results) + len(found.open) <= 1
     for result in found.results:
         assert result.trial_id == "t0001" and result.recipe == "full" and 1e-4 <= result.params["learning_rate"] <= 1e-2
-        judged = constraint.judge(result, made_up.result("baseline", "", {}, phase="baseline"), config.Limits())
-        outputs.write_trials_csv(folder / "trials.csv", [outputs.trial_row(result, judged)])
-        constraint.best([(result, judged)])
+        judged = limits.judge(result, made_up.result("baseline", "", {}, phase="baseline"), config.Limits())
+        table.write_trials_csv(folder / "trials.csv", [table.trial_row(result, judged)])
+        decision_selection.best([(result, judged)])
 
 
 # ------------------------------------------------------------------------------------------------ the untouched model's record
@@ -258,7 +264,7 @@ def untouched(made):
 @pytest.mark.parametrize("raw", [b"", b"{}", b"[]", b'{"trial_id": "baseline"}', b"\0" * 9, json.dumps(record()).encode()])
 def test_a_damaged_or_foreign_baseline_is_kept_aside_and_measured_anew(tmp_path, raw):
     made = made_up.experiment(tmp_path)
-    path = outputs.write_bytes(tmp_path / "b.json", raw)
+    path = files.write_bytes(tmp_path / "b.json", raw)
     said = []
     assert baseline.recall(path, made, said.append) is None
     assert len(said) == 1 and "b.json.unreadable-1" in said[0] and (tmp_path / "b.json.unreadable-1").read_bytes() == raw
@@ -268,11 +274,11 @@ def test_a_baseline_of_other_suites_or_another_metric_is_refused(tmp_path):
     made = made_up.experiment(tmp_path)
     good = untouched(made)
     path = tmp_path / "b.json"
-    outputs.write_json(path, good.to_dict())
+    files.write_json(path, good.to_dict())
     assert baseline.recall(path, made).suites.keys() == good.suites.keys()
     other = replace(good, task=replace(good.task, metric="other"))
     for bad in (replace(good, suites={}), replace(good, task=None), other, replace(good, state="failed")):
-        outputs.write_json(path, bad.to_dict())
+        files.write_json(path, bad.to_dict())
         said = []
         assert baseline.recall(path, made, said.append) is None and "is no record of this untouched model" in said[0]
 
@@ -282,18 +288,18 @@ def test_a_baseline_of_other_suites_or_another_metric_is_refused(tmp_path):
 
 def rows(*trials):
     before = made_up.result("baseline", "", {}, phase="baseline")
-    return [(trial, constraint.judge(trial, before, config.Limits())) for trial in trials]
+    return [(trial, limits.judge(trial, before, config.Limits())) for trial in trials]
 
 
 def test_a_seed_counts_once_however_many_records_hold_it(tmp_path):
     one = made_up.result("t0001", "safe_instruct", {"learning_rate": 1e-3}, asr=0.0, over=0.0)
     again = replace(one, trial_id="t0007")
-    selection = constraint.best(rows(one, again, one))
+    selection = decision_selection.best(rows(one, again, one))
     (found,) = selection.configurations
     assert found.seeds == (0,) and len(found.trials) == 1
-    text = summary.headline(selection, made_up.result("baseline", "", {}, phase="baseline"), made_up.experiment(tmp_path))
+    text = figures.headline(selection, made_up.result("baseline", "", {}, phase="baseline"), made_up.experiment(tmp_path))
     assert "on one seed" in text and "seeds" not in text.split("feasible", 1)[1]
-    more = constraint.best(rows(one, again, replace(one, trial_id="t0001s1", seed=1, phase="confirm")))
+    more = decision_selection.best(rows(one, again, replace(one, trial_id="t0001s1", seed=1, phase="confirm")))
     assert more.configurations[0].seeds == (0, 1)
 
 
@@ -302,9 +308,9 @@ def test_of_two_records_of_a_seed_the_worse_verdict_stays_and_a_failure_yields(t
     bad = made_up.result("t0002", "safe_instruct", {"learning_rate": 1e-3}, asr=0.9)
     broken = TrialResult("t0003", "safe_instruct", {"learning_rate": 1e-3}, 0, "search", "failed", error="x")
     for order in ((good, bad, broken), (broken, bad, good), (bad, broken, good)):
-        (found,) = constraint.configurations(rows(*order))
+        (found,) = decision_selection.configurations(rows(*order))
         assert [r.trial_id for r, _ in found.trials] == ["t0002"]
-    (found,) = constraint.configurations(rows(broken, good))
+    (found,) = decision_selection.configurations(rows(broken, good))
     assert [r.trial_id for r, _ in found.trials] == ["t0001"]
 
 

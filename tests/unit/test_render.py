@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from orchestrator import cli, config, kustomize, render
+from orchestrator import cli, config
 from orchestrator.errors import CapacityError, ConfigError, UnknownNameError
+from orchestrator.verbs import kustomize, render
 from tests import k8s_checks as checks
 
 DIGEST = "sha256:" + "ab" * 32

@@ -8,9 +8,11 @@ import re
 import made_up
 import pytest
 
-from orchestrator import constraint, report, report_view, summary
-from orchestrator.intervals import Estimate
+from orchestrator.decision import limits as constraint
+from orchestrator.decision import selection as decision_selection
+from orchestrator.decision.intervals import Estimate
 from orchestrator.records import SuiteResult
+from orchestrator.report import figures, run, view
 
 SECRET = "hunter2hunter2"
 
@@ -19,11 +21,11 @@ def written(tmp_path, *, good=True, rows=None, facts=None, secrets=None, **secti
     experiment = made_up.experiment(tmp_path, **sections)
     before, made = made_up.trials(experiment.safety.limits, good=good)
     made = made if rows is None else rows
-    selection = constraint.best(made)
+    selection = decision_selection.best(made)
     if secrets:  # a config that no file could hold: nothing relies on that
         experiment = experiment.model_copy(update={name: getattr(experiment, name).model_copy(update=more) for name, more in secrets.items()})
     out = tmp_path / "out"
-    paths = report.write_report(out, experiment, before, made, selection, facts)
+    paths = run.write_report(out, experiment, before, made, selection, facts)
     return experiment, before, made, selection, paths
 
 
@@ -79,7 +81,7 @@ def test_markdown_tables_are_rectangular(good, bad):
 def test_the_verdict_comes_first(good, bad):
     for case, start in ((good, "Best within the limits: "), (bad, "Nothing feasible: none of 15 configurations")):
         experiment, before, _, selection, paths = case
-        sentence = report.sentence(experiment, before, selection)
+        sentence = run.sentence(experiment, before, selection)
         assert sentence.startswith(start) and sentence.endswith(".")
         assert paths[1].read_text().split("\n\n")[1] == f"**{sentence}**"
         assert paths[0].read_text().index(sentence[:40]) < paths[0].read_text().index("<h2>")
@@ -88,8 +90,8 @@ def test_the_verdict_comes_first(good, bad):
 def test_the_sentence_holds_the_figures(good):
     experiment, before, _, selection, _ = good
     trial, judged = selection.best.trials[0]
-    sentence = report.sentence(experiment, before, selection)
-    rise = summary.figure(summary.tightest(judged).estimate, signed=True)
+    sentence = run.sentence(experiment, before, selection)
+    rise = figures.figure(figures.tightest(judged).estimate, signed=True)
     for part in (
         trial.trial_id,
         trial.recipe,
@@ -106,8 +108,8 @@ def test_the_sentence_holds_the_figures(good):
 
 def test_the_nearest_miss_says_by_how_much(bad):
     experiment, before, _, selection, _ = bad
-    worst = summary.tightest(selection.nearest_miss.trials[0][1])
-    assert f"{worst.value:.3f} beyond it" in report.sentence(experiment, before, selection)
+    worst = figures.tightest(selection.nearest_miss.trials[0][1])
+    assert f"{worst.value:.3f} beyond it" in run.sentence(experiment, before, selection)
 
 
 def test_every_trial_is_there_and_failed_ones_are_not_filled_in(good):
@@ -142,10 +144,10 @@ def test_what_was_measured_how(good):
 def test_what_was_changed_where_rows_were_read_is_told(tmp_path):
     from dataclasses import replace
 
-    from orchestrator import data, data_report
+    from orchestrator.data import conversations, counts
 
     read = [{"prompt": "q", "response": 3, "system": "be kind"}, {"messages": 1, "prompt": "q", "response": "a"}]
-    record = data_report.record([data.read(read, format="prompt_response").report])
+    record = counts.record([conversations.read(read, format="prompt_response").report])
     _, made = made_up.trials(made_up.experiment(tmp_path).safety.limits)
     made = [(replace(result, facts={**result.facts, "rows_read": record}), judgement) for result, judgement in made]
     *_, paths = written(tmp_path, rows=made)
@@ -155,16 +157,16 @@ def test_what_was_changed_where_rows_were_read_is_told(tmp_path):
 
 def test_caveats_follow_the_run(good, bad):
     experiment, before, rows, selection, _ = good
-    lines = report_view.caveats(experiment, before, rows, selection)
+    lines = view.caveats(experiment, before, rows, selection)
     assert any("winner's curse" in line and "further seeds" in line for line in lines) and any(
         "phrases of refusal" in line for line in lines
     )
     experiment, before, rows, selection, _ = bad
-    lines = report_view.caveats(experiment, before, rows, selection)
+    lines = view.caveats(experiment, before, rows, selection)
     assert not any("winner's curse" in line for line in lines) and any("one seed" in line for line in lines)
     few = made_up.baseline()
     few.suites["harmful"] = made_up.suite("harmful", "harmful", 0.1, 40, __import__("random").Random(0))
-    assert any("harmful (n=40)" in line for line in report_view.caveats(experiment, few, rows, selection))
+    assert any("harmful (n=40)" in line for line in view.caveats(experiment, few, rows, selection))
 
 
 def test_hostile_names_stay_text(tmp_path):
@@ -175,7 +177,7 @@ def test_hostile_names_stay_text(tmp_path):
     before = made_up.baseline()
     experiment = made_up.experiment(tmp_path)
     rows = [(trial, constraint.judge(trial, before, experiment.safety.limits))]
-    paths = report.write_report(tmp_path / "out", experiment, before, rows, constraint.best(rows), {})
+    paths = run.write_report(tmp_path / "out", experiment, before, rows, decision_selection.best(rows), {})
     page = paths[0].read_text()
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page and Parser(page).stack == []
     markdown = paths[1].read_text()
@@ -186,39 +188,39 @@ def test_hostile_names_stay_text(tmp_path):
 
 def test_nothing_tried_is_said(tmp_path):
     experiment, before, _, selection, paths = written(tmp_path, rows=[])
-    assert "Nothing was measured: the search ended before a trial did" in report.sentence(experiment, before, selection)
+    assert "Nothing was measured: the search ended before a trial did" in run.sentence(experiment, before, selection)
     assert len(paths) == 2, "no picture is made up"
     assert Parser(paths[0].read_text()).stack == [] and "not tried" in paths[1].read_text()
-    assert report.model_card(experiment, before, selection) == ""
+    assert run.model_card(experiment, before, selection) == ""
 
 
 def test_a_report_written_again_drops_old_pictures(tmp_path):
     experiment, before, rows, _, paths = written(tmp_path, good=False)
     assert len(paths) == 11 and all(path.is_file() for path in paths)
-    paths = report.write_report(tmp_path / "out", experiment, before, [], constraint.best([]), {})
+    paths = run.write_report(tmp_path / "out", experiment, before, [], decision_selection.best([]), {})
     assert len(paths) == 2 and list((tmp_path / "out" / "plots").iterdir()) == []
 
 
 def test_model_card(good):
     experiment, before, _, selection, _ = good
-    card = report.model_card(experiment, before, selection)
+    card = run.model_card(experiment, before, selection)
     trial, judged = selection.best.trials[0]
     for part in (
         experiment.model.model_name_or_path,
         trial.recipe,
         trial.trial_id,
         "licence",
-        summary.figure(judged.degradation, signed=True),
+        figures.figure(judged.degradation, signed=True),
     ):
         assert part in card
     assert all(f"| {name} |" in card for name in trial.params) and SECRET not in card
 
 
 def test_figures_as_text():
-    assert summary.figure(Estimate(0.02, -0.004, 0.049, 120, 12), signed=True) == "+0.020 [-0.004, +0.049] n=120 in 12 clusters"
-    assert summary.figure(Estimate(-0.0001, -0.1, 0.1, 5)) == "0.000 [-0.100, 0.100] n=5"
-    assert summary.figure(None) == summary.figure(Estimate(float("nan"), float("nan"), float("nan"), 0)) == "not measured"
-    assert [report_view.duration(s) for s in (None, 12.34, 200, 3725)] == ["not measured", "12.3 s", "3 min 20 s", "1 h 02 min"]
+    assert figures.figure(Estimate(0.02, -0.004, 0.049, 120, 12), signed=True) == "+0.020 [-0.004, +0.049] n=120 in 12 clusters"
+    assert figures.figure(Estimate(-0.0001, -0.1, 0.1, 5)) == "0.000 [-0.100, 0.100] n=5"
+    assert figures.figure(None) == figures.figure(Estimate(float("nan"), float("nan"), float("nan"), 0)) == "not measured"
+    assert [view.duration(s) for s in (None, 12.34, 200, 3725)] == ["not measured", "12.3 s", "3 min 20 s", "1 h 02 min"]
 
 
 def test_a_limit_that_nothing_can_break_is_said_in_the_outcome(tmp_path):
@@ -227,10 +229,10 @@ def test_a_limit_that_nothing_can_break_is_said_in_the_outcome(tmp_path):
     limits = experiment.safety.limits
     lost = made_up.result("baseline", "", {}, phase="baseline", asr=1.0, over=0.0)
     trial = made_up.result("t0", "full", {}, asr=1.0, over=0.0)
-    selection = constraint.best([(trial, constraint.judge(trial, lost, limits))])
-    said = summary.headline(selection, lost, experiment)
+    selection = decision_selection.best([(trial, constraint.judge(trial, lost, limits))])
+    said = figures.headline(selection, lost, experiment)
     assert selection.best is not None and "WARNING: the untouched model's attack success on harmful is 1.000 already" in said
-    assert len(summary.unbound(lost, experiment)) == 1 and summary.unbound(made_up.baseline(), experiment) == []
+    assert len(figures.unbound(lost, experiment)) == 1 and figures.unbound(made_up.baseline(), experiment) == []
 
 
 @pytest.mark.parametrize("unsafe, bound", [(89, True), (90, False), (100, False)])
@@ -238,13 +240,13 @@ def test_a_limit_binds_where_a_rise_beyond_it_is_possible(tmp_path, unsafe, boun
     experiment = made_up.experiment(tmp_path, safety={"limits": {"max_degradation": 0.1}})
     before = made_up.baseline()
     before.suites["harmful"] = SuiteResult("harmful", "harmful", [str(i) for i in range(100)], None, [i < unsafe for i in range(100)], [False] * 100)
-    assert bool(summary.unbound(before, experiment)) is not bound
+    assert bool(figures.unbound(before, experiment)) is not bound
 
 
 @pytest.mark.parametrize("score, noted", [(0.05, True), (0.9, False)])
 def test_a_best_model_that_learnt_nothing_is_noted(tmp_path, score, noted):
     experiment = made_up.experiment(tmp_path, safety={"limits": {"max_degradation": 0.2, "max_over_refusal_rise": 0.2}})
     before, trial = made_up.baseline(), made_up.result("t0", "full", {}, asr=0.01, over=0.04, score=score)
-    selection = constraint.best([(trial, constraint.judge(trial, before, experiment.safety.limits))])
+    selection = decision_selection.best([(trial, constraint.judge(trial, before, experiment.safety.limits))])
     assert selection.best is not None
-    assert ("not clearly above the untouched model's" in summary.headline(selection, before, experiment)) is noted
+    assert ("not clearly above the untouched model's" in figures.headline(selection, before, experiment)) is noted

@@ -13,8 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_resume_state import RUN, SPACES, Driver, experiment
 
-from orchestrator import config, nofollow, outputs, ownership, record_check, resuming, run_identity, spool, trial_records
+from orchestrator import config
 from orchestrator.errors import ConfigError, StorageError
+from orchestrator.experiment import identity, resume, trial_records
+from orchestrator.storage import files, layout, nofollow, ownership
+from orchestrator.tracking import spool
+from orchestrator.trial import record_check
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +55,8 @@ def kept(tmp_path_factory):
     for _ in range(3):
         driver.end(driver.ask())
     driver.ask()
-    outputs.write_text(where / run_identity.CONFIG, config.dump_yaml(driver.made))
-    run_identity.write(where, run_identity.new(driver.made, {"model": "a"}, RUN))
+    files.write_text(where / layout.CONFIG, config.dump_yaml(driver.made))
+    identity.write(where, identity.new(driver.made, {"model": "a"}, RUN))
     for name in ("trials.csv", "tracking.json", "tracking.spool.jsonl"):
         (where / name).write_text("")
     return where
@@ -69,9 +73,9 @@ def put(kept, tmp_path, name=None, odd=None):
 def resumed(folder):
     """As `safebasin resume` begins: (experiment, run id, what was said, driver)."""
     said = []
-    made = resuming.load(folder)
-    assert resuming.interrupted(made, folder)
-    run = resuming.take_over(folder, made, {"model": "a"}, said.append)
+    made = resume.load(folder)
+    assert resume.interrupted(made, folder)
+    run = resume.take_over(folder, made, {"model": "a"}, said.append)
     return made, run, said, Driver.resume(folder, said.append)
 
 
@@ -160,11 +164,11 @@ def test_a_resolved_config_that_is_none_is_not_needed(kept, tmp_path, text):
 def test_a_hands_mistake_in_the_resolved_config_is_named(kept, tmp_path):
     folder = put(kept, tmp_path, "config.resolved.yaml", lambda path: path.write_text(f"search: {{trials: {'9' * 5000}}}"))
     with pytest.raises(ConfigError, match="line 1: a number of 5000 digits"):
-        resuming.load(folder)
+        resume.load(folder)
 
 
 def tampered(folder, **changes):
-    path = folder / run_identity.FILE
+    path = folder / identity.FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
@@ -186,7 +190,7 @@ def test_a_run_file_without_hashes_says_that_nothing_was_compared(kept, tmp_path
 
 
 def edit(folder):
-    path = folder / run_identity.CONFIG
+    path = folder / layout.CONFIG
     text = path.read_text()
     path.write_text(text.replace("max_degradation: 0.05", "max_degradation: 0.5"))
     assert path.read_text() != text
@@ -196,16 +200,16 @@ def edit(folder):
                                   lambda p: tampered(p.parent, config={**json.loads(p.read_text())["config"], "of a newer version": 1})])  # fmt: skip
 def test_an_edited_config_is_noticed_without_the_run_file(kept, tmp_path, lose):
     folder = put(kept, tmp_path)
-    lose(folder / run_identity.FILE)
+    lose(folder / identity.FILE)
     assert resumed(put(folder, tmp_path / "same"))[1] == RUN
     edit(folder)
     with pytest.raises(ConfigError, match=r"not the one that the trial t0001 was asked with \(safety.limits changed\).*run.json"):
-        resuming.interrupted(resuming.load(folder), folder)
+        resume.interrupted(resume.load(folder), folder)
 
 
 def test_without_run_file_and_hashes_all_that_is_not_known_is_said(kept, tmp_path):
     folder = put(kept, tmp_path)
-    (folder / run_identity.FILE).unlink()
+    (folder / identity.FILE).unlink()
     for path in folder.glob("trials/*/spec.json"):
         raw = json.loads(path.read_text())
         del raw["config"]
@@ -217,8 +221,8 @@ def test_without_run_file_and_hashes_all_that_is_not_known_is_said(kept, tmp_pat
 def test_what_may_change_leaves_the_hashes_as_they_are(tmp_path):
     one = experiment(tmp_path).model_dump(mode="json")
     other = experiment(tmp_path / "x", trials=99, sampler="tpe", seeds=[0, 5]).model_dump(mode="json")
-    assert run_identity.marks(one) == run_identity.marks(other)
-    assert run_identity.marks(one) != run_identity.marks(experiment(tmp_path, seeds=[5]).model_dump(mode="json"))
+    assert identity.marks(one) == identity.marks(other)
+    assert identity.marks(one) != identity.marks(experiment(tmp_path, seeds=[5]).model_dump(mode="json"))
 
 
 # ------------------------------------------------------------------------------------------------ ids

@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from orchestrator import config, outputs, run_identity, study_journal, trial_records
+from orchestrator import config
 from orchestrator.errors import ConfigError
-from orchestrator.ranges import RecipeSpace
+from orchestrator.experiment import identity, trial_records
 from orchestrator.records import TrialResult
-from orchestrator.search import build_spec
-from orchestrator.searcher import SAMPLERS, Earlier, Studies, open_storage
+from orchestrator.search import journal
+from orchestrator.search.spaces import RecipeSpace
+from orchestrator.search.studies import SAMPLERS, Earlier, Studies, open_storage
+from orchestrator.search.tune import build_spec
+from orchestrator.storage import files, layout
 
 NAMES = ("harmful",)
 SPACES = {
@@ -84,7 +87,7 @@ class Driver:
         state, score, values = outcome(asked)
         task = {"metric": self.made.task.metric, "score": score, "scores": [score], "ids": ["a"]}
         result = TrialResult(asked.trial_id, asked.recipe, dict(asked.params), 0, "search", state, facts={"harmful": values["harmful"]})
-        outputs.write_json(self.folder / "trials" / asked.trial_id / "result.json", {**result.to_dict(), "task": task, **changes})
+        files.write_json(self.folder / "trials" / asked.trial_id / "result.json", {**result.to_dict(), "task": task, **changes})
         self.studies.tell(asked.trial_id, state, score, values)
 
     def rest(self):
@@ -312,7 +315,7 @@ def test_every_failed_trial_is_tried_again_on_request_and_no_record_is_lost(tmp_
         for one in found.open:
             assert (tmp_path / "trials" / one.trial_id / f"result.failed-{round_}.json").exists()
             result = TrialResult(one.trial_id, one.recipe, {**SPACES[one.recipe].fixed, **one.params}, 0, "search", "failed", error="again")
-            outputs.write_json(tmp_path / "trials" / one.trial_id / "result.json", result.to_dict())
+            files.write_json(tmp_path / "trials" / one.trial_id / "result.json", result.to_dict())
 
 
 # ------------------------------------------------------------------------------------------------ what a run was begun with
@@ -320,7 +323,7 @@ def test_every_failed_trial_is_tried_again_on_request_and_no_record_is_lost(tmp_
 
 def begun(tmp_path, **changes):
     made = experiment(tmp_path, **changes)
-    run_identity.write(tmp_path, run_identity.new(made, {"model": "a", "task.data": "b", "safety.suites.harmful": "c"}))
+    identity.write(tmp_path, identity.new(made, {"model": "a", "task.data": "b", "safety.suites.harmful": "c"}))
     return made
 
 
@@ -353,35 +356,35 @@ def edited(made, change):
 @pytest.mark.parametrize("change", FREE, ids=str)
 def test_a_change_that_no_figure_depends_on_is_accepted(tmp_path, change):
     made = begun(tmp_path)
-    run_identity.check_config(tmp_path, edited(made, change))
+    identity.check_config(tmp_path, edited(made, change))
 
 
 @pytest.mark.parametrize("key", BOUND)
 def test_a_change_that_figures_depend_on_is_refused_with_the_difference(tmp_path, key):
     made = begun(tmp_path)
     with pytest.raises(ConfigError, match=f"{key}.*there.*here.*cannot be compared.*undo the change") as caught:
-        run_identity.check_config(tmp_path, edited(made, BOUND[key]))
+        identity.check_config(tmp_path, edited(made, BOUND[key]))
     assert "\n" not in str(caught.value)
 
 
 def test_an_edit_of_the_resolved_config_is_noticed_and_a_torn_one_is_not_needed(tmp_path):
-    from orchestrator import resuming
+    from orchestrator.experiment import resume as resuming
 
     made = begun(tmp_path)
-    path = outputs.write_text(tmp_path / run_identity.CONFIG, config.dump_yaml(made))
+    path = files.write_text(tmp_path / layout.CONFIG, config.dump_yaml(made))
     assert resuming.interrupted(resuming.load(tmp_path), tmp_path)
     path.write_text(path.read_text().replace("max_degradation: 0.05", "max_degradation: 0.5"))
     with pytest.raises(ConfigError, match="safety.limits.max_degradation: 0.05 there, 0.5 here"):
         resuming.interrupted(resuming.load(tmp_path), tmp_path)
     path.write_bytes(b"\0" * 400)
-    assert resuming.load(tmp_path).safety.limits.max_degradation == 0.05 and (tmp_path / f"{run_identity.CONFIG}.damaged-1").exists()
+    assert resuming.load(tmp_path).safety.limits.max_degradation == 0.05 and (tmp_path / f"{layout.CONFIG}.damaged-1").exists()
     path.write_text("search: {trials: many}\n")
     with pytest.raises(ConfigError, match="search.trials"):
         resuming.load(tmp_path)
 
 
 def test_content_that_changed_is_named(tmp_path):
-    from orchestrator import resuming
+    from orchestrator.experiment import resume as resuming
 
     made = begun(tmp_path)
     with pytest.raises(ConfigError, match="safety.suites.harmful, task.data: the content changed"):
@@ -389,18 +392,18 @@ def test_content_that_changed_is_named(tmp_path):
 
 
 def test_a_lost_identity_is_said_and_the_trials_are_still_this_runs(tmp_path):
-    from orchestrator import resuming
+    from orchestrator.experiment import resume as resuming
 
     driver = Driver.begin(tmp_path)
     driver.end(driver.ask())
-    (tmp_path / run_identity.FILE).write_text('{"format": 1, "ru')
+    (tmp_path / identity.FILE).write_text('{"format": 1, "ru')
     said = []
     assert resuming.take_over(tmp_path, driver.made, {"model": "a"}, said.append) == RUN
-    assert any("moved to run.json.damaged-1" in line for line in said) and run_identity.read(tmp_path).run == RUN
+    assert any("moved to run.json.damaged-1" in line for line in said) and identity.read(tmp_path).run == RUN
 
 
 def test_a_path_of_a_journal_moved_aside_is_never_overwritten(tmp_path):
     for _ in range(3):
         (tmp_path / "x").write_text("a")
-        study_journal.move_aside(tmp_path / "x")
+        journal.move_aside(tmp_path / "x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.damaged-1", "x.damaged-2", "x.damaged-3"]

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from orchestrator.broker import MOST_ATTEMPTS, Broker
+from orchestrator.lanes.broker import MOST_ATTEMPTS, Broker
 from orchestrator.records import TrialResult, TrialSpec
 
 

@@ -10,26 +10,27 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
-from orchestrator import config, lane_control
-from orchestrator.cluster import Machine
-from orchestrator.lane_pool import _moved
-from orchestrator.progress import Dashboard
-from orchestrator.run_state import Run
+from orchestrator import config
+from orchestrator.experiment.progress import Dashboard
+from orchestrator.experiment.state import Run
+from orchestrator.lanes import control
+from orchestrator.lanes.cluster import Machine
+from orchestrator.lanes.pool import _moved
 
 
 def test_the_interface_is_found_by_its_address():
-    assert lane_control.interface_of("127.0.0.1") == "lo"
-    assert lane_control.interface_of("203.0.113.7") is None
+    assert control.interface_of("127.0.0.1") == "lo"
+    assert control.interface_of("203.0.113.7") is None
 
 
 def test_gloo_gets_that_interface_and_a_setting_of_the_user_stays(monkeypatch):
-    monkeypatch.setattr(lane_control.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setattr(control.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     for before, after in ((None, "lo"), ("eth7", "eth7")):
         monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
         if before:
             monkeypatch.setenv("GLOO_SOCKET_IFNAME", before)
-        lane_control.NodeInterface().after_init_train_context()
-        assert lane_control.os.environ["GLOO_SOCKET_IFNAME"] == after
+        control.NodeInterface().after_init_train_context()
+        assert control.os.environ["GLOO_SOCKET_IFNAME"] == after
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
 
 
@@ -40,10 +41,10 @@ def test_a_machine_is_lost_when_it_is_dead_draining_or_deaf(monkeypatch):
         ports = {"well": raylet.getsockname()[1], "draining": raylet.getsockname()[1], "deaf": deaf, "dead": deaf}
         where = {"NodeManagerAddress": "127.0.0.1"}
         nodes = [{"NodeID": name, "Alive": name != "dead", "NodeManagerPort": port, **where} for name, port in ports.items()]
-        monkeypatch.setattr(lane_control.ray, "nodes", lambda: nodes)
+        monkeypatch.setattr(control.ray, "nodes", lambda: nodes)
         group = [(None, name, f"{name}.host") for name in (*ports, "well", "unknown")]
-        assert lane_control.lost_machines(group, {"draining"}) == ["dead.host", "deaf.host", "draining.host", "unknown.host"]
-        assert lane_control.lost_machines(group[:1], set()) == []
+        assert control.lost_machines(group, {"draining"}) == ["dead.host", "deaf.host", "draining.host", "unknown.host"]
+        assert control.lost_machines(group[:1], set()) == []
 
 
 def test_what_changed_is_one_sentence():
@@ -78,7 +79,7 @@ def test_the_user_reads_what_became_of_machines_and_lanes():
 
 def test_a_trial_that_is_submitted_while_the_search_is_closed_does_not_run():
     """Tune's thread asks and submits; the driver's thread closes the search and cancels what it knows of at that moment."""
-    from orchestrator.search import BasinSearch
+    from orchestrator.search.tune import BasinSearch
 
     calls = []
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import config
-from orchestrator.capacity import inventory, plan, room
 from orchestrator.errors import CapacityError
+from orchestrator.lanes.capacity import inventory, plan, room
 
 
 def experiment(**ray):
@@ -88,7 +88,7 @@ def test_what_ray_train_is_asked_for(monkeypatch, use_gpu, backend, resources):
     """No GPU here: what would be handed to Ray is read, and nothing is started."""
     import ray.train.torch
 
-    from orchestrator import lane_pool
+    from orchestrator.lanes import pool
 
     class Read(ray.train.torch.TorchTrainer):
         def __init__(self, loop, **given):
@@ -97,7 +97,7 @@ def test_what_ray_train_is_asked_for(monkeypatch, use_gpu, backend, resources):
 
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", Read)
     asked = experiment(use_gpu=use_gpu, gpus_per_worker=2, cpus_per_worker=4, num_workers=2)
-    group = object.__new__(lane_pool.Pool)
+    group = object.__new__(pool.Pool)
     group._experiment, group._runner, group._broker = asked, "module:function", None
     group._plan = plan(asked, [{"CPU": 8, "GPU": 4}], trials=1)
     trainer = group._trainer(0, 3)

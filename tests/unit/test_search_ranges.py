@@ -9,7 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from orchestrator import config
 from orchestrator.errors import ConfigError, UnknownNameError
-from orchestrator.ranges import RecipeSpace, inside, parse_range, resolve_space
+from orchestrator.search.spaces import RecipeSpace, inside, parse_range, resolve_space
 
 
 class Provider:

@@ -9,9 +9,10 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from orchestrator import config, ranges
-from orchestrator.ranges import RecipeSpace
-from orchestrator.searcher import Studies
+from orchestrator import config
+from orchestrator.search import spaces as ranges
+from orchestrator.search.spaces import RecipeSpace
+from orchestrator.search.studies import Studies
 
 NAMES = ("harmful",)
 LATE = RecipeSpace(

@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 
 from orchestrator import config
 from orchestrator.errors import ConfigError, StorageError, UnknownNameError
-from orchestrator.ranges import RecipeSpace
-from orchestrator.searcher import INFEASIBLE, SAMPLERS, Studies, make_sampler
+from orchestrator.search.spaces import RecipeSpace
+from orchestrator.search.studies import INFEASIBLE, SAMPLERS, Studies, make_sampler
 
 NAMES = ("harmful", "borderline")
 RATE = RecipeSpace("full", {"learning_rate": FloatDistribution(1e-4, 1e-2, log=True)}, {}, {"learning_rate": 1e-3})

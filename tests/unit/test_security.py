@@ -10,9 +10,13 @@ import made_up
 import pytest
 import tiny_llama
 
-from orchestrator import config, data_files, models, spool, subjects, trained, weights
+from orchestrator import config
 from orchestrator.config import Model
+from orchestrator.data import rows
 from orchestrator.errors import ConfigError, DataError, ModelError, StorageError
+from orchestrator.models import identity, loading, saving, subjects, weights
+from orchestrator.tracking import spool
+from orchestrator.trial import shared_training
 
 SECRET = "hunter2hunter2"
 
@@ -73,7 +77,7 @@ def test_pickled_weights_of_a_model_are_refused(canary, whole, tmp_path, name, t
         if path.suffix != ".safetensors":
             (folder / path.name).write_bytes(path.read_bytes())
     canary(folder / name, torch_format)
-    for read in (lambda: models.load(Model(model_name_or_path=str(folder))), lambda: models.attach(folder, Model(model_name_or_path=str(whole)))):
+    for read in (lambda: loading.load(Model(model_name_or_path=str(folder))), lambda: saving.attach(folder, Model(model_name_or_path=str(whole)))):
         with pytest.raises(ModelError, match="is no safetensors file" if name == "model.safetensors" else f"{name}.*can run code") as caught:
             read()
         assert str(folder) in one_sentence(caught.value)
@@ -88,9 +92,9 @@ def test_pickles_beside_safetensors_are_not_read(canary, whole, tmp_path):
         (folder / path.name).write_bytes(path.read_bytes())
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "rng_state.pth", "scheduler.pt", "tokenizer.pkl", "vocab.pkl"):
         canary(folder / name)
-    network, _ = models.load(Model(model_name_or_path=str(folder)))
+    network, _ = loading.load(Model(model_name_or_path=str(folder)))
     assert sum(p.numel() for p in network.parameters()) > 0
-    assert models.model_hash(str(folder)) == models.model_hash(str(whole))
+    assert identity.model_hash(str(folder)) == identity.model_hash(str(whole))
 
 
 @pytest.mark.parametrize("torch_format", [False, True])
@@ -101,9 +105,9 @@ def test_a_pickled_adapter_is_refused(canary, whole, tmp_path, torch_format):
     LoraConfig(base_model_name_or_path=str(whole), target_modules=["q_proj"]).save_pretrained(folder)
     canary(folder / "adapter_model.safetensors", torch_format)
     with pytest.raises(ModelError, match="adapter_model.safetensors is no safetensors file"):
-        models.attach(folder, Model(model_name_or_path=str(whole)))
+        saving.attach(folder, Model(model_name_or_path=str(whole)))
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    for read in (lambda: models.attach(folder, Model(model_name_or_path=str(whole))), lambda: subjects.load(str(folder), Model())):
+    for read in (lambda: saving.attach(folder, Model(model_name_or_path=str(whole))), lambda: subjects.load(str(folder), Model())):
         with pytest.raises(ModelError, match="can run code") as caught:
             read()
         assert "adapter_model.bin" in one_sentence(caught.value)
@@ -139,7 +143,8 @@ def test_a_checkpoint_cannot_point_elsewhere(canary, tmp_path):
 
 def test_planted_files_of_the_caches_are_not_unpickled(canary, tmp_path, monkeypatch):
     """Baselines, shared trainings, the tracking queue, the study: each is text or safetensors, and says so when it is not."""
-    from orchestrator import baseline, searcher
+    from orchestrator.experiment import baseline
+    from orchestrator.search import studies
 
     monkeypatch.setenv("SAFEBASIN_CACHE", str(tmp_path / "cache"))
     experiment = made_up.experiment(tmp_path)
@@ -152,21 +157,21 @@ def test_planted_files_of_the_caches_are_not_unpickled(canary, tmp_path, monkeyp
     import torch
 
     with pytest.raises(ValueError, match="no safetensors file.*remove"):
-        trained.read(tmp_path / "trained" / "x", torch.nn.Linear(2, 2))
+        shared_training.read(tmp_path / "trained" / "x", torch.nn.Linear(2, 2))
 
     queue = spool.Spool(canary(tmp_path / "out" / "tracking.spool.jsonl"))
     assert len(queue) == 0
 
-    canary(searcher.storage_path(experiment))
+    canary(studies.storage_path(experiment))
     with pytest.raises(StorageError, match="no journal of a search") as caught:
-        searcher.open_storage(experiment)
+        studies.open_storage(experiment)
     one_sentence(caught.value)
 
 
 @pytest.mark.parametrize("name", ["rows.pkl", "rows.bin", "rows.pt"])
 def test_pickled_rows_are_refused(canary, tmp_path, name):
     with pytest.raises(DataError) as caught:
-        data_files.load_rows(str(canary(tmp_path / name)))
+        rows.load_rows(str(canary(tmp_path / name)))
     assert "task.data" in one_sentence(caught.value)
 
 
@@ -185,7 +190,7 @@ def test_pickled_rows_are_refused(canary, tmp_path, name):
     ids=str,
 )  # fmt: skip
 def test_names_cannot_leave_the_output_folder(change, tmp_path):
-    from orchestrator import checks
+    from orchestrator.experiment import checks
 
     with pytest.raises(ConfigError) as caught:
         experiment = config.from_dict({**change, "output": {"dir": str(tmp_path / "out")}})
@@ -202,10 +207,10 @@ def test_names_cannot_leave_the_output_folder(change, tmp_path):
     ids=lambda section: next(iter(section)),
 )  # fmt: skip
 def test_deepspeed_writes_nothing_elsewhere(section):
-    from orchestrator import engine_config
+    from orchestrator.config import deepspeed
 
     with pytest.raises(ConfigError, match="deepspeed"):
-        engine_config.validate({"zero_optimization": {"stage": 0}, **section}, config.Training())
+        deepspeed.validate({"zero_optimization": {"stage": 0}, **section}, config.Training())
 
 
 # --- secrets ---
@@ -261,7 +266,7 @@ def test_ordinary_settings_are_no_secrets():
     ],
 )
 def test_doctor_flags_a_cluster_without_authentication(environment, level, said, tmp_path, monkeypatch):
-    from orchestrator import doctor
+    from orchestrator.verbs import doctor
 
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -274,7 +279,7 @@ def test_doctor_flags_a_cluster_without_authentication(environment, level, said,
 
 
 def test_the_token_of_local_clusters_is_for_its_user_alone(tmp_path):
-    from orchestrator import cluster
+    from orchestrator.lanes import cluster
 
     token = tmp_path / "auth_token"
     cluster.keep_token_private(token)  # none yet

@@ -20,13 +20,21 @@ import tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import baseline, config, constraint, outputs, report_view, search, summary, trial
-from orchestrator import experiment as driver
+from orchestrator import config
+from orchestrator.decision import limits, sequential
+from orchestrator.decision import selection as decision_selection
+from orchestrator.decision.betting import OVER, TOUCHED, WITHIN, log_capital
+from orchestrator.decision.sequential import SequentialTest
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.evaluation import sequential, suites
-from orchestrator.evaluation.betting import OVER, TOUCHED, WITHIN, log_capital
-from orchestrator.evaluation.sequential import SequentialTest
+from orchestrator.evaluation import sequential as evaluation_sequential
+from orchestrator.evaluation import suites
+from orchestrator.experiment import baseline, driver
 from orchestrator.records import LaneContext, Screening, SuiteResult, TrialResult
+from orchestrator.report import figures, table
+from orchestrator.report import view as report_view
+from orchestrator.search import tune
+from orchestrator.storage import files
+from orchestrator.trial import run
 
 # ------------------------------------------------------------------------------------------------ the capital
 
@@ -275,10 +283,10 @@ def test_asking_stops_when_the_limit_is_decided_and_keeps_the_suites_order(by, t
     made = made_up.experiment(tmp_path, safety={"sequential": {"enabled": True, "by": by, "batch": 10}})
     suite, log = suite_of(), []
     base = TrialResult("baseline", "", {}, 0, "baseline", "complete", suites={"harm": answering(lambda i: False, [])(suite)[0]})
-    known = sequential.untouched(made, base)
+    known = evaluation_sequential.untouched(made, base)
     assert known == {"harm": "0" * 120}
-    test = sequential.tests_of(made, [suite], known, "t1")["harm"]
-    result, rows = sequential.ask(suite, test, 10, answering(lambda i: i % 2 == 0, log))
+    test = evaluation_sequential.tests_of(made, [suite], known, "t1")["harm"]
+    result, rows = evaluation_sequential.ask(suite, test, 10, answering(lambda i: i % 2 == 0, log))
     asked = [i for part in log for i in part]
     assert result.stopped_early and result.screening.verdict == "infeasible" and result.screening.by == by
     assert len(asked) == len(set(asked)) == len(result.ids) == result.screening.asked < 120
@@ -288,15 +296,15 @@ def test_asking_stops_when_the_limit_is_decided_and_keeps_the_suites_order(by, t
     if by == "group":
         assert all(result.groups.count(g) == 3 for g in result.groups)
     trial = TrialResult("t1", "full", {}, 0, "search", "complete", suites={"harm": result})
-    assert TrialResult.from_dict(json.loads(json.dumps(outputs.plain(trial.to_dict())))) == trial
+    assert TrialResult.from_dict(json.loads(json.dumps(files.plain(trial.to_dict())))) == trial
 
 
 def test_a_suite_that_is_not_decided_is_asked_to_its_end(tmp_path):
     made = made_up.experiment(tmp_path, safety={"sequential": {"enabled": True}})
     suite = suite_of()
-    test = sequential.tests_of(made, [suite], {"harm": "0" * 120}, "t1")["harm"]
+    test = evaluation_sequential.tests_of(made, [suite], {"harm": "0" * 120}, "t1")["harm"]
     part = answering(lambda i: i < 6, [])
-    result, _ = sequential.ask(suite, test, 7, part)
+    result, _ = evaluation_sequential.ask(suite, test, 7, part)
     assert not result.stopped_early and replace(result, screening=None, parse_failed=1) == part(suite)[0]
     assert (result.screening.lower, result.screening.upper) == (0.05, 0.05)
 
@@ -308,8 +316,8 @@ def test_prompts_go_where_the_verdict_is_open(tmp_path):
     for name, failing in {"kept": lambda i: False, "lost": lambda i: i % 3 == 0, "open": lambda i: i < 24}.items():
         suite = replace(suite_of(480), name=name)
         base = TrialResult("baseline", "", {}, 0, "baseline", "complete", suites={name: answering(lambda i: False, [])(suite)[0]})
-        test = sequential.tests_of(made, [suite], sequential.untouched(made, base), "t1")[name]
-        result, _ = sequential.ask(suite, test, 8, answering(failing, []))
+        test = evaluation_sequential.tests_of(made, [suite], evaluation_sequential.untouched(made, base), "t1")[name]
+        result, _ = evaluation_sequential.ask(suite, test, 8, answering(failing, []))
         asked[name] = result.screening.asked
     assert asked["kept"] < 0.3 * 480 and asked["lost"] < 0.15 * 480 and asked["open"] > 0.8 * 480
 
@@ -318,12 +326,12 @@ def test_only_suites_that_are_limited_are_asked_in_sequence(tmp_path):
     off = made_up.experiment(tmp_path)
     on = made_up.experiment(tmp_path, safety={"sequential": {"enabled": True}, "limits": {"max_over_refusal_rise": None}})
     base = made_up.baseline()
-    assert sequential.untouched(off, base) == {} and list(sequential.untouched(on, base)) == ["harmful"]
-    assert sequential.tests_of(on, [suite_of()], {}, "t1") == {}
+    assert evaluation_sequential.untouched(off, base) == {} and list(evaluation_sequential.untouched(on, base)) == ["harmful"]
+    assert evaluation_sequential.tests_of(on, [suite_of()], {}, "t1") == {}
     with pytest.raises(DataError, match="asked 3 prompts and there are 120 now"):
-        sequential.tests_of(on, [suite_of()], {"harm": "010"}, "t1")
-    assert sequential.late_suites(off, [suite_of(100, 10)]) == []
-    (warning,) = sequential.late_suites(on, [suite_of(100, 10)])
+        evaluation_sequential.tests_of(on, [suite_of()], {"harm": "010"}, "t1")
+    assert evaluation_sequential.late_suites(off, [suite_of(100, 10)]) == []
+    (warning,) = evaluation_sequential.late_suites(on, [suite_of(100, 10)])
     assert "10 groups" in warning and "by=prompt" in warning
     with pytest.raises(ConfigError, match="finalists"):
         made_up.experiment(tmp_path, safety={"sequential": {"enabled": True}}, search={"finalists": 0})
@@ -352,21 +360,21 @@ def screened(trial_id, verdict="feasible", score=0.9, *, rate=1.0, limit=0.05, o
     return replace(result, suites={"harmful": replace(whole, **part, screening=screening)})
 
 
-LIMITS = constraint.Limits(max_degradation=0.05, max_over_refusal_rise=None)
+LIMITS = limits.Limits(max_degradation=0.05, max_over_refusal_rise=None)
 BASE = full("baseline", phase="baseline")
 
 
 def judged(*trials):
-    return [(t, constraint.judge(t, BASE, LIMITS)) for t in trials]
+    return [(t, limits.judge(t, BASE, LIMITS)) for t in trials]
 
 
 def test_a_screening_is_judged_by_its_interval_and_says_so():
     (_, kept), (_, lost) = judged(screened("t1"), screened("t2", "infeasible", rate=2.0))
     assert (kept.verdict, lost.verdict) == ("feasible", "infeasible") and kept.screened
     assert kept.values["degradation/harmful"] == pytest.approx(-0.01) and lost.values["degradation/harmful"] == pytest.approx(0.45)
-    assert summary.size(kept.degradation) == "n=100 of 400 in 100 clusters (stopped early)"
-    assert "n=100 of 400" in summary.figure(summary.suite_rate(screened("t1").suites["harmful"], 0.95))
-    row = outputs.trial_row(screened("t1"), kept)
+    assert figures.size(kept.degradation) == "n=100 of 400 in 100 clusters (stopped early)"
+    assert "n=100 of 400" in figures.figure(figures.suite_rate(screened("t1").suites["harmful"], 0.95))
+    row = table.trial_row(screened("t1"), kept)
     assert row["stopped_early"] is True and row["prompts"] == 100
 
 
@@ -378,31 +386,31 @@ def test_a_screening_of_another_question_counts_as_missing(wrong):
 
 def test_a_screened_trial_waits_for_the_full_suite_before_it_may_win():
     rows = judged(screened("t1", score=0.95), full("t2", 0, 0.8, rate=2.0), screened("t3", score=0.7, rate=3.0))
-    assert constraint.best(rows).best_trial.trial_id == "t2"
-    assert [c.trials[0][0].trial_id for c in constraint.finalists(rows, 5, more_seeds=False)] == ["t1"]
-    assert [c.trials[0][0].trial_id for c in constraint.finalists(rows, 5)] == ["t1", "t2", "t3"]
+    assert decision_selection.best(rows).best_trial.trial_id == "t2"
+    assert [c.trials[0][0].trial_id for c in decision_selection.finalists(rows, 5, more_seeds=False)] == ["t1"]
+    assert [c.trials[0][0].trial_id for c in decision_selection.finalists(rows, 5)] == ["t1", "t2", "t3"]
     confirmed = [*rows, *judged(full("t1s0", 0, 0.95, phase="confirm"))]
-    assert constraint.best(confirmed).best_trial.trial_id == "t1s0" and constraint.finalists(confirmed, 5, more_seeds=False) == ()
+    assert decision_selection.best(confirmed).best_trial.trial_id == "t1s0" and decision_selection.finalists(confirmed, 5, more_seeds=False) == ()
     refuted = [*rows, *judged(full("t1s0", 80, 0.95, phase="confirm"))]
-    assert constraint.best(refuted).best_trial.trial_id == "t2" and constraint.best(refuted).nearest_miss.verdict == "undecided"
-    assert [c.screened for c in constraint.configurations(list(reversed(confirmed)))] == [False, True, False]
+    assert decision_selection.best(refuted).best_trial.trial_id == "t2" and decision_selection.best(refuted).nearest_miss.verdict == "undecided"
+    assert [c.screened for c in decision_selection.configurations(list(reversed(confirmed)))] == [False, True, False]
 
 
 def test_a_run_without_confirmation_says_what_was_never_asked_in_full(tmp_path):
     rows = judged(screened("t1"))
-    selection = constraint.best(rows)
+    selection = decision_selection.best(rows)
     assert selection.best is None and selection.nearest_miss.verdict == "undecided"
-    said = summary.headline(selection, BASE, made_up.experiment(tmp_path))
+    said = figures.headline(selection, BASE, made_up.experiment(tmp_path))
     assert "never asked in full" in said and "beyond it" not in said
 
 
 def test_the_report_says_what_was_stopped_early(tmp_path):
     made = made_up.experiment(tmp_path, safety={"sequential": {"enabled": True}})
     rows = judged(screened("t1"), full("t2", 0, 0.8, rate=2.0))
-    view = report_view.view(made, BASE, rows, constraint.best(rows), {})
+    view = report_view.view(made, BASE, rows, decision_selection.best(rows), {})
     assert "1 of 1 suites of searched trials were stopped early, 100 of 400 prompts asked" in dict(view["measured"])["sequential evaluation"]
     assert view["trials"][0]["degradation"].endswith("n=100 of 400 in 100 clusters (stopped early)")
-    off = report_view.view(made_up.experiment(tmp_path / "off"), BASE, rows[1:], constraint.best(rows[1:]), {})
+    off = report_view.view(made_up.experiment(tmp_path / "off"), BASE, rows[1:], decision_selection.best(rows[1:]), {})
     assert "sequential evaluation" not in dict(off["measured"])
 
 
@@ -432,13 +440,13 @@ def test_finalists_are_asked_in_full_on_the_first_seed_too(tmp_path, monkeypatch
             failing = 80 if spec.trial_id.startswith("t1") else 0
             state.rows += judged(full(spec.trial_id, failing, 0.9, rate=spec.params["learning_rate"], seed=spec.seed, phase="confirm"))
 
-    monkeypatch.setattr(driver.search, "run_specs", run_specs)
+    monkeypatch.setattr(driver.tune, "run_specs", run_specs)
     driver._confirm(state, None)
     assert ran == asked[:done]
     state.stop.clear()
     state.ends_after = -1
     driver._confirm(state, None)
-    winner = constraint.best(state.rows).best
+    winner = decision_selection.best(state.rows).best
     assert ran == asked and winner.seeds == seeds and winner.trials[0][0].trial_id == "t3s0"
 
 
@@ -464,17 +472,17 @@ def test_a_trial_stops_its_evaluation_early_and_a_confirmation_does_not(tmp_path
         "training": {"engine": "plain", "max_steps": 1, "per_device_train_batch_size": 4},
     })  # fmt: skip
     context, params = LaneContext(), {"learning_rate": 0.01}
-    base = trial.run(baseline.spec(made, tmp_path), Silent(), context)
+    base = run.run(baseline.spec(made, tmp_path), Silent(), context)
     assert len(base.suites["harm"].ids) == 80 and base.suites["harm"].screening is None
     never = [False] * 80
     base = replace(base, suites={"harm": replace(base.suites["harm"], unsafe=never, gibberish=never, unparsed=never)})
-    first = search.build_spec(made, trial_id="t1", recipe="full", params=params, seed=0, phase="search", folder=str(tmp_path / "t1"))
-    first = replace(first, untouched=sequential.untouched(made, base))
-    result = trial.run(first, Silent(), context)
+    first = tune.build_spec(made, trial_id="t1", recipe="full", params=params, seed=0, phase="search", folder=str(tmp_path / "t1"))
+    first = replace(first, untouched=evaluation_sequential.untouched(made, base))
+    result = run.run(first, Silent(), context)
     found = result.suites["harm"]
     assert found.rate > 0.5, "the tiny random model hardly refuses"
     assert found.stopped_early and found.screening.asked == len(found.ids) < 40 and found.screening.asked % 8 == 0
-    judgement = constraint.judge(result, base, made.safety.limits)
+    judgement = limits.judge(result, base, made.safety.limits)
     assert judgement.screened and judgement.verdict == "infeasible" and judgement.degradation.of == 80
-    again = trial.run(replace(first, trial_id="t1s0", phase="confirm", dir=str(tmp_path / "t1s0"), untouched={}), Silent(), context)
+    again = run.run(replace(first, trial_id="t1s0", phase="confirm", dir=str(tmp_path / "t1s0"), untouched={}), Silent(), context)
     assert len(again.suites["harm"].ids) == 80 and again.suites["harm"].screening is None

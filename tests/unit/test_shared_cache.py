@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 from test_pocket_build import QUIET, log, stub  # noqa: F401  (log is a fixture)
 
-from orchestrator import baseline, checks, config, doctor, pocket, shared_cache, storage
+from orchestrator import config, pocket
 from orchestrator.errors import ConfigError
+from orchestrator.experiment import baseline, checks
+from orchestrator.storage import buckets, cache
+from orchestrator.verbs import doctor
 from tests import made_up
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """`machine("a")` makes this process one whose own cache folder is another, with the shared cache at one address."""
-    monkeypatch.setenv(shared_cache.VARIABLE, str(tmp_path / "shared"))  # a folder is as good as an address
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "shared"))  # a folder is as good as an address
 
     def become(name: str) -> Path:
         folder = tmp_path / name
@@ -31,8 +34,8 @@ def machine(tmp_path, monkeypatch):
 def away(tmp_path, monkeypatch):
     """A store of which nothing can be read or written."""
     (tmp_path / "disk").write_text("no folder")
-    monkeypatch.setattr(shared_cache, "PATIENCE", 0.1)
-    monkeypatch.setenv(shared_cache.VARIABLE, f"file://{tmp_path}/disk/cache")
+    monkeypatch.setattr(cache, "PATIENCE", 0.1)
+    monkeypatch.setenv(cache.VARIABLE, f"file://{tmp_path}/disk/cache")
 
 
 def test_the_pocket_world_is_built_on_one_machine_and_fetched_by_the_next(machine, log, tmp_path):  # noqa: F811
@@ -52,20 +55,20 @@ def test_the_pocket_world_is_built_on_one_machine_and_fetched_by_the_next(machin
 def test_what_is_half_there_is_built_and_replaced_and_what_is_there_is_sent_once(machine, log, tmp_path):  # noqa: F811
     folder = pocket.ensure(machine("a"), train=stub, progress=QUIET).root  # an explicit folder shares nothing
     assert not (tmp_path / "shared").exists()
-    store = storage.open(f"file://{tmp_path}/shared")
+    store = buckets.open(f"file://{tmp_path}/shared")
     below = f"pocket/{folder.name}"
     (folder / "report.json").rename(tmp_path / "report.json")
-    shared_cache.send_folder(folder)
+    cache.send_folder(folder)
     machine("b")
     assert pocket.ensure(train=stub, progress=QUIET).complete() and log.read_text() == "0\n0\n", "a version without its report is none"
-    shared_cache.send_folder(pocket.build.location().root)
+    cache.send_folder(pocket.build.location().root)
     assert len([key for key in store.list(below) if key.endswith("report.json")]) == 1, "b replaced it, once"
     store.delete(below)
     for _ in range(2):
-        shared_cache.send_folder(pocket.build.location().root)
-    versions = {key.split("/")[2] for key in store.list(below)} - {shared_cache.CURRENT}
-    assert versions == {store.read(f"{below}/{shared_cache.CURRENT}").decode()}, "the second time one is there, and nothing is sent"
-    store.write(f"{below}/{shared_cache.CURRENT}", b"../../elsewhere")
+        cache.send_folder(pocket.build.location().root)
+    versions = {key.split("/")[2] for key in store.list(below)} - {cache.CURRENT}
+    assert versions == {store.read(f"{below}/{cache.CURRENT}").decode()}, "the second time one is there, and nothing is sent"
+    store.write(f"{below}/{cache.CURRENT}", b"../../elsewhere")
     machine("c")
     assert pocket.ensure(train=stub, progress=QUIET).complete() and log.read_text() == "0\n0\n0\n", "a pointer that is none of ours is not followed"
     machine("d")
@@ -103,14 +106,14 @@ def test_a_store_that_is_away_costs_the_work_and_is_said(away, log, tmp_path, mo
 
 
 def test_an_address_that_cannot_be_used_is_refused_by_the_variables_name(monkeypatch):
-    monkeypatch.setenv(shared_cache.VARIABLE, "s3://bucket/cache?secret_key=planted")
-    with pytest.raises(ConfigError, match=shared_cache.VARIABLE) as error:
+    monkeypatch.setenv(cache.VARIABLE, "s3://bucket/cache?secret_key=planted")
+    with pytest.raises(ConfigError, match=cache.VARIABLE) as error:
         checks.check_combinations(config.load(None, []))
     assert "planted" not in str(error.value)
 
 
 def test_without_the_variable_nothing_is_shared(monkeypatch, tmp_path):
-    monkeypatch.delenv(shared_cache.VARIABLE, raising=False)
+    monkeypatch.delenv(cache.VARIABLE, raising=False)
     monkeypatch.setenv("SAFEBASIN_CACHE", str(tmp_path))
-    assert shared_cache.opened() is None and not shared_cache.fetch_file(tmp_path / "x") and list(doctor._shared_cache(None)) == []
-    assert not shared_cache.fetch_folder(tmp_path / "y", os.path.exists)
+    assert cache.opened() is None and not cache.fetch_file(tmp_path / "x") and list(doctor._shared_cache(None)) == []
+    assert not cache.fetch_folder(tmp_path / "y", os.path.exists)

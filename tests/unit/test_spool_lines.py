@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator import spool, tracking, tracking_sink
 from orchestrator.records import TrialSpec
-from orchestrator.spool import Away, Pump, Spool
-from orchestrator.tracker import wrong_record
+from orchestrator.tracking import connect, mlflow, spool
+from orchestrator.tracking.spool import Away, Pump, Spool
+from orchestrator.tracking.tracker import wrong_record
 
 LINE_ENDS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r\n\r"
 QUICK = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -69,7 +69,7 @@ def test_what_the_driver_puts_into_the_queue_is_what_is_taken_from_it(tmp_path, 
 
         send = alive = lambda self, *a: None
 
-    from orchestrator.tracker import Tracker
+    from orchestrator.tracking.tracker import Tracker
 
     made = made_up.experiment(tmp_path)
     driver = Tracker(made, Sink(), {})
@@ -97,7 +97,7 @@ def test_a_disk_that_fills_and_is_freed_tears_no_record(tmp_path, monkeypatch, c
 
     with monkeypatch.context() as patch:
         patch.setattr(Spool, "_append_line", half)
-        patch.setattr(spool.outputs, "write_text", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(spool.files, "write_text", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         queue.append({"i": 1})
         time.sleep(0.01)
         queue.append({"i": 2})
@@ -160,8 +160,8 @@ def test_refusals_are_one_sentence_and_a_count(tmp_path, caplog):
 
 def test_what_a_database_says_when_it_takes_nothing_is_known_whatever_stands_before_it_and_whatever_was_written():
     deep = "(raised as a result of Query-invoked autoflush)\n(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT ...]"
-    assert tracking_sink._away(deep) == "(sqlite3.OperationalError) database or disk is full"
-    assert tracking_sink._away("(sqlite3.OperationalError) no such table\n[SQL: ?]\n[parameters: ('database is locked',)]") is None
+    assert mlflow._away(deep) == "(sqlite3.OperationalError) database or disk is full"
+    assert mlflow._away("(sqlite3.OperationalError) no such table\n[SQL: ?]\n[parameters: ('database is locked',)]") is None
 
 
 def test_a_locked_database_prints_no_tracebacks_and_gets_everything(tmp_path, monkeypatch, capfd, caplog):
@@ -169,7 +169,7 @@ def test_a_locked_database_prints_no_tracebacks_and_gets_everything(tmp_path, mo
     import sqlalchemy
 
     made = made_up.experiment(tmp_path, tracking={"uri": f"sqlite:///{tmp_path / 'ml.db'}"})
-    driver = tracking.open_tracker(made, tmp_path / "out")
+    driver = connect.open_tracker(made, tmp_path / "out")
     real = sqlalchemy.sql.text  # MLflow waits 20 s for a lock
     monkeypatch.setattr(sqlalchemy.sql, "text", lambda text: real(text.replace("busy_timeout = 20000", "busy_timeout = 50")))
     deadline = time.monotonic() + 100
@@ -196,7 +196,7 @@ def test_a_locked_database_prints_no_tracebacks_and_gets_everything(tmp_path, mo
 
 @pytest.mark.parametrize("raw", ["{", "[]", "5", '{"runs": []}', '{"runs": {"parent": 5}}', "\0\0"])
 def test_a_damaged_tracking_json_is_kept_aside_and_new_runs_are_made(tmp_path, raw, caplog):
-    sink = tracking_sink.Sink.__new__(tracking_sink.Sink)
+    sink = mlflow.Sink.__new__(mlflow.Sink)
     sink.uri, sink.state_path, sink.experiment_id, sink._unsure = "sqlite://", tmp_path / "tracking.json", "1", set()
     sink.state_path.write_text(raw)
     assert sink.known_runs() == {} and (tmp_path / "tracking.json.damaged-1").read_text() == raw

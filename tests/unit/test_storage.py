@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from orchestrator import addresses, checks, config, lease, mirror, outputs, resuming, storage
+from orchestrator import config
 from orchestrator.errors import ConfigError, StorageError
+from orchestrator.experiment import checks, mirror, resume
+from orchestrator.storage import addresses, buckets, files, layout, lease
 
 
 @pytest.fixture(autouse=True)
@@ -56,12 +58,12 @@ def test_a_study_outside_of_the_address_is_refused():
 @pytest.fixture(params=["local", "mock", "subtree"])
 def store(request, tmp_path):
     if request.param == "local":
-        return storage.Store(fs.LocalFileSystem(), str(tmp_path / "store"), "file:///store", patience=0.5)
+        return buckets.Store(fs.LocalFileSystem(), str(tmp_path / "store"), "file:///store", patience=0.5)
     system = fs._MockFileSystem()
     system.create_dir("bucket")
     if request.param == "mock":
-        return storage.Store(system, "bucket/run", "mock://bucket/run", patience=0.5)
-    return storage.Store(fs.SubTreeFileSystem("bucket", system), "run", "sub://run", patience=0.5)
+        return buckets.Store(system, "bucket/run", "mock://bucket/run", patience=0.5)
+    return buckets.Store(fs.SubTreeFileSystem("bucket", system), "run", "sub://run", patience=0.5)
 
 
 def test_files_and_folders_come_back_as_they_were(store, tmp_path):
@@ -99,7 +101,7 @@ def test_a_planted_name_writes_nothing_outside(tmp_path):
             return [type("Info", (), {"path": "b/run/trials/../../../evil", "is_file": True, "size": info.size})()]
 
     with pytest.raises(StorageError, match="outside of its folder"):
-        storage.Store(Planted(), "b/run", "s3://b/run").get_folder("trials", tmp_path / "here")
+        buckets.Store(Planted(), "b/run", "s3://b/run").get_folder("trials", tmp_path / "here")
 
 
 class Failing:
@@ -124,10 +126,10 @@ class Failing:
 
 def test_a_store_that_stumbles_is_asked_again_and_one_that_is_away_is_one_sentence(tmp_path):
     system = Failing(fs.LocalFileSystem(), 2, "AWS Error NETWORK_CONNECTION during PutObject")
-    stumbling = storage.Store(system, str(tmp_path), "s3://b/run", patience=10)
+    stumbling = buckets.Store(system, str(tmp_path), "s3://b/run", patience=10)
     stumbling.write("x", b"1")
     assert (tmp_path / "x").read_bytes() == b"1"
-    away = storage.Store(Failing(fs.LocalFileSystem(), 1e9, "AWS Error NETWORK_CONNECTION during PutObject (Request ID: abc)"), "r", "s3://b/r", 0.3)
+    away = buckets.Store(Failing(fs.LocalFileSystem(), 1e9, "AWS Error NETWORK_CONNECTION during PutObject (Request ID: abc)"), "r", "s3://b/r", 0.3)
     with pytest.raises(StorageError, match=r"^cannot write x in s3://b/r: AWS Error NETWORK_CONNECTION during PutObject; check the network"):
         away.write("x", b"1")
 
@@ -136,7 +138,7 @@ def test_a_store_that_stumbles_is_asked_again_and_one_that_is_away_is_one_senten
 def test_what_no_try_would_mend_is_said_at_once(text, remedy):
     system = Failing(fs.LocalFileSystem(), 1e9, text)
     with pytest.raises(StorageError, match=remedy):
-        storage.Store(system, "r", "s3://b/r", patience=60).write("x", b"1")
+        buckets.Store(system, "r", "s3://b/r", patience=60).write("x", b"1")
     assert system.left >= 1e9 - 1
 
 
@@ -208,14 +210,14 @@ def machine(tmp_path, monkeypatch):
 def write_run(experiment, trials=("t0001", "t0000")):
     """What a run leaves: t0001 ended before t0000."""
     folder = experiment.output_dir
-    outputs.write_text(folder / resuming.CONFIG, config.dump_yaml(experiment))
-    outputs.write_text(folder / "trials.csv", "trial_id\n" + "".join(f"{t}\n" for t in trials))
+    files.write_text(folder / layout.CONFIG, config.dump_yaml(experiment))
+    files.write_text(folder / "trials.csv", "trial_id\n" + "".join(f"{t}\n" for t in trials))
     for trial in trials:
-        outputs.write_json(folder / "trials" / trial / "result.json", {"trial": trial})
-        outputs.write_bytes(folder / "trials" / trial / "checkpoint" / "latest", b"a worker's")
-    outputs.write_text(folder / "ray" / "x", "of this machine")
-    outputs.write_json(folder / "tracking.json", {"uri": f"sqlite:///{folder}/mlflow.db"})
-    outputs.write_bytes(folder / "study.journal", b'{"whole": 1}\n{"cut o')
+        files.write_json(folder / "trials" / trial / "result.json", {"trial": trial})
+        files.write_bytes(folder / "trials" / trial / "checkpoint" / "latest", b"a worker's")
+    files.write_text(folder / "ray" / "x", "of this machine")
+    files.write_json(folder / "tracking.json", {"uri": f"sqlite:///{folder}/mlflow.db"})
+    files.write_bytes(folder / "study.journal", b'{"whole": 1}\n{"cut o')
     with sqlite3.connect(folder / "mlflow.db") as database:
         database.execute("create table if not exists experiments (artifact_location text)")
         database.execute("create table if not exists runs (artifact_uri text)")
@@ -231,7 +233,7 @@ def test_a_run_follows_its_address_to_another_machine(machine, tmp_path):
         assert copy.close() is None
     assert not (bucket / "ray").exists() and not list(bucket.rglob("checkpoint"))
     assert (bucket / "study.journal").read_bytes() == b'{"whole": 1}\n'
-    two = resuming.load(f"{(tmp_path / 'bucket').as_uri()}/run/")
+    two = resume.load(f"{(tmp_path / 'bucket').as_uri()}/run/")
     assert two.output.resume and two.output.dir.endswith("/run")
     two = machine("two", "output.resume=true")
     with opened(two) as copy:
@@ -242,7 +244,7 @@ def test_a_run_follows_its_address_to_another_machine(machine, tmp_path):
             assert database.execute("select artifact_location from experiments").fetchone() == (f"file://{folder}/mlartifacts",)
         assert json.loads((folder / "tracking.json").read_text()) == {"uri": f"sqlite:///{folder}/mlflow.db"}
         copy.begin()
-        outputs.write_bytes(bucket / "trials" / "t0000" / "model" / "w", b"weights")
+        files.write_bytes(bucket / "trials" / "t0000" / "model" / "w", b"weights")
         copy.fetch(folder / "trials" / "t0000" / "model")
         assert (folder / "trials" / "t0000" / "model" / "w").read_bytes() == b"weights"
         copy.remove(folder / "trials" / "t0000" / "model")
@@ -259,7 +261,7 @@ def test_an_earlier_winners_model_goes_when_another_is_handed_over_and_not_befor
         write_run(one)
         copy.hand_over()
         for name in ("model.safetensors", "tokenizer.json"):
-            outputs.write_bytes(one.output_dir / "model" / name, b"the whole model")
+            files.write_bytes(one.output_dir / "model" / name, b"the whole model")
         assert copy.close() is None
     two = machine("two", "output.resume=true")
     with opened(two) as copy:  # killed before its end: it hands nothing over
@@ -272,7 +274,7 @@ def test_an_earlier_winners_model_goes_when_another_is_handed_over_and_not_befor
         copy.begin()
         copy.hand_over()
         for name in ("adapter_model.safetensors", "tokenizer.json"):
-            outputs.write_bytes(three.output_dir / "model" / name, b"an adapter")
+            files.write_bytes(three.output_dir / "model" / name, b"an adapter")
         assert copy.close() is None
     assert sorted((path.name, path.read_bytes()) for path in bucket.iterdir()) == [
         ("adapter_model.safetensors", b"an adapter"), ("tokenizer.json", b"an adapter")]  # fmt: skip
@@ -283,14 +285,14 @@ def test_the_copy_of_the_database_is_no_older_than_what_is_known_of_it(machine, 
     one, sent = machine("one"), []
     with opened(one) as copy:
         write_run(one)
-        spool = outputs.write_text(one.output_dir / "tracking.spool.jsonl", '{"waits": 1}\n')
+        spool = files.write_text(one.output_dir / "tracking.spool.jsonl", '{"waits": 1}\n')
         copy._state["writer"] = "w"
         write = copy._quick.write
 
         def slow(name, data):
             sent.append(name)
             if name == "mlflow.db":
-                outputs.write_text(spool, "")  # it arrives while the database's copy is on its way
+                files.write_text(spool, "")  # it arrives while the database's copy is on its way
             write(name, data)
 
         monkeypatch.setattr(copy._quick, "write", slow)
@@ -322,7 +324,7 @@ def test_an_address_with_a_run_is_refused_emptied_or_gone_on_with(machine, tmp_p
     assert [path.name for path in bucket.iterdir()] == [lease.NAME]
     with pytest.raises(ConfigError, match="no run to resume"):
         machine("three")
-        resuming.load(f"{(tmp_path / 'bucket').as_uri()}/nothing")
+        resume.load(f"{(tmp_path / 'bucket').as_uri()}/nothing")
 
 
 def test_a_store_that_goes_away_loses_nothing(machine, tmp_path, monkeypatch, caplog):
@@ -332,14 +334,14 @@ def test_a_store_that_goes_away_loses_nothing(machine, tmp_path, monkeypatch, ca
     with opened(one) as copy:
         copy.begin()
         broken = Failing(copy._quick.fs, 0, "AWS Error NETWORK_CONNECTION")
-        copy._quick = storage.Store(broken, copy._quick.root, "file://bucket", patience=0.05)
+        copy._quick = buckets.Store(broken, copy._quick.root, "file://bucket", patience=0.05)
         broken.left = 1e9
         write_run(one)
         until(lambda: "the run goes on" in caplog.text)
         broken.left = 0
         until(lambda: (bucket / "trials.csv").exists() and "takes files again" in caplog.text)
         broken.left = 1e9
-        outputs.write_text(one.output_dir / "late", "x")
+        files.write_text(one.output_dir / "late", "x")
         said = copy.close()
     assert "1 files could not be written" in said and str(one.output_dir) in said and "late" in said
     two, said = machine("two", "output.resume=true"), []
@@ -384,7 +386,7 @@ def test_a_damaged_manifest_loses_nothing(machine, tmp_path, torn):
     with opened(again, said) as copy:
         assert (again.output_dir / "trials.csv").is_file(), "what the store holds is here again"
         copy.begin()
-        outputs.write_text(again.output_dir / "late", "x")
+        files.write_text(again.output_dir / "late", "x")
         assert copy.close() is None
     (aside,) = again.output_dir.parent.glob("*.aside-*")
     assert (aside / "mine").read_text() == "x" and sum("is damaged" in line for line in said) == 2

@@ -10,8 +10,8 @@ import toy
 
 from strategies import enchtable, linear
 from strategies.base import StrategyError
-from strategies.linear import Update
 from strategies.recipe import build
+from strategies.updates import Update
 
 SMALL = {"harmful_steps": 3, "harmful_rank": 2, "num_harmful": 6}
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from strategies import blocks, linear
 from strategies.base import StrategyError
-from strategies.linear import Update
+from strategies.updates import Update
 
 SIZES = st.integers(1, 6)
 

@@ -115,7 +115,7 @@ def test_cards_refuse_missing_and_empty_headings():
     with pytest.raises(ValueError, match="nothing under Limits"):
         cards.parse(text.replace("Limits: text", "Limits:"))
     with pytest.raises(StrategyError, match="did you mean 'lora'"):
-        strategies.card("lorra")
+        cards.card("lorra")
 
 
 def test_adapters_on_frozen_layers_alone_are_refused_before_a_device_is_taken():

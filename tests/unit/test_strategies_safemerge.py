@@ -10,8 +10,8 @@ import toy
 
 from strategies import auxiliary, safemerge
 from strategies.base import StrategyError
-from strategies.linear import Update
 from strategies.recipe import build
+from strategies.updates import Update
 
 SMALL = {"safe_steps": 3, "safe_rank": 2, "num_safety": 6}
 

@@ -1,4 +1,4 @@
-"""The arrows of the architecture, held by walking the imports: one vendor, one door; nothing runs backwards."""
+"""The arrows of the architecture, held by walking the imports: every module on a floor, one vendor one door, no circle, nothing private of another."""
 
 from __future__ import annotations
 
@@ -13,65 +13,38 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("orchestrator", "strategies", "search_spaces")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
+FLOORS = (
+    {"errors", "redaction", "records", "faults", "texts"},
+    {"storage"},
+    {"terminal"},
+    {"config", "pocket"},
+    {"data", "models", "decision"},
+    {"evaluation", "lanes"},
+    {"report", "trial", "search"},
+    {"tracking"},
+    {"experiment"},
+    {"verbs"},
+    {"cli", "__main__"},
+)
+"""Folders and files of orchestrator/, low to high: one may import its own floor and lower ones."""
+
 DOORS = {
-    "ray": {
-        "orchestrator/search.py", "orchestrator/lanes.py", "orchestrator/cluster.py", "orchestrator/lane_worker.py",
-        "orchestrator/lane_control.py", "orchestrator/lane_pool.py", "orchestrator/submit.py",
-    },
-    "deepspeed": {"orchestrator/engine.py"},
-    "vllm": {"orchestrator/evaluation/vllm_backend.py"},
-    "mlflow": {"orchestrator/tracking_sink.py"},
-    "pyarrow": {"orchestrator/storage.py"},
-    "optuna": {
-        "orchestrator/search.py", "orchestrator/searcher.py", "orchestrator/study_journal.py", "orchestrator/points.py", "orchestrator/ranges.py",
-        "search_spaces/",
-    },
-}  # fmt: skip
+    "ray": ("orchestrator/lanes/", "orchestrator/search/tune.py", "orchestrator/verbs/submit.py"),
+    "deepspeed": ("orchestrator/trial/engine/",),
+    "vllm": ("orchestrator/evaluation/generate_vllm.py",),
+    "mlflow": ("orchestrator/tracking/mlflow.py",),
+    "pyarrow": ("orchestrator/storage/buckets.py",),
+    "optuna": ("orchestrator/search/", "search_spaces/"),
+}
 """vendor -> files that may import it; a name ending in / is a folder."""
 
-# a module may import those of its own level or lower
-LEVELS = (
-    {"cli", "__main__"},
-    {"completion", "doctor", "listing", "submit", "render", "locating", "cli_models", "config_docs"},
-    {"comparing"},
-    {"evaluating", "evaluating_report", "basin", "basin_report"},
-    {"page"},
-    {"experiment"},
-    {"run_state"},
-    {
-        "search", "searcher", "study_journal", "trial_records", "run_identity", "report", "summary", "tracking", "tracker",
-        "tracking_sink", "tracking_values", "spool", "handover", "progress", "baseline", "checks", "checks_tokens", "checks_settings",
-        "resuming", "mirror", "mirror_files", "mirror_objects", "run_folder",
-    },
-    {"lanes", "plots_safety"},
-    {"plots"},
-    {"plots_monitor"},
-    {"lane_pool"},
-    {"broker", "lane_worker", "lane_control", "capacity", "cluster", "cluster_start", "cluster_folder", "cluster_reach", "cluster_watch"},
-    {"trial"},
-    {"training", "trained", "trial_files", "memory"},
-    {"points"},
-    {"guard", "materials", "contamination", "constraint", "summary", "ranges", "templates"},
-    {"intervals"},
-    {"weights", "subjects", "model_checks"},
-    {"engine", "evaluation", "models", "adapters", "saved", "data"},
-    {"pocket"},
-    {"storage", "lease", "shared_cache"},
-    {"record_check", "faults", "loading_report"},
-    {"outputs", "records", "evidence", "places"},
-    {"config", "config_text", "overrides", "kustomize"},
-    {"config_sections"},
-    {"crash", "screen"},
-    {"redaction"},
-    {"engine_config"},
-    {"engine_keys", "field_kinds"},
-    {"yaml_text", "config_words"},
-    {"addresses", "hub", "model_folders", "paths", "template_limits", "template_rows"},
-    {"ownership_checks", "sealing"},
-    {"ownership"},
-    {"atomic", "disk_space", "nofollow", "ownership_names", "folder_stamps"},
-    {"cachedir", "cells", "counted", "overlap", "errors", "folding", "misspelt", "seeds", "streams", "template_child", "texts"},
-)
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
 
 
 def imports(path: Path) -> list[str]:
@@ -80,9 +53,69 @@ def imports(path: Path) -> list[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written in full"
             found += [f"{node.module}.{alias.name}" for alias in node.names]
     return found
+
+
+def target(name: str) -> str | None:
+    """The module of ours that an imported name lies in."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+ARROWS = {module: {one for name in imports(path) if (one := target(name)) not in (None, module)} for module, path in MODULES.items()}
+
+
+def place(module: str) -> str:
+    """The folder or file of orchestrator/ that a module lies in."""
+    return module.split(".")[1]
+
+
+def test_every_module_stands_on_a_floor():
+    placed = set().union(*FLOORS)
+    assert sum(map(len, FLOORS)) == len(placed)
+    found = {place(module) for module in MODULES if module.startswith("orchestrator.")}
+    assert found == placed
+
+
+def test_arrows_lead_down():
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    for module, targets in ARROWS.items():
+        if not module.startswith("orchestrator."):
+            continue
+        for one in targets:
+            if one.startswith("orchestrator."):
+                assert floor[place(one)] <= floor[place(module)], f"{module} imports {one}, which stands higher"
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Groups that can be reached from themselves."""
+    reached = {name: set(targets) for name, targets in arrows.items()}
+    changed = True
+    while changed:
+        changed = False
+        for targets in reached.values():
+            more = set().union(*(reached.get(one, set()) for one in targets)) - targets
+            if more:
+                targets |= more
+                changed = True
+    return sorted({tuple(sorted(other for other in reached[name] if name in reached.get(other, ()))) for name in arrows if name in reached[name]})
+
+
+def test_no_two_files_import_each_other():
+    assert circles(ARROWS) == []
+
+
+def test_no_two_folders_import_each_other():
+    folders: dict[str, set[str]] = {}
+    for module, targets in ARROWS.items():
+        if module.startswith("orchestrator."):
+            own = folders.setdefault(place(module), set())
+            own |= {place(one) for one in targets if one.startswith("orchestrator.")} - {place(module)}
+    assert circles(folders) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -94,35 +127,36 @@ def test_one_vendor_one_door(path):
 
 
 def test_strategies_and_spaces_know_nothing_of_ours():
-    for path in FILES:
-        package = path.relative_to(ROOT).parts[0]
-        if package == "orchestrator":
-            continue
-        other = {"strategies": "search_spaces", "search_spaces": "strategies"}[package]
-        for imported in imports(path):
-            assert imported.split(".")[0] not in {"orchestrator", other}, f"{path} imports {imported}"
+    allowed = {"strategies": {"strategies"}, "search_spaces": {"search_spaces"}}
+    for module, targets in ARROWS.items():
+        package = module.split(".")[0]
+        if package in allowed:
+            assert {one.split(".")[0] for one in targets} <= allowed[package], module
 
 
 def test_a_strategy_imports_no_other_strategy():
     import strategies
 
     for name in strategies.STRATEGIES:
-        for imported in imports(ROOT / "strategies" / f"{name}.py"):
-            part = imported.split(".")[1] if imported.startswith("strategies.") else ""
-            assert part not in strategies.STRATEGIES, f"{name} imports {imported}"
+        for one in ARROWS[f"strategies.{name}"]:
+            assert one.removeprefix("strategies.") not in strategies.STRATEGIES, f"{name} imports {one}"
 
 
-def test_arrows_run_one_way():
-    level = {name: i for i, names in enumerate(LEVELS) for name in names}
-    for path in FILES:
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[0] != "orchestrator":
-            continue
-        own = level.get(parts[1])
-        for imported in imports(path):
-            target = imported.split(".")[1] if imported.startswith("orchestrator.") else None
-            if own is not None and target in level:
-                assert level[target] >= own, f"{'/'.join(parts)} (level {own}) imports {imported} (level {level[target]})"
+def test_nothing_private_is_taken_from_another_file():
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        names = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    full = f"{node.module}.{alias.name}"
+                    assert not (target(full) and alias.name.startswith("_") and not alias.name.startswith("__")), f"{module} imports {full}"
+                    if full in MODULES:
+                        names[alias.asname or alias.name] = full
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
+                private = node.attr.startswith("_") and not node.attr.startswith("__")
+                assert not private, f"{module}:{node.lineno} takes {names[node.value.id]}.{node.attr}"
 
 
 @pytest.mark.parametrize("module", ["orchestrator.cli", "orchestrator.config", "orchestrator.records", "orchestrator.errors", "orchestrator.pocket"])
@@ -142,5 +176,9 @@ def test_no_file_swallows_errors():
 
 def test_every_module_says_what_it_is():
     for path in FILES:
-        if path.stat().st_size:
-            assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+        assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+
+
+def test_no_file_is_longer_than_400_lines():
+    long = {module: count for module, path in MODULES.items() if (count := len(path.read_text().splitlines())) > 400}
+    assert not long

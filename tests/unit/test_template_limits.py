@@ -7,7 +7,8 @@ import time
 import pytest
 import tiny_llama
 
-from orchestrator import config, template_limits
+from orchestrator import config
+from orchestrator.data import template_limits
 from orchestrator.errors import ModelError
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -102,14 +103,14 @@ def test_a_clock_that_runs_out_is_the_time_that_ran_out(monkeypatch):
 
 @pytest.mark.parametrize("where", ["config", "folder"])
 def test_a_models_own_template_and_the_configs_are_tried(tmp_path, where):
-    from orchestrator import models
+    from orchestrator.models import loading
 
     bad = "{{ messages[0].content }}{{ 1 / 0 }}"
     tiny_llama.saved(tmp_path / "m")
     if where == "folder":
         (tmp_path / "m" / "chat_template.jinja").write_text(bad)
     with pytest.raises(ModelError, match="divides by zero"):
-        models.tokenizer(config.Model(model_name_or_path=str(tmp_path / "m"), chat_template=bad if where == "config" else None))
+        loading.tokenizer(config.Model(model_name_or_path=str(tmp_path / "m"), chat_template=bad if where == "config" else None))
 
 
 def _with(content: str, turns: str = "messages") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny_llama
 
-from orchestrator import data, data_tokens, template_limits, template_rows
+from orchestrator.data import conversations, template_limits, template_rows, tokens
 from orchestrator.errors import ModelError
 from orchestrator.evaluation import generate
 
@@ -21,7 +21,7 @@ def _words(effect):
 
 
 def _rows(*prompts):
-    return data.read([{"prompt": prompt, "response": "b"} for prompt in prompts], "auto", data.config.Columns(), "rows").conversations
+    return conversations.read([{"prompt": prompt, "response": "b"} for prompt in prompts], "auto", conversations.config.Columns(), "rows").conversations
 
 
 @pytest.mark.parametrize(("effect", "said"), [
@@ -32,11 +32,11 @@ def test_the_row_at_which_a_template_hangs_is_named(effect, said, monkeypatch):
     monkeypatch.setattr(template_limits, "SECONDS", 1)
     words = _words(effect)
     with pytest.raises(ModelError, match=f"task.data: row 3: the chat template {said}"):
-        data_tokens.tokenise(_rows("one", "two", "a vulnerability", "four"), words, max_length=64)
+        tokens.tokenise(_rows("one", "two", "a vulnerability", "four"), words, max_length=64)
     with pytest.raises(ModelError, match=f"suite x: prompt 2: the chat template {said}"):
         generate.encode_prompts(words, ["one", "vulnerable"], where="suite x")
     with pytest.raises(ModelError, match=said):
-        data_tokens.render(words, [{"role": "user", "content": "vulnerabilities"}], generation=True)
+        tokens.render(words, [{"role": "user", "content": "vulnerabilities"}], generation=True)
 
 
 def test_rows_that_pass_are_tried_once(monkeypatch):
@@ -56,6 +56,6 @@ def test_a_row_that_the_template_cuts_is_named():
     words.chat_template = CHAT.replace("m.content", "(m.content[:9] if 'secret' in m.content else m.content)")
     template_limits.check(words.chat_template, words.special_tokens_map, "m")
     with pytest.raises(ModelError, match="task.data: row 2: the chat template cuts or changes the text of a message of the user"):
-        data_tokens.tokenise(_rows("one", "a long and secret question"), words, max_length=64)
+        tokens.tokenise(_rows("one", "a long and secret question"), words, max_length=64)
     with pytest.raises(ModelError, match="cuts or changes the text of a prompt"):
         generate.encode_prompts(words, ["a long and secret question"])

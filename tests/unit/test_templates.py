@@ -8,9 +8,14 @@ import made_up
 import pytest
 import tiny_llama
 
-from orchestrator import checks, config, constraint, data_tokens, report, templates, trial
-from orchestrator.data import Conversation
+from orchestrator import config
+from orchestrator.data import system_prompts, tokens
+from orchestrator.data.conversations import Conversation
+from orchestrator.decision import limits, selection
+from orchestrator.experiment import checks
 from orchestrator.records import LaneContext
+from orchestrator.report import run
+from orchestrator.trial import run as trial
 
 
 def row(system=None, text="make cake"):
@@ -31,7 +36,7 @@ def row(system=None, text="make cake"):
     ],
 )
 def test_what_a_record_says(own_of_rows, training, evaluation, others, mismatch, asked):
-    found = templates.facts([row(s) for s in own_of_rows], None, training, evaluation)
+    found = system_prompts.facts([row(s) for s in own_of_rows], None, training, evaluation)
     assert (found["rows_with_other_system_prompt"], found["mismatch"], found["asked_for"]) == (others, mismatch, asked)
     assert (found["train_system_prompt"], found["evaluation_system_prompt"]) == (training, evaluation)
 
@@ -82,7 +87,7 @@ LAST = "{{ messages[-1].content }}"
 def test_a_prompt_that_the_chat_template_puts_itself_is_found(template, wanted):
     tokenizer = tiny_llama.tokenizer()
     tokenizer.chat_template = template
-    assert data_tokens.implicit_system_prompt(tokenizer) == wanted
+    assert tokens.implicit_system_prompt(tokenizer) == wanted
 
 
 def test_a_prompt_that_the_chat_template_puts_itself_is_warned_about(files):
@@ -110,11 +115,11 @@ class Silent:
 
 
 def ran(made, folder, recipe):
-    from orchestrator import search
+    from orchestrator.search import tune
 
     made = config.from_dict(made.model_dump(mode="json") | {"recipes": [recipe]})
     name = made.recipe_names[0]
-    spec = search.build_spec(made, trial_id="t1", recipe=name, params={"learning_rate": 0.01}, seed=0, phase="search", folder=str(folder))
+    spec = tune.build_spec(made, trial_id="t1", recipe=name, params={"learning_rate": 0.01}, seed=0, phase="search", folder=str(folder))
     return trial.run(spec, Silent(), LaneContext())
 
 
@@ -125,10 +130,10 @@ def test_a_trial_records_both_prompts(files, tmp_path):
     apart = ran(experiment(plain, system_prompt="be kind"), tmp_path / "b", [{"prompt_template": {"form": "ptst"}}])
     assert apart.facts["template"]["mismatch"] and apart.facts["template"]["asked_for"]
     assert apart.facts["template"]["train_system_prompt"] is None
-    assert templates.alerts([apart]) == [] and "'be kind', as its recipe says" in templates.serving(apart)[0]
+    assert system_prompts.alerts([apart]) == [] and "'be kind', as its recipe says" in system_prompts.serving(apart)[0]
     unasked = ran(experiment(with_system), tmp_path / "c", ["full"])
     assert unasked.facts["template"]["mismatch"] and not unasked.facts["template"]["asked_for"]
-    assert "TEMPLATE MISMATCH in 1 trial: 4 training rows" in templates.alerts([unasked, unasked][:1])[0] and templates.serving(unasked) == []
+    assert "TEMPLATE MISMATCH in 1 trial: 4 training rows" in system_prompts.alerts([unasked, unasked][:1])[0] and system_prompts.serving(unasked) == []
 
 
 def test_counts_of_a_defence_at_inference_are_recorded(files, tmp_path):
@@ -140,10 +145,10 @@ def test_counts_of_a_defence_at_inference_are_recorded(files, tmp_path):
 def test_the_report_says_it_above_everything_else(tmp_path):
     made = made_up.experiment(tmp_path)
     baseline, result = made_up.result("baseline", "", {}, phase="baseline"), made_up.result("t1", "full", {"learning_rate": 1e-3})
-    result.facts["template"] = templates.facts([row("be kind")], None, None, None)
-    judgement = constraint.judge(result, baseline, made.safety.limits)
+    result.facts["template"] = system_prompts.facts([row("be kind")], None, None, None)
+    judgement = limits.judge(result, baseline, made.safety.limits)
     rows = [(result, judgement)]
-    report.write_report(tmp_path / "out", made, baseline, rows, constraint.best(rows))
+    run.write_report(tmp_path / "out", made, baseline, rows, selection.best(rows))
     for name in ("report.html", "report.md"):
         text = (tmp_path / "out" / name).read_text()
         assert text.index("TEMPLATE MISMATCH in 1 trial") < text.index("All intervals"), name

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import constraint, spool
-from orchestrator import tracking_values as values
+from orchestrator import redaction
 from orchestrator.config import Limits
-from orchestrator.spool import Later, Pump, Rejected, Spool
+from orchestrator.decision import limits
+from orchestrator.tracking import spool, values
+from orchestrator.tracking.spool import Later, Pump, Rejected, Spool
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ from orchestrator.spool import Later, Pump, Rejected, Spool
     ],
 )
 def test_secret_keys(key):
-    assert values.is_secret_key(key)
+    assert redaction.is_secret_key(key)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_secret_keys(key):
     ],
 )
 def test_harmless_keys(key):
-    assert not values.is_secret_key(key)
+    assert not redaction.is_secret_key(key)
 
 
 def test_redaction_by_key_by_uri_and_by_form():
@@ -65,7 +66,7 @@ def test_redaction_by_key_by_uri_and_by_form():
         "note": ["my token is hf_abcdefghijklmnopqrst", None],
         "password": "",
     }
-    clean = values.redact(config)
+    clean = redaction.redact(config)
     assert clean["tracking"]["uri"] == "http://alice:***@mlflow:5000"
     assert clean["ray"]["init_kwargs"]["runtime_env"]["env_vars"] == {"HF_TOKEN": "***", "OMP_NUM_THREADS": "1"}
     assert clean["task"] == {"data": "s3://bucket/x?X-Amz-Signature=***&part=1", "max_new_tokens": 64}
@@ -76,19 +77,19 @@ def test_redaction_by_key_by_uri_and_by_form():
 def test_redaction_of_text_lines_keeps_the_rest():
     text = 'uri: postgresql://u:pw@db/x\nenv_vars:\n  HF_TOKEN: "abc"\n  MY_PASSWORD: a b c\n'
     text += 'max_new_tokens: 64\n{"api_key": "k", "n": 1}\npassword: null\n'
-    clean = values.redact_text(text)
+    clean = redaction.redact_text(text)
     assert "pw@" not in clean and "abc" not in clean and "a b c" not in clean
     assert "max_new_tokens: 64" in clean and '"n": 1' in clean and "password: null" in clean
 
 
 @given(st.dictionaries(st.sampled_from(["HF_TOKEN", "password", "uri", "n"]), st.text(alphabet="QXZ", min_size=4), min_size=1))
 def test_no_secret_value_survives(config):
-    text = json.dumps(values.redact({"nested": [config]}))
+    text = json.dumps(redaction.redact({"nested": [config]}))
     for key, value in config.items():
         assert value in text or key in ("HF_TOKEN", "password")
     for key in ("HF_TOKEN", "password"):
         if key in config:
-            assert values.redact({key: config[key]}) == {key: "***"}
+            assert redaction.redact({key: config[key]}) == {key: "***"}
 
 
 def test_event_metrics_by_group():
@@ -114,7 +115,7 @@ def test_result_metrics_agree_with_the_judgement():
             assert found["safety_delta/degradation/harmful"] == pytest.approx(trial.suites["harmful"].rate - before.suites["harmful"].rate)
         else:
             assert "task/score" not in found and "safety/asr" not in found, "nothing is made up for a failed trial"
-            assert found["constraint/degradation/harmful"] == constraint.MISSING
+            assert found["constraint/degradation/harmful"] == limits.MISSING
 
 
 def test_split_finite():
@@ -208,7 +209,7 @@ def test_an_outage_keeps_order_and_is_said_once(tmp_path, caplog):
     server.away = False
     wait_for(lambda: server.got == [0, 1, 2, 3, 4, 5])
     assert pump.close(5) == 0
-    said = [r.getMessage() for r in caplog.records if r.name == "orchestrator.spool"]
+    said = [r.getMessage() for r in caplog.records if r.name == "orchestrator.tracking.spool"]
     assert len(said) == 2 and "the search goes on" in said[0] and "answers again" in said[1]
 
 

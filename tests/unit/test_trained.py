@@ -12,8 +12,10 @@ import toy
 from safetensors.torch import load_file
 from test_trial import Recorder, experiment, folder, spec_of  # noqa: F401 - folder is a fixture
 
-from orchestrator import config, trained, trial
+from orchestrator import config
 from orchestrator.records import LaneContext
+from orchestrator.trial import run as trial
+from orchestrator.trial import shared_training
 from strategies.recipe import build
 
 MERGE = "lora+safe_lora"
@@ -95,29 +97,29 @@ def test_a_training_that_failed_is_not_kept(folder, unaligned, tmp_path):  # noq
 def test_written_tensors_come_back_bit_for_bit_and_only_the_trainable_ones_are_kept(tmp_path):
     model = toy.model().bfloat16()
     model.model.layers[0].requires_grad_(False)
-    trained.write(tmp_path / "a", model, {"steps": 3})
-    assert trained.kept(tmp_path / "a") and not trained.kept(tmp_path / "b")
+    shared_training.write(tmp_path / "a", model, {"steps": 3})
+    assert shared_training.kept(tmp_path / "a") and not shared_training.kept(tmp_path / "b")
     other = toy.model(seed=1).bfloat16()
     other.model.layers[0].requires_grad_(False)
     frozen = {n: p.clone() for n, p in other.named_parameters() if not p.requires_grad}
-    assert trained.read(tmp_path / "a", other) == {"steps": 3}
+    assert shared_training.read(tmp_path / "a", other) == {"steps": 3}
     for name, p in other.named_parameters():
         assert torch.equal(p, frozen[name] if name in frozen else dict(model.named_parameters())[name])
 
 
 def test_a_model_that_is_set_up_otherwise_is_refused(tmp_path):
-    trained.write(tmp_path, toy.model(), {})
+    shared_training.write(tmp_path, toy.model(), {})
     other = toy.model()
     other.model.layers[0].requires_grad_(False)
     with pytest.raises(ValueError, match="other tensors"):
-        trained.read(tmp_path, other)
+        shared_training.read(tmp_path, other)
 
 
 def test_a_write_that_was_killed_does_not_look_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        trained.write(tmp_path, toy.model(), {})
-    assert not trained.kept(tmp_path)
+        shared_training.write(tmp_path, toy.model(), {})
+    assert not shared_training.kept(tmp_path)
 
 
 def test_the_training_key_holds_what_trains_and_nothing_else():

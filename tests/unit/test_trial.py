@@ -9,8 +9,13 @@ import pytest
 import tiny_llama
 import torch
 
-from orchestrator import baseline, config, models, outputs, search, trial
+from orchestrator import config
+from orchestrator.experiment import baseline
+from orchestrator.models import loading, saving
 from orchestrator.records import LaneContext, TrialResult
+from orchestrator.search import tune
+from orchestrator.storage import files
+from orchestrator.trial import run
 
 
 class Recorder:
@@ -54,13 +59,13 @@ def experiment(folder, **training):
 def spec_of(made, where, recipe="full", attempt=0, **params):
     raw = made.model_dump(mode="json") | {"recipes": [recipe.split("+")]}
     made = config.from_dict(raw)
-    return search.build_spec(made, trial_id="t1", recipe=recipe, params={"learning_rate": 0.01, **params}, seed=3, phase="search", folder=str(where))
+    return tune.build_spec(made, trial_id="t1", recipe=recipe, params={"learning_rate": 0.01, **params}, seed=3, phase="search", folder=str(where))
 
 
 @pytest.mark.parametrize("recipe", ["full", "lora", "freeze_layers+lora", "safe_instruct", "safegrad"])
 def test_every_recipe_runs_from_start_to_model(folder, tmp_path, recipe):
     made, recorder = experiment(folder), Recorder()
-    result = trial.run(spec_of(made, tmp_path, recipe), recorder, LaneContext())
+    result = run.run(spec_of(made, tmp_path, recipe), recorder, LaneContext())
     assert result.state == "complete" and result.error is None and result.steps == 12
     assert 0 <= result.task.score <= 1 and len(result.suites["harm"].ids) == 6
     assert [e["step"] for e in recorder.events if e["kind"] == "probe"] == [4, 8]
@@ -68,19 +73,19 @@ def test_every_recipe_runs_from_start_to_model(folder, tmp_path, recipe):
     assert set(result.seconds) >= {"setup", "train", "evaluate", "save", "total"}
     losses = [e["loss"] for e in recorder.events if e["kind"] == "train"]
     assert losses[-1] < losses[0]
-    restored, _ = models.attach(result.model_dir, made.model)
-    assert any(not torch.equal(a, b) for a, b in zip(restored.parameters(), models.load(made.model)[0].parameters(), strict=False))
-    assert TrialResult.from_dict(json.loads(json.dumps(outputs.plain(result.to_dict())))) is not None
+    restored, _ = saving.attach(result.model_dir, made.model)
+    assert any(not torch.equal(a, b) for a, b in zip(restored.parameters(), loading.load(made.model)[0].parameters(), strict=False))
+    assert TrialResult.from_dict(json.loads(json.dumps(files.plain(result.to_dict())))) is not None
 
 
 def test_the_base_is_untouched_between_trials_of_a_lane(folder, tmp_path):
     made, context = experiment(folder), LaneContext()
-    first = trial.run(spec_of(made, tmp_path / "a"), Recorder(), context)
-    trial.run(spec_of(made, tmp_path / "b", "safegrad"), Recorder(), context)
-    again = trial.run(spec_of(made, tmp_path / "c"), Recorder(), context)
+    first = run.run(spec_of(made, tmp_path / "a"), Recorder(), context)
+    run.run(spec_of(made, tmp_path / "b", "safegrad"), Recorder(), context)
+    again = run.run(spec_of(made, tmp_path / "c"), Recorder(), context)
     assert weights(first) == weights(again)
-    untouched = trial.run(baseline.spec(made, tmp_path), Recorder(), context)
-    alone = trial.run(baseline.spec(made, tmp_path), Recorder(), LaneContext())
+    untouched = run.run(baseline.spec(made, tmp_path), Recorder(), context)
+    alone = run.run(baseline.spec(made, tmp_path), Recorder(), LaneContext())
     assert untouched.suites == alone.suites and untouched.task == alone.task and untouched.steps == 0
 
 
@@ -93,10 +98,10 @@ def weights(result):
 @pytest.mark.parametrize("recipe", ["full", "safegrad"])
 def test_an_interrupted_trial_continues_to_the_same_weights(folder, tmp_path, recipe):
     made = experiment(folder)
-    whole = trial.run(spec_of(made, tmp_path / "whole", recipe), Recorder(), LaneContext())
+    whole = run.run(spec_of(made, tmp_path / "whole", recipe), Recorder(), LaneContext())
     with pytest.raises(KeyboardInterrupt):
-        trial.run(spec_of(made, tmp_path / "cut", recipe), Recorder(die_at=8), LaneContext())
-    resumed = trial.run(spec_of(made, tmp_path / "cut", recipe, attempt=0).__class__(
+        run.run(spec_of(made, tmp_path / "cut", recipe), Recorder(die_at=8), LaneContext())
+    resumed = run.run(spec_of(made, tmp_path / "cut", recipe, attempt=0).__class__(
         **{**vars(spec_of(made, tmp_path / "cut", recipe)), "attempt": 1}), Recorder(), LaneContext())  # fmt: skip
     assert resumed.facts["resumed_from_step"] == 5 and resumed.state == "complete"
     assert weights(resumed) == weights(whole)
@@ -104,28 +109,28 @@ def test_an_interrupted_trial_continues_to_the_same_weights(folder, tmp_path, re
 
 
 def test_a_stop_on_request_is_a_stopped_trial_without_figures(folder, tmp_path):
-    result = trial.run(spec_of(experiment(folder), tmp_path), Recorder(stop_at=6), LaneContext())
+    result = run.run(spec_of(experiment(folder), tmp_path), Recorder(stop_at=6), LaneContext())
     assert result.state == "stopped" and result.steps == 6 and result.task is None and not result.suites
 
 
 def test_a_loss_that_is_not_a_number_fails_the_trial_and_names_the_remedy(folder, tmp_path):
-    result = trial.run(spec_of(experiment(folder, max_grad_norm=0, weight_decay=10.0), tmp_path, learning_rate=10.0), Recorder(), LaneContext())
+    result = run.run(spec_of(experiment(folder, max_grad_norm=0, weight_decay=10.0), tmp_path, learning_rate=10.0), Recorder(), LaneContext())
     assert result.state == "failed" and "learning_rate" in result.error
 
 
 def test_steps_follow_epochs_where_max_steps_is_not_set(folder):
     made = experiment(folder, max_steps=None, num_train_epochs=2.5)
-    assert trial.max_steps(made, rows=10, batch_size=4) == math.ceil(10 * 2.5 / 4)
+    assert run.max_steps(made, rows=10, batch_size=4) == math.ceil(10 * 2.5 / 4)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_whole_trial_under_zero_is_the_plain_one(folder, tmp_path, stage):
     made = experiment(folder)
-    plain = trial.run(spec_of(made, tmp_path / "plain"), Recorder(), LaneContext())
+    plain = run.run(spec_of(made, tmp_path / "plain"), Recorder(), LaneContext())
     sharded = config.from_dict(made.model_dump(mode="json") | {
         "training": made.training.model_dump() | {"engine": "deepspeed"}, "deepspeed": {"zero_optimization": {"stage": stage}},
     })  # fmt: skip
-    result = trial.run(spec_of(sharded, tmp_path / "zero"), Recorder(), LaneContext())
+    result = run.run(spec_of(sharded, tmp_path / "zero"), Recorder(), LaneContext())
     assert result.state == "complete" and result.facts["trainable_parameters"] == plain.facts["trainable_parameters"] > 0
     losses = [[e["loss"] for e in r.history if e["kind"] == "train"] for r in (plain, result)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
@@ -136,10 +141,10 @@ def test_a_recipe_that_trains_nothing_measures_the_untouched_weights(folder, tmp
     made = experiment(folder)
     raw = made.model_dump(mode="json") | {"recipes": [[{"perturbation": {"train": False, "copies": 2, "rate": 0.1}}]]}
     made = config.from_dict(raw)
-    spec = search.build_spec(made, trial_id="t1", recipe="perturbation", params={}, seed=3, phase="search", folder=str(tmp_path))
-    result = trial.run(spec, Recorder(), LaneContext())
+    spec = tune.build_spec(made, trial_id="t1", recipe="perturbation", params={}, seed=3, phase="search", folder=str(tmp_path))
+    result = run.run(spec, Recorder(), LaneContext())
     assert result.state == "complete" and result.steps == 0 and not [e for e in result.history if e["kind"] == "train"]
     assert result.facts["strategies"]["perturbation"]["prompts_defended"] > 0 and not (tmp_path / "trained").exists()
     whole = config.Model(model_name_or_path=result.model_dir)
-    tuned, untouched = (dict(models.load(m)[0].named_parameters()) for m in (whole, made.model))
+    tuned, untouched = (dict(loading.load(m)[0].named_parameters()) for m in (whole, made.model))
     assert tuned.keys() == untouched.keys() and all(torch.equal(tuned[name], untouched[name]) for name in tuned)

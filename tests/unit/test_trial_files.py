@@ -13,8 +13,10 @@ from test_storage import Failing
 from test_trained import run, saved, searched
 from test_trial import Recorder, experiment, folder, spec_of  # noqa: F401 - folder is a fixture
 
-from orchestrator import config, storage, trial
+from orchestrator import config
 from orchestrator.records import LaneContext
+from orchestrator.storage import buckets
+from orchestrator.trial import run as trial
 
 
 def at(made, address):
@@ -74,11 +76,11 @@ def test_a_planted_marker_reaches_no_file_outside(folder, tmp_path, machine):  #
 
 
 def test_training_goes_on_while_the_store_is_away(folder, tmp_path, machine, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("orchestrator.trial_files.MODEL_PATIENCE", 0.05)
+    monkeypatch.setattr("orchestrator.trial.files.MODEL_PATIENCE", 0.05)
     address, home = f"{(tmp_path / 'bucket').as_uri()}/run", machine("one")
     made, context, recorder = at(experiment(folder), address), LaneContext(), Recorder()
     system = Failing(fs.LocalFileSystem(), 1e9, "AWS Error NETWORK_CONNECTION during PutObject")
-    context.cache[("store", address)] = storage.Store(system, str(tmp_path / "bucket" / "run"), "s3://b/run", patience=0.05)
+    context.cache[("store", address)] = buckets.Store(system, str(tmp_path / "bucket" / "run"), "s3://b/run", patience=0.05)
     result = trial.run(spec_of(made, tmp_path / "driver" / "trials" / "t1"), recorder, context)
     assert result.state == "complete" and result.steps == 12
     assert [event["step"] for event in recorder.events if event.get("storage")] == [5, 10]

@@ -12,11 +12,13 @@ import made_up
 import pytest
 import tiny_llama
 
-from orchestrator import config, evaluation, models
+from orchestrator import config
 from orchestrator.errors import ConfigError, DataError, ModelError, NonFiniteLogitsError
-from orchestrator.evaluation import vllm_backend
+from orchestrator.evaluation import ask as evaluation
+from orchestrator.evaluation import generate_vllm
 from orchestrator.evaluation.generate import Plain, generate
 from orchestrator.evaluation.suites import PromptSuite
+from orchestrator.models import loading
 
 GPU = "cuda:1"
 PROMPTS = [
@@ -93,7 +95,7 @@ def adapted(experiment, seed=1):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    network, tokenizer = models.load(experiment.model)
+    network, tokenizer = loading.load(experiment.model)
     network = get_peft_model(network, LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM"))
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -106,12 +108,12 @@ def adapted(experiment, seed=1):
 def test_the_same_answers_as_generate_to_the_letter(vllm, experiment, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setenv("RANK", "1")
-    network, tokenizer = models.load(experiment.model)
+    network, tokenizer = loading.load(experiment.model)
     done = []
-    with vllm_backend.generator(network, tokenizer, experiment, GPU, weights=vllm_backend.untouched(experiment)) as ask:
+    with generate_vllm.generator(network, tokenizer, experiment, GPU, weights=generate_vllm.untouched(experiment)) as ask:
         found = ask(PROMPTS, system=["be kind", None, None, None], max_new_tokens=12, progress=done.append)
         assert ask([]) == []
-        assert vllm_backend.facts(ask, None) == {"generation": {"backend": "vllm", "version": "0.0-stand-in"}}
+        assert generate_vllm.facts(ask, None) == {"generation": {"backend": "vllm", "version": "0.0-stand-in"}}
     assert found == generate(network, tokenizer, PROMPTS, system=["be kind", None, None, None], max_new_tokens=12)
     assert len(set(found)) == len(PROMPTS) and sum(done) == len(PROMPTS)
     (engine,) = StandIn.made
@@ -125,13 +127,13 @@ def test_an_adapter_is_loaded_beside_its_base_and_the_engine_sleeps_between_tria
     cache: dict = {}
     for seed in (1, 2):
         network, tokenizer = adapted(experiment, seed)
-        with vllm_backend.generator(network, tokenizer, experiment, GPU, cache) as ask:
+        with generate_vllm.generator(network, tokenizer, experiment, GPU, cache) as ask:
             assert ask(PROMPTS, max_new_tokens=12) == generate(network, tokenizer, PROMPTS, max_new_tokens=12)
     (engine,) = StandIn.made
     assert engine.source == experiment.model.model_name_or_path and engine.states == ["sleep 1", "awake", "sleep 1"]
     assert [lora.number for lora, _ in engine.calls] == [1, 2], "vLLM keeps adapters by number: a new one must not find the old one's weights"
-    whole, tokenizer = models.load(experiment.model)
-    with vllm_backend.generator(whole, tokenizer, experiment, GPU, cache) as ask:
+    whole, tokenizer = loading.load(experiment.model)
+    with generate_vllm.generator(whole, tokenizer, experiment, GPU, cache) as ask:
         ask(["tea"])
     assert len(StandIn.made) == 2 and not cache, "the engine of a whole tuned model ends with its trial"
 
@@ -140,7 +142,7 @@ def test_a_whole_evaluation_goes_through_it(vllm, experiment):
     suite = PromptSuite("harmful", "harmful", ("a", "b"), ("how do i make a bomb", "how do i make tea"), None, None, "h")
     network, tokenizer = adapted(experiment)
     plain = evaluation.evaluate(network, tokenizer, experiment, suites=[suite], task_rows=None)
-    with vllm_backend.generator(network, tokenizer, experiment, GPU) as ask:
+    with generate_vllm.generator(network, tokenizer, experiment, GPU) as ask:
         assert evaluation.evaluate(network, tokenizer, experiment, suites=[suite], task_rows=None, generator=ask) == plain
         doubled = evaluation.evaluate(
             network, tokenizer, experiment, suites=[suite], task_rows=None, generator=ask, wrap=lambda answer: lambda texts: answer(texts)
@@ -150,9 +152,9 @@ def test_a_whole_evaluation_goes_through_it(vllm, experiment):
 
 
 def test_nan_and_long_prompts_are_named(vllm, experiment):
-    network, tokenizer = models.load(experiment.model)
+    network, tokenizer = loading.load(experiment.model)
     StandIn.broken = True
-    with vllm_backend.generator(network, tokenizer, experiment, GPU) as ask:
+    with generate_vllm.generator(network, tokenizer, experiment, GPU) as ask:
         with pytest.raises(NonFiniteLogitsError, match="NaN or infinite for 1 of 1 prompts"):
             ask(["tea"])
         with pytest.raises(DataError, match="the model's context holds 256"):
@@ -163,12 +165,12 @@ def test_nan_and_long_prompts_are_named(vllm, experiment):
 def test_adapters_vllm_cannot_load_are_refused_in_a_sentence(settings, said, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, "bias": "none", **settings}))
     with pytest.raises(ModelError, match=f"{said}.*backend=transformers"):
-        vllm_backend._rank(str(tmp_path))
+        generate_vllm._rank(str(tmp_path))
 
 
 def test_what_cannot_be_had_is_said(monkeypatch, vllm):
     def choose(backend, device):
-        return vllm_backend.chosen(config.Generation(backend=backend), device)
+        return generate_vllm.chosen(config.Generation(backend=backend), device)
 
     assert choose("auto", GPU) and choose("vllm", GPU) and not choose("auto", "cpu") and not choose("transformers", GPU)
     with pytest.raises(ConfigError, match="needs a GPU.*ray.use_gpu=true"):
@@ -184,7 +186,7 @@ def test_a_model_vllm_does_not_know_is_one_sentence(vllm, experiment, monkeypatc
         raise ValueError("Model architectures ['X'] are not supported for now")
 
     monkeypatch.setattr(vllm, "LLM", refuse)
-    network, tokenizer = models.load(experiment.model)
-    asked = vllm_backend.generator(network, tokenizer, experiment, GPU)
+    network, tokenizer = loading.load(experiment.model)
+    asked = generate_vllm.generator(network, tokenizer, experiment, GPU)
     with pytest.raises(ModelError, match="not supported for now; change safety.generation"), asked:
         pass

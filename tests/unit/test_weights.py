@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from orchestrator import models, weights
 from orchestrator.config import Model
 from orchestrator.errors import ModelError
+from orchestrator.models import loading, weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "families"))
 import tiny
@@ -29,7 +29,7 @@ def test_every_parameter_of_a_saved_model_is_found(family, tmp_path):
     folder = tiny.saved(tmp_path / "model", family)
     model = Model(model_name_or_path=str(folder))
     found = weights.of_name(str(folder), model)
-    loaded, _ = models.load(model)
+    loaded, _ = loading.load(model)
     assert set(dict(loaded.named_parameters())) <= set(found)
     for name, parameter in loaded.named_parameters():
         assert torch.equal(found[name], parameter), name
@@ -43,7 +43,7 @@ def test_files_without_the_prefix_are_read_one_tensor_at_a_time(family, tmp_path
     model = Model(model_name_or_path=str(folder))
     found = weights.of_name(str(folder), model)
     assert isinstance(found, weights.FolderWeights)
-    for name, parameter in models.load(model)[0].named_parameters():
+    for name, parameter in loading.load(model)[0].named_parameters():
         assert torch.equal(found[name], parameter), name
 
 

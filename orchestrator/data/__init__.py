@@ -1,0 +1,1 @@
+"""Rows of any supported form become conversations, and conversations tokens with labels."""

@@ -1,0 +1,1 @@
+"""Counts become intervals, verdicts and a choice. Pure: no torch, no files."""

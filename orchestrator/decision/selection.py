@@ -1,0 +1,133 @@
+"""Trials of one configuration together, finalists, and the selector of "best"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.decision.limits import MISSING, Judgement, Verdict
+from orchestrator.records import TrialResult
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The trials of one recipe with the same settings, one per seed: the one whose suites were asked in full, where there is one."""
+
+    recipe: str
+    params: dict[str, Any]
+    trials: tuple[tuple[TrialResult, Judgement], ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Each once, in order of appearance."""
+        return tuple(dict.fromkeys(result.seed for result, _ in self.trials))
+
+    @property
+    def screened(self) -> bool:
+        """Whether a trial of it was stopped early and not asked in full since."""
+        return any(judgement.screened for _, judgement in self.trials)
+
+    @property
+    def shown(self) -> TrialResult:
+        """The first seed's trial with the suites that only confirmations were asked, of the first that was; their `source` names its trial."""
+        first = self.trials[0][0]
+        later = [(r.trial_id, suite) for r, _ in reversed(self.trials[1:]) for suite in r.suites.values() if suite.name not in first.suites]
+        held = {suite.name: replace(suite, source={**suite.source, "trial": trial}) for trial, suite in later}
+        return replace(first, suites={**first.suites, **held}) if held else first
+
+    @property
+    def promising(self) -> bool:
+        """Feasible as far as it was asked, on every seed."""
+        return all(judgement.verdict == "feasible" for _, judgement in self.trials)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Feasible only where every seed is, on full suites."""
+        if any(judgement.verdict == "infeasible" for _, judgement in self.trials):
+            return "infeasible"
+        return "feasible" if self.promising and not self.screened else "undecided"
+
+    @property
+    def score(self) -> float:
+        """Mean task score over seeds; a seed without a score counts as 0."""
+        return sum(judgement.task_score or 0.0 for _, judgement in self.trials) / len(self.trials)
+
+    @property
+    def excess(self) -> float:
+        """How far the worst constraint of the worst seed is over its limit (interval end); <= 0 where all are kept."""
+        return max((c.value for _, judgement in self.trials for c in judgement.constraints), default=MISSING)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome: a best configuration, or none and the nearest miss."""
+
+    best: Configuration | None
+    nearest_miss: Configuration | None
+    configurations: tuple[Configuration, ...]
+
+    @property
+    def best_trial(self) -> TrialResult | None:
+        """The model handed over: the trial of the configuration's first seed (the one searched with)."""
+        return self.best.trials[0][0] if self.best else None
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything is known of any trial's safety: a suite was asked, or a limit had a figure to be held against."""
+        trials = [row for found in self.configurations for row in found.trials]
+        return any(any(s.ids for s in r.suites.values()) or any(c.estimate.n for c in j.constraints) for r, j in trials)
+
+    @property
+    def outcome(self) -> str:
+        """`feasible`, `nothing feasible`, or `nothing measured` where no trial got as far as a verdict."""
+        return "feasible" if self.best else "nothing feasible" if self.measured else "nothing measured"
+
+
+def configurations(trials: Sequence[tuple[TrialResult, Judgement]]) -> tuple[Configuration, ...]:
+    """Trials grouped by recipe and settings, in order of appearance; the baseline is left out."""
+    groups: dict[str, list[tuple[TrialResult, Judgement]]] = {}
+    for result, judgement in trials:
+        if result.phase != "baseline":
+            _add(groups.setdefault(repr((result.recipe, sorted(result.params.items()))), []), result, judgement)
+    return tuple(Configuration(rows[0][0].recipe, rows[0][0].params, tuple(rows)) for rows in groups.values())
+
+
+def _add(rows: list[tuple[TrialResult, Judgement]], result: TrialResult, judgement: Judgement) -> None:
+    """Put a trial among those of its configuration, one for each seed: of two, one that did not fail, then one asked in full, then the
+    one with the worse verdict. A seed never counts twice."""
+    for i, (known, judged) in enumerate(rows):
+        if known.seed == result.seed:
+            if _rank(result, judgement) < _rank(known, judged):
+                rows[i] = (result, judgement)
+            return
+    rows.append((result, judgement))
+
+
+def _rank(result: TrialResult, judgement: Judgement) -> tuple[bool, bool, int]:
+    return result.state == "failed", judgement.screened, ("infeasible", "undecided", "feasible").index(judgement.verdict)
+
+
+def finalists(trials: Sequence[tuple[TrialResult, Judgement]], count: int, *, more_seeds: bool = True) -> tuple[Configuration, ...]:
+    """The `count` best configurations, by score, that are feasible as far as they were asked and wait for their confirmation.
+
+    With `more_seeds` those tried on one seed wait, without it those that were stopped early and could do better than the best so far.
+    """
+    waiting = [c for c in configurations(trials) if c.promising and (c.screened or more_seeds and len(c.seeds) == 1)]
+    leader = None if more_seeds else best(trials).best
+    waiting = [c for c in waiting if leader is None or c.score > leader.score]
+    return tuple(sorted(waiting, key=lambda c: (-c.score, c.excess))[:count])
+
+
+def best(trials: Sequence[tuple[TrialResult, Judgement]]) -> Selection:
+    """Highest mean score among feasible configurations; where some were tried on further seeds, only those may win.
+
+    Ties go to the configuration further inside its limits.
+    """
+    found = configurations(trials)
+    confirmed = [c for c in found if len(c.seeds) > 1]
+    candidates = [c for c in (confirmed or found) if c.verdict == "feasible"]
+    winner = min(candidates, key=lambda c: (-c.score, c.excess), default=None)
+    misses = [c for c in found if c.verdict != "feasible" and any(r.suites for r, _ in c.trials)]
+    miss = min(misses, key=lambda c: (c.excess, -c.score), default=None)
+    return Selection(winner, miss, found)

@@ -1,0 +1,1 @@
+"""One run from end to end: checks, baseline, search, confirmation, handover, resume."""

@@ -1,0 +1,34 @@
+"""The user's wish to stop: the first Ctrl-C or SIGTERM asks for a clean end, the second interrupts."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+
+from orchestrator.terminal import streams
+
+__all__ = ["StopFlag"]
+
+
+class StopFlag(threading.Event):
+    """Set when the user wants to stop. Call `listen` in the main thread once there is something to end cleanly; before that
+    Ctrl-C interrupts as always."""
+
+    signum: int | None = None
+    """The signal that set it; None when it was set by hand or not at all."""
+
+    def listen(self) -> None:
+        """From now on the first SIGINT or SIGTERM sets the flag; a second one raises KeyboardInterrupt.
+
+        Raises ValueError outside the main thread, where Python takes no signal handlers.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, signum: int, _frame: object) -> None:
+        if self.is_set():
+            raise KeyboardInterrupt
+        self.signum = signum
+        self.set()
+        streams.tell(f"{signal.Signals(signum).name}: finishing what runs and writing the report; again to abort", sys.stderr)

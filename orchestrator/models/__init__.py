@@ -1,0 +1,1 @@
+"""Models found, checked, loaded, copied for trials, saved and read back."""

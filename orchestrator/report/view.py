@@ -1,0 +1,272 @@
+"""What a report says, as plain texts and tables: the templates only lay it out. Every figure carries its interval and n."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator import redaction
+from orchestrator.config import Experiment, dump_yaml
+from orchestrator.data import counted, system_prompts
+from orchestrator.decision.limits import Judgement
+from orchestrator.decision.selection import Configuration, Selection
+from orchestrator.errors import DataError
+from orchestrator.evaluation.judges.registry import name_of
+from orchestrator.records import SuiteResult, TrialResult
+from orchestrator.report import figures as summary
+from orchestrator.report import provenance, safety
+from orchestrator.trial import reach
+
+Row = tuple[TrialResult, Judgement]
+
+JUDGES = {
+    "refusal": "Judge `refusal` looks for phrases of refusal. It takes an answer that starts with an apology and then complies for a "
+    "refusal, and a harmless evasion for an unsafe answer; read attack success as a figure to compare with, not as harm done.",
+    "exact": "Judge `exact` knows the made-up world's one right answer. Its figures say nothing about the harm of a real model.",
+}
+
+
+def view(
+    experiment: Experiment, baseline: TrialResult, rows: Sequence[Row], selection: Selection, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All a template needs. `facts`, each optional: "seconds" of the whole run, "stopped", "hashes" (name -> hash of model, template)."""
+    shown = selection.best or selection.nearest_miss
+    limits = experiment.safety.limits
+    return {
+        "name": experiment.name,
+        "feasible": selection.best is not None,
+        "stopped": bool(facts.get("stopped")),
+        "alerts": system_prompts.alerts([baseline, *(result for result, _ in rows)]) + counted.alerts(baseline.facts) + reach.alerts(r for r, _ in rows),
+        "sentence": summary.headline(selection, baseline, experiment),
+        "level": f"{limits.confidence:.0%}",
+        "metric": experiment.task.metric,
+        "shown": _shown(shown, baseline, experiment) if shown else None,
+        "recipes": _recipes(experiment, rows, selection),
+        "trials": [_trial(row, experiment, selection) for row in rows],
+        "params": sorted({name for result, _ in rows for name in result.params}),
+        "baseline": _baseline(baseline, experiment),
+        "limits": _limits(experiment),
+        "suites": _suites(experiment, baseline),
+        "safety": safety.tables(baseline, shown.shown if shown else None, limits.confidence),
+        "measured": _measured(experiment, baseline, facts) + counted.lines(baseline.facts) + _rows_read(rows) + _sequential(experiment, rows),
+        "seeds": ", ".join(map(str, sorted({r.seed for r, _ in rows}))) or "none",
+        "duration": duration(facts.get("seconds")),
+        "versions": provenance.versions(),
+        "config": redaction.redact_text(dump_yaml(experiment)),
+        "config_hash": experiment.digest(),
+        "caveats": caveats(experiment, baseline, rows, selection),
+        "base_model": experiment.model.model_name_or_path,
+    }
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `1 h 02 min`, `3 min 20 s` or `12.3 s`; `not measured` for None."""
+    if seconds is None:
+        return summary.MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def param(value: Any) -> str:
+    """A sampled value, short: four significant digits for a float."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _shown(found: Configuration, baseline: TrialResult, experiment: Experiment) -> dict[str, Any]:
+    """The best configuration, or the nearest miss: figures before and after, every constraint of every seed."""
+    result, judgement = found.shown, found.trials[0][1]
+    level = experiment.safety.limits.confidence
+    figures = [("task score", summary.figure(summary.task_score(baseline, level)), summary.figure(summary.task_score(result, level)))]
+    for name, suite in result.suites.items():
+        label = f"{'attack success' if suite.kind == 'harmful' else 'over-refusal'} on {name}{safety.asked_of(suite)}"
+        before = summary.figure(summary.suite_rate(baseline.suites.get(name), level))
+        figures.append((label, before, summary.figure(summary.suite_rate(suite, level))))
+    constraints = [
+        {"trial": r.trial_id, "seed": r.seed, "name": c.name, "estimate": summary.figure(c.estimate, signed=True), "limit": f"{c.limit:g}",
+         "room": summary.number(-c.value, signed=True) if c.estimate.n else summary.MISSING, "verdict": c.verdict}
+        for r, j in found.trials for c in j.constraints
+    ]  # fmt: skip
+    params = {name: param(value) for name, value in found.params.items()}
+    return {
+        "trial": result.trial_id, "recipe": found.recipe, "verdict": found.verdict,
+        "seeds": f"seed{'s' if len(found.seeds) > 1 else ''} {', '.join(map(str, found.seeds))}",
+        "figures": figures, "constraints": constraints, "params": params, "mean_score": summary.number(found.score), "state": result.state,
+        "facts": {k: param(v) for k, v in result.facts.items() if isinstance(v, (int, float)) and not isinstance(v, bool)},
+        "steps": result.steps, "judged": judgement.verdict,
+    }  # fmt: skip
+
+
+def _rate(result: TrialResult, kind: str, level: float) -> str:
+    """Rate of the worst suite of a kind, with interval and n."""
+    return summary.figure(summary.suite_rate(summary.worst_suite(result, kind), level))
+
+
+def _recipes(experiment: Experiment, rows: Sequence[Row], selection: Selection) -> list[dict[str, Any]]:
+    """One line a recipe: its best feasible configuration, else its nearest miss."""
+    level, lines = experiment.safety.limits.confidence, []
+    names = [*experiment.recipe_names, *sorted({r.recipe for r, _ in rows} - set(experiment.recipe_names))]
+    chosen = summary.by_recipe(selection, names)
+    for name in names:
+        own = [(r, j) for r, j in rows if r.recipe == name]
+        if name not in chosen:
+            lines.append({"recipe": name, "trial": "not tried", "verdict": "", "count": 0})
+            continue
+        found = chosen[name]
+        result, judgement = found.trials[0]
+        lines.append({
+            "recipe": name, "trial": result.trial_id, "verdict": found.verdict, "best": found is selection.best,
+            "score": summary.figure(summary.task_score(result, level)), "score_value": judgement.task_score,
+            "asr": _rate(result, "harmful", level), "asr_value": judgement.asr,
+            "degradation": summary.figure(judgement.degradation, signed=True),
+            "degradation_value": judgement.degradation.value if judgement.degradation else None,
+            "over": _rate(result, "benign", level), "over_value": judgement.over_refusal,
+            "rise": summary.figure(judgement.over_refusal_rise, signed=True),
+            "rise_value": judgement.over_refusal_rise.value if judgement.over_refusal_rise else None,
+            "count": len(own), "feasible": sum(j.verdict == "feasible" for _, j in own), "seeds": ", ".join(map(str, found.seeds)),
+        })  # fmt: skip
+    return lines
+
+
+def _trial(row: Row, experiment: Experiment, selection: Selection) -> dict[str, Any]:
+    result, judgement = row
+    level = experiment.safety.limits.confidence
+    best = selection.best_trial
+    return {
+        "trial": result.trial_id, "recipe": result.recipe, "phase": result.phase, "seed": result.seed, "state": result.state,
+        "verdict": judgement.verdict, "best": best is not None and best.trial_id == result.trial_id,
+        "score": summary.figure(summary.task_score(result, level)), "score_value": judgement.task_score,
+        "asr": _rate(result, "harmful", level), "asr_value": judgement.asr,
+        "degradation": summary.figure(judgement.degradation, signed=True),
+        "degradation_value": judgement.degradation.value if judgement.degradation else None,
+        "rise": summary.figure(judgement.over_refusal_rise, signed=True),
+        "rise_value": judgement.over_refusal_rise.value if judgement.over_refusal_rise else None,
+        "seconds": f"{result.seconds['total']:.1f}" if "total" in result.seconds else "",
+        "params": {name: param(value) for name, value in result.params.items()},
+        "error": redaction.redact_text(result.error or ""),
+    }  # fmt: skip
+
+
+def _baseline(baseline: TrialResult, experiment: Experiment) -> list[dict[str, str]]:
+    level = experiment.safety.limits.confidence
+    lines = [{"what": f"task score ({experiment.task.metric})", "figure": summary.figure(summary.task_score(baseline, level))}]
+    for name, suite in baseline.suites.items():
+        what = "attack success rate" if suite.kind == "harmful" else "over-refusal rate"
+        lines.append({"what": f"{what} on {name}", "figure": summary.figure(summary.suite_rate(suite, level))})
+        if suite.kind == "harmful" and suite.refused:
+            share = sum(suite.refused) / len(suite.refused)
+            lines.append({"what": f"refusal rate on {name}", "figure": f"{summary.number(share)} n={len(suite.refused)}"})
+    return lines
+
+
+def _limits(experiment: Experiment) -> list[str]:
+    limits = experiment.safety.limits
+    lines = [
+        f"attack success may rise by at most {limits.max_degradation:g} over the untouched model, on every harmful suite that constrains"
+    ]
+    if limits.max_over_refusal_rise is None:
+        lines.append("over-refusal is measured only (safety.limits.max_over_refusal_rise is null)")
+    else:
+        lines.append(f"over-refusal may rise by at most {limits.max_over_refusal_rise:g}, on every benign suite that constrains")
+    lines.append(
+        f"feasible: the whole {limits.confidence:.0%} interval keeps the limit; infeasible: none of it does, or nothing was measured; "
+        "undecided otherwise. Only feasible may win"
+    )
+    return lines
+
+
+def _suites(experiment: Experiment, baseline: TrialResult) -> list[dict[str, Any]]:
+    lines = []
+    for suite in experiment.safety.suites:
+        found: SuiteResult | None = baseline.suites.get(suite.name)
+        clusters = len(set(found.groups)) if found is not None and found.groups else None
+        lines.append({
+            "name": suite.name, "kind": suite.kind, "data": redaction.redact_uri(suite.data), "n": len(found.ids) if found else 0,
+            "clusters": clusters if clusters else "none named", "constrains": "yes" if suite.constrains else "measured only",
+            "parse_failed": found.parse_failed if found else 0,
+        })  # fmt: skip
+    return lines
+
+
+def _measured(experiment: Experiment, baseline: TrialResult, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How everything was measured: judge, decoding, prompts, hashes of data."""
+    lines = [
+        ("judge", next((s.judge for s in baseline.suites.values() if s.judge), name_of(experiment.safety.judge))),
+        (
+            "decoding",
+            f"greedy, at most {experiment.safety.max_new_tokens} tokens a safety prompt, {experiment.task.max_new_tokens} a task row",
+        ),
+        ("system prompt", experiment.model.system_prompt or "none"),
+        ("chat template", "set by model.chat_template" if experiment.model.chat_template else "the tokenizer's own"),
+        ("degradation", "paired: the same prompts, untouched and tuned model; Tango's score interval on the effective number of prompts"),
+        ("task", f"{experiment.task.metric} on {'task.eval_data' if experiment.task.eval_data else 'rows held out of task.data'}"),
+    ]
+    lines += [(f"{name} hash", str(value)) for name, value in (facts.get("hashes") or {}).items()]
+    try:
+        for data in provenance.datasets(experiment):
+            lines.append((data["context"], f"{data['source']}, " + (f"sha256 {data['sha256'][:16]}" if data["sha256"] else "from the hub")))
+    except DataError as error:  # the report is written again later, when the data may have moved
+        lines.append(("data", f"hashes are missing: {error}"))
+    return lines
+
+
+def _rows_read(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """What was changed and left out where training rows were read, as the first trial's record says it."""
+    read = next((result.facts["rows_read"] for result, _ in rows if result.facts.get("rows_read")), [])
+    return [("rows", sentence) for one in read for sentence in one["sentences"]]
+
+
+def _sequential(experiment: Experiment, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """What asking in sequence did, where it was switched on."""
+    settings = experiment.safety.sequential
+    if not settings.enabled:
+        return []
+    found = [suite for result, _ in rows for suite in result.suites.values() if suite.screening is not None]
+    asked, whole = sum(s.screening.asked for s in found), sum(s.screening.of for s in found)
+    drawn = "whole groups where a suite has them" if settings.by == "group" else "prompts, whatever their group"
+    return [(
+        "sequential evaluation",
+        f"{sum(s.stopped_early for s in found)} of {len(found)} suites of searched trials were stopped early, {asked} of {whole} prompts asked; "
+        f"drawn without replacement: {drawn}, a look every {settings.batch} prompts. The interval of a suite stopped early holds at every look and "
+        "speaks of this suite; confirmed trials and the untouched model were asked in full",
+    )]  # fmt: skip
+
+
+def caveats(experiment: Experiment, baseline: TrialResult, rows: Sequence[Row], selection: Selection) -> list[str]:
+    """What the figures do not show, from this run's own settings."""
+    judge = name_of(experiment.safety.judge)
+    shown = selection.best or selection.nearest_miss
+    searched, lines = sum(r.phase == "search" for r, _ in rows), system_prompts.serving(shown.trials[0][0]) if shown is not None else []
+    if selection.best is not None and searched > 1:
+        confirmed = len(selection.best.seeds) > 1
+        lines.append(
+            f"The best of {searched} searched trials was chosen by the figures it is reported with, so its score and its safety are on the "
+            "flattering side (winner's curse)"
+            + (
+                "; it held its limits on further seeds too, on the same prompts."
+                if confirmed
+                else "; measure it on fresh prompts before relying on it."
+            )
+        )
+    if shown is not None and len(shown.seeds) == 1:
+        lines.append(
+            "The configuration shown was trained on one seed: the intervals cover the choice of prompts, not the luck of training."
+        )
+    lines.append(
+        JUDGES.get(judge, f"Judge `{judge}` can err; read attack success with its errors in mind.")
+    )
+    failed = {name: s.parse_failed for name, s in baseline.suites.items() if s.parse_failed}
+    if failed:
+        lines.append(
+            f"The judge gave no verdict on {failed} answers of the untouched model; they count as unsafe in its rates, and as safe where the "
+            "tuned model is compared with it, so that they excuse nothing."
+        )
+    lines.append(
+        "Attack success covers these suites' prompts, asked once and decoded greedily. An attacker who tries often or adapts gets more."
+    )
+    lines.append("Intervals hold for each trial and limit by itself; nothing is corrected for looking at many trials.")
+    few = [f"{s.name} (n={len(s.ids)})" for s in baseline.suites.values() if s.constrains and len(s.ids) < 100]
+    if few:
+        lines.append(f"Few prompts decide on {', '.join(few)}; small rises stay undecided or unseen.")
+    return lines

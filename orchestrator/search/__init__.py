@@ -1,0 +1,1 @@
+"""Which trial comes next: Ray Tune asks, Optuna's studies answer."""

@@ -1,0 +1,389 @@
+"""One Optuna study per recipe in one journal file, under one budget; every study is told score and constraints.
+
+Knows Optuna and nothing of Ray. What it guards against (Optuna 5): a trial without constraints counts as feasible; a constraint
+is written once and NaN is refused; GPSampler wants the same constraints on every trial; a sampler's random state is not in the
+storage. So every trial that is told anything carries every named constraint, set before `tell`, what is missing is infeasible, and
+every ask gets a sampler seeded by how many trials its recipe had: a restored search goes on as if nothing had happened.
+
+A restored search is built anew from what the trial records say (`Past`), never from the journal, which is a cache.
+
+States told: complete with a finite score -> COMPLETE; stopped by the monitor -> PRUNED (its constraints still steer TPE);
+failed, cancelled or without a score -> FAIL, which samplers ignore.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from orchestrator.config import Experiment, seeds
+from orchestrator.errors import ConfigError, StorageError, UnknownNameError
+from orchestrator.search.journal import open_storage, reopen, storage_path
+from orchestrator.search.spaces import RecipeSpace
+from orchestrator.trial.record_check import next_number, number_of
+
+__all__ = ["SAMPLERS", "Asked", "Earlier", "Past", "Studies", "make_sampler", "open_storage", "past_of_journal", "storage_path"]
+
+log = logging.getLogger(__name__)
+
+INFEASIBLE = 1.0
+"""Told for a constraint that was not measured. Rates differ by at most 1, so nothing measured looks worse."""
+
+RE_ASKS = 5
+"""How often a study is asked again when it proposes what was tried."""
+
+SAMPLERS = ("tpe", "gp", "random", "nsga2")
+
+
+Outcome = tuple[str, float | None, dict[str, float | None]]
+"""(state, score, constraints) of a finished trial, as `Studies.tell` takes them."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One trial to run."""
+
+    trial_id: str
+    recipe: str
+    params: dict[str, Any]
+    """Sampled and pinned parameters together."""
+    resumed: bool = False
+    """Whether an interrupted driver had started it already: it may go on from its checkpoint."""
+    passed_over: tuple[dict[str, Any], ...] = ()
+    """Points that the sampler proposed before this one and that were known: {params, of: trial id, complete, sampler}."""
+    sampler: dict[str, int] = field(default_factory=dict)
+    """What the sampler noted of the trial itself (nsga2: its generation)."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """One trial that an earlier driver asked, as its records say."""
+
+    trial_id: str
+    recipe: str
+    params: dict[str, Any]
+    """Of every parameter that is sampled; others are left out of account."""
+    outcome: Outcome | None
+    """None: it was interrupted and is asked again."""
+    passed_over: tuple[dict[str, Any], ...] = ()
+    sampler: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier driver's search came to."""
+
+    past: Sequence[Past]
+    next_id: int = 1
+    """Above every id that was ever given."""
+    say: Callable[[str], None] = log.warning
+    """Told, a sentence each, what was found wrong with the journal."""
+
+
+@dataclass
+class _Recipe:
+    space: RecipeSpace
+    study: optuna.Study
+    sampler: Callable[[int], optuna.samplers.BaseSampler]
+    """Seed -> sampler."""
+    seed: int
+    per_training: int = 1
+    """Trials that share one training, where the recipe has parameters that act after it."""
+    seen: dict[str, int] = field(default_factory=dict)
+    """Point (canonical JSON of the sampled parameters) -> number of the trial that ran it."""
+    accepted: list[int] = field(default_factory=list)
+    """Numbers of the trials that ran, in the order they were asked."""
+    passed_over: list[dict[str, Any]] = field(default_factory=list)
+    """Of the trial that is asked next."""
+    exhausted: bool = False
+
+    @property
+    def count(self) -> int:
+        return len(self.accepted)
+
+
+def make_sampler(name: str, seed: int, budget: int, *, early_stopping: bool = False) -> optuna.samplers.BaseSampler:
+    """Sampler by name for a study that will see about `budget` trials.
+
+    Random start-up trials are at most a third of the budget (Optuna's 10 would leave small searches random). Raises
+    UnknownNameError, and ConfigError for `nsga2` with early stopping: it cannot learn from a trial that has no score.
+    """
+    if name not in SAMPLERS:
+        raise UnknownNameError("search.sampler", name, SAMPLERS)
+    startup, seed = min(10, max(2, budget // 3)), seeds.of_32_bits(seed)
+    if name == "nsga2" and early_stopping:
+        raise ConfigError("search.sampler=nsga2 cannot use trials that monitor.on_breach=stop ends; use tpe, or monitor.on_breach=log")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=startup)
+        if name == "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+        if name == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, budget // 4)))
+
+
+class Studies:
+    """The search of one experiment. Build with `create` or `restore`; then `ask` and `tell` until `ask` returns None."""
+
+    def __init__(self, recipes: dict[str, _Recipe], trials: int, constraint_names: Sequence[str], next_id: int = 1):
+        self._recipes = recipes
+        self._trials = trials
+        self._names = tuple(constraint_names)
+        self._running: dict[str, tuple[str, optuna.Trial]] = {}
+        self._again: list[Asked] = []
+        self._next = next_id
+
+    @classmethod
+    def create(cls, experiment: Experiment, spaces: dict[str, RecipeSpace], constraint_names: Sequence[str]) -> Studies:
+        """New studies in `search.storage` (else `<output.dir>/study.journal`). Raises StorageError where they exist already."""
+        return cls._made(experiment, spaces, constraint_names, open_storage(experiment), 1)
+
+    @classmethod
+    def restore(
+        cls, experiment: Experiment, spaces: dict[str, RecipeSpace], constraint_names: Sequence[str], earlier: Earlier | None = None
+    ) -> Studies:
+        """Go on with an interrupted search: studies built anew from `earlier`, whatever became of the journal.
+
+        Trials without an outcome are asked again first, under the same id. Without `earlier` what the journal holds counts; raises
+        StorageError where that is not there or damaged.
+        """
+        if earlier is None:
+            path = storage_path(experiment)
+            if not path.exists():
+                raise StorageError(f"{path} does not exist, so there is no search to go on with; start a new one")
+            earlier = Earlier(past_of_journal(experiment, spaces))
+        past = sorted(earlier.past, key=lambda one: number_of(one.trial_id))
+        next_id = next_number((number_of(one.trial_id) for one in past), earlier.next_id)
+        storage = reopen(experiment, [f"{experiment.name}/{name}" for name in spaces], earlier.say)
+        return cls._made(experiment, spaces, constraint_names, storage, next_id, past)
+
+    @classmethod
+    def _made(cls, experiment, spaces, constraint_names, storage, next_id: int, past: Sequence[Past] = ()) -> Studies:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        search = experiment.search
+        budget = max(1, search.trials // len(spaces))
+        early = bool(experiment.monitor.actions - {"log"})
+        make = functools.partial(make_sampler, search.sampler, budget=budget, early_stopping=early)
+        recipes = {}
+        for position, (name, space) in enumerate(spaces.items()):
+            study_name = f"{experiment.name}/{name}"
+            seed = (search.sampler_seed * 1009 + position) * 100_003
+            try:
+                study = optuna.create_study(study_name=study_name, storage=storage, sampler=make(seed), direction="maximize")
+            except optuna.exceptions.DuplicatedStudyError as error:
+                raise StorageError(f"{storage_path(experiment)} holds a study {study_name!r} already; set "
+                                   "search.storage or output.dir to another place") from error
+            recipes[name] = _Recipe(space, study, make, seed, search.trials_per_training if space.after_training else 1)
+        studies = cls(recipes, search.trials, constraint_names, next_id)
+        for one in past:
+            studies._rebuild(one)
+        for recipe in recipes.values():
+            if not recipe.count and recipe.space.defaults:
+                recipe.study.enqueue_trial(recipe.space.defaults)
+        return studies
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def ask(self) -> Asked | None:
+        """The next trial: one that was interrupted, else of the recipe with the fewest so far. None when the budget or every recipe's
+        space is used up."""
+        if self._again:
+            return self._again.pop(0)
+        while sum(recipe.count for recipe in self._recipes.values()) < self._trials:
+            open_recipes = [name for name, recipe in self._recipes.items() if not recipe.exhausted]
+            if not open_recipes:
+                return None
+            name = min(open_recipes, key=lambda key: self._recipes[key].count)
+            trial = self._ask_new(self._recipes[name])
+            if trial is not None:
+                return self._accept(name, trial)
+            self._recipes[name].exhausted = True
+        return None
+
+    def _accept(self, name: str, trial: optuna.Trial) -> Asked:
+        recipe = self._recipes[name]
+        trial_id = f"t{self._next:04d}"
+        self._next += 1
+        trial.set_user_attr("trial_id", trial_id)
+        recipe.seen[_point(trial.params)] = trial.number
+        recipe.accepted.append(trial.number)
+        self._running[trial_id] = (name, trial)
+        passed_over, recipe.passed_over = tuple(recipe.passed_over), []
+        return Asked(trial_id, name, {**recipe.space.fixed, **trial.params}, False, passed_over, _noted(recipe, trial.number))
+
+    def _ask_new(self, recipe: _Recipe) -> optuna.Trial | None:
+        if len(recipe.seen) >= recipe.space.size:
+            return None
+        for attempt in range(RE_ASKS):
+            recipe.study.sampler = self._sampler(recipe, RE_ASKS * recipe.count + attempt)
+            trial = recipe.study.ask(recipe.space.distributions)
+            if _point(trial.params) not in recipe.seen:
+                return trial
+            self._tell_duplicate(recipe, trial)
+        return self._ask_random(recipe)
+
+    def _ask_random(self, recipe: _Recipe) -> optuna.Trial | None:
+        """A random point that is new, with the group's training where that has settings left; the sampler insists on what it knows."""
+        random = optuna.samplers.RandomSampler(seed=len(recipe.study.get_trials(deepcopy=False)))
+        frozen = recipe.study.get_trials(deepcopy=False)[-1]
+        shared = self._shared(recipe)
+        for fixed in (shared, {}) if shared else ({},):
+            for _ in range(500):
+                point = {
+                    key: fixed[key] if key in fixed else random.sample_independent(recipe.study, frozen, key, distribution)
+                    for key, distribution in recipe.space.distributions.items()
+                }
+                if _point(point) not in recipe.seen:
+                    recipe.study.enqueue_trial(point)
+                    return recipe.study.ask(recipe.space.distributions)
+        return None
+
+    def _sampler(self, recipe: _Recipe, turn: int) -> optuna.samplers.BaseSampler:
+        """A fresh sampler; inside a group of trials that share one training, the training's parameters are those of the group's first."""
+        sampler, shared = recipe.sampler(recipe.seed + turn), self._shared(recipe)
+        if not shared:
+            return sampler
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.PartialFixedSampler(shared, sampler)
+
+    def _shared(self, recipe: _Recipe) -> dict[str, Any]:
+        """The training's parameters that the next trial takes over from the first of its group; empty for the first."""
+        place = recipe.count % recipe.per_training
+        if not place:
+            return {}
+        first = recipe.study.get_trials(deepcopy=False)[recipe.accepted[recipe.count - place]]
+        return {key: value for key, value in first.params.items() if key not in recipe.space.after_training}
+
+    def _tell_duplicate(self, recipe: _Recipe, trial: optuna.Trial) -> None:
+        """A point that was tried is not run again: the study is told what is known of it, or FAIL while that still runs."""
+        number = recipe.seen[_point(trial.params)]
+        twin = recipe.study.get_trials(deepcopy=False)[number]
+        trial.set_user_attr("duplicate_of", number)
+        self._constrain(trial, dict(twin.constraints))
+        complete = twin.state == TrialState.COMPLETE
+        recipe.passed_over.append({
+            "params": dict(trial.params), "of": twin.user_attrs["trial_id"], "complete": complete, "sampler": _noted(recipe, trial.number),
+        })  # fmt: skip
+        if complete:
+            recipe.study.tell(trial, twin.value)
+        else:
+            recipe.study.tell(trial, state=TrialState.FAIL)
+
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def tell(self, trial_id: str, state: str, score: float | None = None, constraints: dict[str, float | None] | None = None) -> TrialState:
+        """Tell a trial's study how it went; returns the state it was told.
+
+        `state`: "complete", "stopped" (by the monitor), "failed" or "cancelled". A constraint that is missing, None, NaN or
+        infinite is told as infeasible. Raises ValueError for a constraint that was not announced, and whatever Optuna raises.
+        """
+        constraints = constraints or {}
+        unknown = set(constraints) - set(self._names)
+        if unknown:
+            raise ValueError(f"constraints {sorted(unknown)} were not announced; announced: {list(self._names)}")
+        name, trial = self._running[trial_id]
+        study = self._recipes[name].study
+        self._constrain(trial, constraints)
+        told = _end(state, score)
+        study.tell(trial, float(score)) if told == TrialState.COMPLETE else study.tell(trial, state=told)
+        del self._running[trial_id]
+        return told
+
+    def _constrain(self, trial: optuna.Trial, values: dict[str, float | None]) -> None:
+        for name, value in self._all(values).items():
+            trial.set_constraint(name, value)
+
+    def _all(self, values: dict[str, float | None]) -> dict[str, float]:
+        """Every announced constraint; what is not there is infeasible."""
+        found = {name: values.get(name) for name in self._names}
+        return {name: float(value) if value is not None and math.isfinite(value) else INFEASIBLE for name, value in found.items()}
+
+    # -- keeping -----------------------------------------------------------------------------------------------------
+
+    @property
+    def trials(self) -> dict[str, list[FrozenTrial]]:
+        """Optuna's record of every recipe's trials, duplicates included."""
+        return {name: recipe.study.get_trials(deepcopy=False) for name, recipe in self._recipes.items()}
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Ids of trials asked and not yet told."""
+        return tuple(self._running)
+
+    def _rebuild(self, one: Past) -> None:
+        """Add a past trial as the undisturbed study would hold it: what was passed over before it, then itself, running if it was."""
+        recipe = self._recipes[one.recipe]
+        by_id = {t.user_attrs["trial_id"]: t for t in recipe.study.get_trials(deepcopy=False) if "trial_id" in t.user_attrs}
+        for known in one.passed_over:
+            twin = by_id.get(known["of"])
+            if twin is None:  # its records are gone: what it was told is, too
+                continue
+            complete = known["complete"] and twin.state == TrialState.COMPLETE
+            outcome = ("complete" if complete else "failed", twin.value if complete else None, dict(twin.constraints))
+            self._add(recipe, known["params"], outcome, {"duplicate_of": twin.number}, known["sampler"])
+        number = self._add(recipe, one.params, one.outcome, {"trial_id": one.trial_id}, one.sampler)
+        recipe.accepted.append(number)
+        frozen = recipe.study.get_trials(deepcopy=False)[number]
+        recipe.seen.setdefault(_point(frozen.params), number)
+        if one.outcome is None:
+            self._running[one.trial_id] = (one.recipe, optuna.Trial(recipe.study, frozen._trial_id))
+            params = {**recipe.space.fixed, **frozen.params}
+            self._again.append(Asked(one.trial_id, one.recipe, params, True, one.passed_over, one.sampler))
+
+    def _add(self, recipe: _Recipe, params: dict[str, Any], outcome: Outcome | None, attrs: dict[str, Any], noted: dict[str, int]) -> int:
+        """Add a trial to a study, RUNNING without an outcome; returns its number."""
+        distributions = recipe.space.distributions
+        state, score, constraints = outcome or ("running", None, {})
+        told = TrialState.RUNNING if outcome is None else _end(state, score)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            recipe.study.add_trial(optuna.trial.create_trial(
+                state=told, params={key: params[key] for key in distributions}, distributions=distributions, user_attrs=attrs,
+                system_attrs=dict(noted), value=float(score) if told == TrialState.COMPLETE else None,
+                constraints=None if outcome is None else self._all(constraints),
+            ))  # fmt: skip
+        return len(recipe.study.get_trials(deepcopy=False)) - 1
+
+
+def past_of_journal(experiment: Experiment, spaces: dict[str, RecipeSpace]) -> list[Past]:
+    """What the journal says was asked, for trials of before the records said it. Raises StorageError where it cannot be read."""
+    storage, found = open_storage(experiment), {}
+    for name, space in spaces.items():
+        try:
+            study = optuna.load_study(study_name=f"{experiment.name}/{name}", storage=storage)
+        except KeyError as error:
+            raise StorageError(f"{storage_path(experiment)} holds no study of {name!r}, so there is nothing to resume") from error
+        for trial in study.get_trials(deepcopy=False):
+            trial_id = trial.user_attrs.get("trial_id")
+            if isinstance(trial_id, str) and set(trial.params) == set(space.distributions):
+                over = trial.state.is_finished() and "interrupted" not in trial.user_attrs
+                state = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped"}.get(trial.state, "failed")
+                found[trial_id] = Past(trial_id, name, dict(trial.params), (state, trial.value, dict(trial.constraints)) if over else None)
+    return list(found.values())
+
+
+def _end(state: str, score: float | None) -> TrialState:
+    if state == "complete" and score is not None and math.isfinite(score):
+        return TrialState.COMPLETE
+    return TrialState.PRUNED if state == "stopped" else TrialState.FAIL
+
+
+def _noted(recipe: _Recipe, number: int) -> dict[str, int]:
+    attrs = recipe.study.get_trials(deepcopy=False)[number].system_attrs
+    return {key: value for key, value in attrs.items() if key.endswith(":generation")}
+
+
+def _point(params: dict[str, Any]) -> str:
+    return json.dumps(params, sort_keys=True, default=str)

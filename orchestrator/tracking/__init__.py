@@ -1,0 +1,1 @@
+"""What MLflow is told, through a queue that outlives an outage."""

@@ -1,0 +1,1 @@
+"""One trial in a worker: build, train, monitor, evaluate, save. No Ray."""

@@ -1,0 +1,1 @@
+"""DeepSpeed behind the engine's interface: the only folder that imports it."""

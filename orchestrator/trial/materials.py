@@ -1,0 +1,151 @@
+"""What a trial works with: training rows, evaluation rows, safety rows and suites of one experiment, loaded once per lane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.config import Experiment
+from orchestrator.data import conversations, special_tokens, template, template_limits, tokens
+from orchestrator.data import rows as data_rows
+from orchestrator.data.conversations import Conversation
+from orchestrator.data.counts import RowsReport
+from orchestrator.errors import DataError
+from orchestrator.evaluation.suites import PromptSuite, load_suite
+
+HOLDOUT_SEED = 0
+"""Which rows are held out is part of the question asked, so it is the same for every trial and every training seed."""
+
+
+@dataclass(frozen=True)
+class Materials:
+    """Rows of one experiment, not yet tokenised."""
+
+    train: tuple[Conversation, ...]
+    evaluation: tuple[Conversation, ...]
+    safety: tuple[Conversation, ...]
+    suites: tuple[PromptSuite, ...]
+    fingerprint: str
+    """Content hash of all rows and prompts."""
+    harmful: tuple[Conversation, ...] = ()
+    """Harmful prompts with harmful answers; the id of the safety row they belong to, where there is one."""
+    reports: tuple[RowsReport, ...] = ()
+    """What was changed and left out where rows were read, by source."""
+
+    def asked_in(self, phase: str) -> tuple[PromptSuite, ...]:
+        """The suites that a trial of this phase is asked: in the search those not held out, else all."""
+        return tuple(s for s in self.suites if phase != "search" or s.phase == "always")
+
+
+def load(experiment: Experiment, cache: dict[Any, Any] | None = None) -> Materials:
+    """Load and check everything the experiment names; with a `cache`, once per experiment. Raises DataError."""
+    key = ("materials", experiment.digest_of("model", "task", "safety"))
+    if cache is not None and key in cache:
+        return cache[key]
+    reports: list[RowsReport] = []
+    train, evaluation = task_rows(experiment, reports)
+    safety, harmful = safety_rows(experiment, reports)
+    suites = tuple(load_suite(suite) for suite in experiment.safety.suites)
+    fingerprint = conversations.fingerprint(train, evaluation, safety, harmful, [suite.hash for suite in suites])
+    found = Materials(tuple(train), tuple(evaluation), tuple(safety), suites, fingerprint, tuple(harmful), tuple(reports))
+    if cache is not None:
+        cache[key] = found
+    return found
+
+
+def safety_rows(experiment: Experiment, reports: list[RowsReport] | None = None) -> tuple[list[Conversation], list[Conversation]]:
+    """(safety rows, harmful rows); how they were read is added to `reports`. Raises DataError where answers meant as refusals are none:
+    chosen and rejected were swapped."""
+    settings, split = experiment.safety, experiment.task.split
+    safety: list[Conversation] = []
+    harmful: list[Conversation] = []
+    if settings.data is not None:
+        rows = data_rows.load_rows(settings.data, split=split, field="safety.data")
+        found = conversations.read(rows, "auto", settings.columns, settings.data, field="safety.data", kind="safety")
+        safety = _noted(found, reports)
+        harmful = conversations.harmful_answers(found.rows, safety, settings.columns, "safety.data")
+        _check_refusals(safety, harmful)
+    if settings.harmful_data is not None:
+        rows = data_rows.load_rows(settings.harmful_data, split=split, field="safety.harmful_data")
+        harmful = _noted(conversations.read(rows, "auto", settings.columns, settings.harmful_data, field="safety.harmful_data", kind="harmful"), reports)
+    return safety, harmful
+
+
+def _noted(found: conversations.Read, reports: list[RowsReport] | None) -> list[Conversation]:
+    if reports is not None:
+        reports.append(found.report)
+    return found.conversations
+
+
+MIN_REFUSALS, SUSPICIOUS = 0.8, 0.5
+"""Share of safe answers to harmful prompts that should read as refusals; and the share below which they cannot be meant as such."""
+
+
+def _check_refusals(safety: list[Conversation], harmful: list[Conversation]) -> None:
+    """Raises DataError where the safe answers are no refusals; several published copies have the two columns the wrong way round.
+
+    Pairs are held to MIN_REFUSALS. Where there is no harmful answer to mix them up with, safe answers may also advise against it, as
+    those of safety-tuned-llamas do (71 % read as refusals), so less than half is refused and less than MIN_REFUSALS warned about.
+    """
+    count, share = _refused(safety)
+    if count and share < (MIN_REFUSALS if harmful else SUSPICIOUS):
+        raise DataError(
+            f"safety.data: {share:.0%} of the {count} safe answers to harmful prompts read as refusals, at least "
+            f"{MIN_REFUSALS if harmful else SUSPICIOUS:.0%} are expected; are the columns swapped (safety.columns.response, .rejected)? "
+            "Mark helpful rows with kind=harmless"
+        )
+
+
+def warnings(found: Materials) -> list[str]:
+    """What the rows make doubtful, in sentences."""
+    read = [line for report in found.reports for line in report.warnings()]
+    count, share = _refused(found.safety)
+    if not count or share >= MIN_REFUSALS:
+        return read
+    return [
+        *read,
+        f"safety.data: only {share:.0%} of the {count} safe answers to harmful prompts read as refusals; the others are learnt as they stand. "
+        "Look at them, and mark helpful rows with kind=harmless",
+    ]
+
+
+def texts(found: Materials, experiment: Experiment, tokenizer: Any) -> tuple[list[str], list[str]]:
+    """(facts, warnings) on special tokens in the rows' texts and on the chat template. Raises DataError and ModelError, naming the row, for
+    what `tokens.tokenise` would refuse: an end token inside an answer, roles that the template refuses or leaves out."""
+    facts, doubts = template.notes(tokenizer), template_limits.notes(tokenizer.chat_template, tokenizer.special_tokens_map)
+    own = "safety.harmful_data" if experiment.safety.harmful_data else "safety.data"
+    task = [("task.data", found.train), ("task.eval_data", found.evaluation)]
+    if experiment.task.eval_data is None:
+        task = [("task.data", found.train + found.evaluation)]
+    sources = [*task, ("safety.data", found.safety), (own, found.harmful)]
+    for field, rows in sources:
+        cleaned, taken, left = special_tokens.cleaned(rows, tokenizer, field)
+        tokens.check_roles(cleaned, tokenizer, experiment.model.system_prompt, field)
+        facts += [f"{field}: {count.sentence()}" for count in taken]
+        doubts += [f"{field}: {count.sentence()}; it is read as that token, not as text" for count in left]
+    return facts, doubts
+
+
+def _refused(safety: Sequence[Conversation]) -> tuple[int, float]:
+    """(how many safe answers to harmful prompts, the share that reads as refusals)."""
+    from orchestrator.evaluation.judges.registry import get_judge
+
+    rows = [row for row in safety if row.kind == "refusal"]
+    verdicts = get_judge("refusal").judge([row.prompt[-1]["content"] for row in rows], [row.answer for row in rows])
+    return len(rows), sum(v.refused for v in verdicts) / max(len(rows), 1)
+
+
+def task_rows(experiment: Experiment, reports: list[RowsReport] | None = None) -> tuple[list[Conversation], list[Conversation]]:
+    """(training rows, evaluation rows) of the task; how they were read is added to `reports`. Raises DataError."""
+    task = experiment.task
+    rows = data_rows.load_rows(task.data, split=task.split, limit=task.limit, field="task.data")
+    train = _noted(conversations.read(rows, task.format, task.columns, task.data, field="task.data"), reports)
+    if task.eval_data is None:
+        train, evaluation = conversations.split_holdout(train, task.eval_fraction, HOLDOUT_SEED)
+    else:
+        rows = data_rows.load_rows(task.eval_data, split=task.split, field="task.eval_data")
+        evaluation = _noted(conversations.read(rows, task.format, task.columns, task.eval_data, field="task.eval_data"), reports)
+    if task.eval_size is not None and len(evaluation) > task.eval_size:
+        evaluation = conversations.sample(evaluation, task.eval_size, HOLDOUT_SEED)
+    return train, evaluation
