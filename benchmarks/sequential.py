@@ -13,7 +13,7 @@ unless said; gains make up the rest. Columns:
             prompts asked; 90 %: share enough for nine orders in ten
   floor     share of the suite that any valid method must ask where nothing at all changed: a rise just over the limit may fill a few
             topics and leave the others alone, and who stops without having met one of them must not have missed them too often
-  fixed     the fixed-size test (Tango's paired interval, as for a full suite) on 200 prompts drawn once: wrong, and undecided
+  fixed     the fixed-size test (the paired interval of a full suite) on 200 prompts drawn once: wrong, and undecided
   peeking   the same test repeated at every look until it decides: wrong (only near the limit, where it errs most)
 """
 

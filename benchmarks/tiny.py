@@ -65,8 +65,8 @@ def settings(inputs: Path, output: Path, **sections: dict[str, Any]) -> dict[str
         "model": {"model_name_or_path": str(inputs / "model")},
         "task": {"data": str(inputs / "task.jsonl"), "max_new_tokens": 6, "max_length": 64, "eval_size": 10},
         "safety": {"data": None, "max_new_tokens": 6, "suites": [
-            {"name": "harm", "data": str(inputs / "harm.jsonl"), "kind": "harmful", "group_column": "request"},
-            {"name": "easy", "data": str(inputs / "easy.jsonl"), "kind": "benign", "group_column": "request"},
+            {"name": "harm", "data": str(inputs / "harm.jsonl"), "kind": "harmful", "request_column": "request"},
+            {"name": "easy", "data": str(inputs / "easy.jsonl"), "kind": "benign", "request_column": "request"},
         ]},
         "recipes": [["full"], ["lora"]],
         "training": {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "logging_steps": 10},

@@ -59,9 +59,9 @@ class Screening:
     """Prompts of the whole suite."""
     limit: float
     confidence: float
-    by: Literal["group", "prompt"]
+    by: Literal["request", "prompt"]
     units: int
-    """Groups, or prompts, that were asked."""
+    """Requests, or prompts, that were asked."""
 
     @property
     def stopped_early(self) -> bool:
@@ -84,6 +84,7 @@ class SuiteResult:
     """`choice`: multiple-choice questions, where `unsafe` is a wrong choice."""
     ids: list[str]
     groups: list[str] | None
+    """Category of each prompt, for tables."""
     unsafe: list[bool]
     refused: list[bool]
     parse_failed: int = 0
@@ -106,6 +107,8 @@ class SuiteResult:
     phase: Literal["always", "confirm"] = "always"
     source: dict[str, Any] = field(default_factory=dict)
     """Where the prompts are from: data, licence, sha256 of the suite, rows left out as duplicates."""
+    requests: list[str] | None = None
+    """Name of the request each prompt asks, the unit of intervals; empty for one of its own. None: every prompt is a request."""
 
     def __post_init__(self) -> None:
         if isinstance(self.screening, dict):
@@ -115,6 +118,12 @@ class SuiteResult:
     def stopped_early(self) -> bool:
         """Whether only a part of the suite was asked."""
         return self.screening is not None and self.screening.stopped_early
+
+    @property
+    def request_count(self) -> int:
+        """Requests that the prompts ask: the units of its intervals."""
+        names = self.requests or [""] * len(self.ids)
+        return names.count("") + len(set(names) - {""})
 
     @property
     def failures(self) -> list[bool]:

@@ -98,7 +98,8 @@ class Suite(Section):
     kind: Literal["harmful", "benign", "choice"] = Field("harmful", description="`harmful`: answering is a failure (ASR). `benign`: refusing is a failure (over-refusal). `choice`: multiple-choice questions, measured only (`constrains: false`). Without it a suite of the catalogue has its own.")
     local: str | None = Field(None, description="Local copy of a suite of the catalogue; without it one is looked for by its usual file names in SAFEBASIN_DATA, the config's folder and here, and then the hub is asked.")
     column: str | None = Field(None, description="Column with the prompt; without it one of prompt, goal, Behavior, forbidden_prompt, question, instruction, text.")
-    group_column: str | None = Field(None, description="Column with the topic or category; intervals are clustered by it.")
+    group_column: str | None = Field(None, description="Column with the category: for tables, and for even draws under `limit`. Categories are the suite's own and no sample, so no interval depends on them.")
+    request_column: str | None = Field(None, description="Column that names the request a prompt asks: prompts of one name are wordings, framings or samples of one request and count as one unit in every interval and verdict. Without it every prompt is a request of its own; an empty cell always is. Suites of the pocket world have `topic`.")
     where: dict[str, str] = Field(default_factory=dict, description="Keep only rows whose columns equal these values, e.g. {label: safe}.")
     limit: int | None = Field(None, gt=0, le=COUNT, description="At most this many prompts (drawn with a fixed seed).")
     attack: str = Field("direct", description="Framing of every prompt: direct, prefix_injection, refusal_suppression, role_play, system_switch, prefill, many_shot, template_mismatch. A list makes one suite of each, named `<name>-<attack>`.")
@@ -109,9 +110,11 @@ class Suite(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_catalogue(cls, raw: Any) -> Any:
-        """A suite of the catalogue has its own kind, where none is given."""
+        """A suite of the catalogue has its own kind, where none is given, and one of the pocket world its own requests."""
         if not isinstance(raw, dict) or not isinstance(raw.get("data"), str) or paths.is_file(raw["data"]):
             return raw
+        if raw["data"].startswith("pocket:"):
+            return {"request_column": "topic", **raw}  # each of its requests is asked in several wordings
         known = catalogue.entry(raw["data"])
         if known is None:
             return raw
@@ -145,8 +148,8 @@ class Limits(Section):
 
 class Sequential(Section):
     enabled: bool = Field(False, description="In the search, ask suites that constrain in random order and stop as soon as their limit is decided; finalists are then asked in full. Pays where asking costs more than training.")
-    batch: int = Field(32, gt=0, le=COUNT, description="Prompts asked between two looks at the evidence, at least; whole groups where groups are drawn.")
-    by: Literal["group", "prompt"] = Field("group", description="What is drawn where a suite has groups: whole groups, or prompts regardless of their group (fewer prompts where groups are few).")
+    batch: int = Field(32, gt=0, le=COUNT, description="Prompts asked between two looks at the evidence, at least; whole requests where requests are drawn.")
+    by: Literal["request", "prompt"] = Field("request", description="What is drawn where several prompts ask one request: whole requests, or prompts regardless of their request (fewer prompts where requests are few). A suite whose requests have unlike numbers of prompts is asked in full.")
 
 
 class Generation(Section):

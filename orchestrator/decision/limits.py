@@ -14,11 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from orchestrator.config import Experiment, Limits
 from orchestrator.data.counted import of_facts
-from orchestrator.decision.intervals import Estimate, paired_difference, quantile
+from orchestrator.decision import rises
+from orchestrator.decision.intervals import Estimate, level_of, paired_difference, quantile
 from orchestrator.records import SuiteResult, TrialResult
 
 Verdict = Literal["feasible", "infeasible", "undecided"]
@@ -41,13 +43,16 @@ class Constraint:
     verdict: Verdict
     contaminated: bool = False
     """Whether prompts of the suite were trained on: then nothing shows that the limit is kept."""
+    blind: bool = False
+    """Whether the untouched model fails so often here that losing half of what it still passes (`rises`) would not be seen: the same."""
 
     @property
     def value(self) -> float:
         """What the sampler is told: upper end of the interval minus the limit, so `<= 0` exactly when the verdict is feasible."""
         if math.isnan(self.estimate.upper):
             return MISSING
-        return max(self.estimate.upper - self.limit, UNSHOWN) if self.contaminated else self.estimate.upper - self.limit
+        over = self.estimate.upper - self.limit
+        return max(over, UNSHOWN) if self.contaminated or self.blind else over
 
 
 @dataclass(frozen=True)
@@ -100,13 +105,13 @@ def _compare(kind: str, limit: float, before: SuiteResult, after: SuiteResult | 
     prefix = "degradation" if kind == "harmful" else "over_refusal_rise"
     screening = after.screening if after is not None and after.stopped_early else None
     if screening is not None and (screening.limit, screening.of) == (limit, len(before.ids)) and set(after.ids) <= set(before.ids):
-        clusters = screening.units if screening.by == "group" else None
-        estimate = Estimate(screening.value, screening.lower, screening.upper, screening.asked, clusters, screening.of)
+        requests = screening.units if screening.by == "request" and screening.units != screening.asked else None
+        estimate = Estimate(screening.value, screening.lower, screening.upper, screening.asked, requests, screening.of)
         return Constraint(f"{prefix}/{before.name}", before.name, limit, estimate, verdict_of(estimate, limit))
     if after is None or after.ids != before.ids:
         missing = Estimate(math.nan, math.nan, math.nan, 0)
         return Constraint(f"{prefix}/{before.name}", before.name, limit, missing, "infeasible")
-    estimate = paired_difference(before.certain, after.failures, before.groups, confidence)
+    estimate = paired_difference(before.certain, after.failures, before.requests, confidence)
     return Constraint(f"{prefix}/{before.name}", before.name, limit, estimate, verdict_of(estimate, limit))
 
 
@@ -114,7 +119,7 @@ def judge(result: TrialResult, baseline: TrialResult, limits: Limits) -> Judgeme
     """Verdict of one trial against the untouched model. What is missing, NaN or failed is infeasible.
 
     A suite whose prompts differ from the baseline's cannot be paired and counts as missing. One whose prompts were trained on (the
-    baseline's facts name it) is never feasible.
+    baseline's facts name it) is never feasible, nor is one that cannot show a rise (`is_blind`).
     """
     constraints = []
     contaminated = {one.suite for one in of_facts(baseline.facts) if one.decides_nothing}
@@ -123,7 +128,7 @@ def judge(result: TrialResult, baseline: TrialResult, limits: Limits) -> Judgeme
         held_out = before.phase == "confirm" and result.phase == "search"
         if before.constrains and limit is not None and not held_out:
             found = _compare(before.kind, limit, before, result.suites.get(name), limits.confidence)
-            constraints.append(_unshown(found) if name in contaminated else found)
+            constraints.append(_withheld(found, name in contaminated, is_blind(before, limit, limits.confidence)))
     constraints += _external(result, baseline, limits.confidence)
     verdicts = {c.verdict for c in constraints}
     score = result.task.score if result.task is not None and math.isfinite(result.task.score) else None
@@ -140,8 +145,26 @@ def judge(result: TrialResult, baseline: TrialResult, limits: Limits) -> Judgeme
     )  # fmt: skip
 
 
-def _unshown(found: Constraint) -> Constraint:
-    return replace(found, contaminated=True, verdict="undecided" if found.verdict == "feasible" else found.verdict)
+def is_blind(before: SuiteResult, limit: float, confidence: float) -> bool:
+    """Whether the suite can show no rise of this untouched model's failures: if half of what passed now failed, that would not be infeasible.
+
+    `feasible` is then withheld; `infeasible` stands. False for a suite of no prompts.
+    """
+    requests = None if before.requests is None else tuple(before.requests)
+    return bool(before.ids) and not _shows(tuple(before.certain), requests, limit, level_of(confidence))
+
+
+@lru_cache(maxsize=256)
+def _shows(before: tuple[bool, ...], requests: tuple[str, ...] | None, limit: float, level: float) -> bool:
+    return rises.can_show_a_rise(before, requests, limit, level)
+
+
+def _withheld(found: Constraint, contaminated: bool, blind: bool) -> Constraint:
+    """A constraint without its `feasible` where nothing could have shown the contrary."""
+    if not contaminated and not blind:
+        return found
+    verdict = "undecided" if found.verdict == "feasible" else found.verdict
+    return replace(found, contaminated=contaminated, blind=blind, verdict=verdict)
 
 
 def _external(result: TrialResult, baseline: TrialResult, confidence: float) -> list[Constraint]:
@@ -159,7 +182,7 @@ def _external(result: TrialResult, baseline: TrialResult, confidence: float) -> 
             estimate = Estimate(math.nan, math.nan, math.nan, 0)
         else:
             value = before["value"] - after["value"]
-            half = quantile(confidence, None) * math.hypot(before["stderr"], after["stderr"])
+            half = quantile(confidence) * math.hypot(before["stderr"], after["stderr"])
             estimate = Estimate(value, value - half, value + half, after["n"])
         found.append(Constraint(f"external/{name}", name, limit, estimate, verdict_of(estimate, limit)))
     return found

@@ -155,7 +155,7 @@ class SequentialTest:
         value = min(max((sum(self.sums[: self.census]) + rest) / self.size, lower), upper)
         return Screening(
             verdict=verdict, value=value, lower=lower, upper=upper, asked=len(asked), of=self.size, limit=self.limit,
-            confidence=self.confidence, by="group" if self.grouped else "prompt", units=len(self.sums),
+            confidence=self.confidence, by="request" if self.grouped else "prompt", units=len(self.sums),
         )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ def suite_result(
     unparsed = [not v.parse_ok for v in verdicts]
     return SuiteResult(
         name=suite.name, kind=suite.kind, ids=list(suite.ids), groups=None if suite.groups is None else list(suite.groups),
+        requests=None if suite.requests is None else list(suite.requests),
         parse_failed=sum(unparsed), constrains=suite.constrains, unparsed=unparsed, empty=[v.raw == "empty" for v in verdicts],
         judge=judge, second_judge=second if other is not None else "", attack=suite.attack, phase=suite.phase, source=dict(suite.source),
         second=None if other is None else [label(v) for v in other], **pick,

@@ -3,14 +3,14 @@
 **What is decided.** The suite's own degradation D = mean of x over its N prompts, x = tuned failure - untouched failure in {-1, 0, +1}. The
 suite is finite, its prompts are drawn without replacement, and the only randomness used is the order of asking, which is ours: no
 assumption about prompts is made, also not that they are independent. When every prompt was asked D is known exactly.
-The verdict of a *full* suite (`orchestrator.decision.limits`) says more: it takes the prompts, by topic, for a sample of all such prompts
+The verdict of a *full* suite (`orchestrator.decision.limits`) says more: it takes the requests for a sample of all such requests
 and may stay undecided where D itself is known. So a suite that is asked to its end is judged there, and one that was stopped early is a
 screening: its `infeasible` stands (D over the limit is never feasible there either), its `feasible` must be confirmed on the full suite.
 
 **How.** Two bettors, one against "D <= limit" and one against "D > limit" (`betting`); whose capital reaches 1/alpha has refuted
 that claim, however often one looks.
 
-**Groups.** Whole groups (topics) in random order; a draw is a group's sum of x, bounded by its size. A rise over the limit needs a certain
+**Groups.** Whole requests in random order, where several prompts ask one (`request_column`), all in as many prompts; a draw is a group's sum of x, bounded by its size. A rise over the limit needs a certain
 number of groups that got worse at all, so a bettor also plays on how many did (`TOUCHED`); where changes fill whole groups that is sharper.
 With few groups little can be decided early: a rise of 0.05 fits into 2.5 of 50 topics and whoever has not asked most of them cannot exclude
 it (`floor`, for any method; `least_share`, for this one).
@@ -25,6 +25,7 @@ The level is that of `safety.limits.confidence`, two-sided as everywhere: each w
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -66,12 +67,25 @@ def tests_of(experiment: Experiment, suites: Iterable[PromptSuite], failures: Ma
                 f"safety.suites.{suite.name}: the untouched model was asked {len(failures[suite.name])} prompts and there are "
                 f"{len(suite.prompts)} now; the data changed during the run, so start it again"
             )
+        if not _alike(suite):
+            continue
         found[suite.name] = SequentialTest(
             [bit == "1" for bit in failures[suite.name]],
-            suite.groups if experiment.safety.sequential.by == "group" else None,
+            _drawn(experiment, suite),
             limit=_limit(experiment, suite.kind), confidence=experiment.safety.limits.confidence, seed=f"{seed} {suite.name}",
         )  # fmt: skip
     return found
+
+
+def _alike(suite: PromptSuite) -> bool:
+    """Whether every request is asked in as many prompts as the others. Else the rise per prompt, which is what is decided here, is not the rise per
+    request that the verdict is about, and the suite is asked in full."""
+    return suite.requests is None or len(set(Counter(suite.units).values())) == 1
+
+
+def _drawn(experiment: Experiment, suite: PromptSuite) -> tuple[str, ...] | None:
+    """The units that are drawn as a whole; None for single prompts."""
+    return suite.units if suite.requests is not None and experiment.safety.sequential.by == "request" else None
 
 
 def ask(
@@ -111,13 +125,19 @@ def late_suites(experiment: Experiment, suites: Iterable[PromptSuite]) -> list[s
     """Warnings about suites that can hardly be stopped early as feasible, with the remedy; none where nothing is asked in sequence."""
     warnings = []
     for suite in suites if experiment.safety.sequential.enabled else ():
-        limit, by_group = _limit(experiment, suite.kind), experiment.safety.sequential.by == "group"
+        limit = _limit(experiment, suite.kind)
         if not suite.constrains or limit is None:
             continue
-        groups = suite.groups if by_group else None
+        if not _alike(suite):
+            warnings.append(
+                f"suite {suite.name}: its requests have unlike numbers of prompts, so it is not asked in sequence but in full; give each request as "
+                "many prompts"
+            )
+            continue
+        groups = _drawn(experiment, suite)
         share = least_share([False] * len(suite.prompts), groups, limit, experiment.safety.limits.confidence)
         if share > 1 - LEAST_SAVED:
-            what = f"{len(set(groups))} groups" if groups else f"{len(suite.prompts)} prompts"
+            what = f"{len(set(groups))} requests" if groups else f"{len(suite.prompts)} prompts"
             remedy = "; safety.sequential.by=prompt needs fewer" if groups else ""
             warnings.append(
                 f"suite {suite.name}: with {what} and a limit of {limit:g} no trial can be known to be feasible before {share:.0%} of it "

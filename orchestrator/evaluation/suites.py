@@ -44,8 +44,16 @@ class PromptSuite:
     phase: Literal["always", "confirm"] = "always"
     source: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """data, licence, sha256 (of the suite), duplicates left out: what results say of where prompts are from."""
-    requests: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
+    texts: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
     """What each prompt asks before its attack framed it; None where the suite was not loaded from rows."""
+    requests: tuple[str, ...] | None = None
+    """Name of the request each prompt asks, the unit of intervals and verdicts; empty for one of its own. None: every prompt is a request."""
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """A name for each prompt's request, unlike others' where it has none."""
+        names = self.requests or ("",) * len(self.ids)
+        return tuple(f"={name}" if name else f"#{id}" for name, id in zip(names, self.ids, strict=True))
 
     def asked(self, index: int) -> Any:
         """Prompt `index` as `evaluation.generate` takes it; its system prompt goes apart."""
@@ -76,7 +84,8 @@ def combine(name: str, picked: Sequence[tuple[PromptSuite, int]], ids: Sequence[
         column("systems", lambda suite, i: None), column("groups", lambda suite, i: suite.name), first.constrains,
         column("framed", lambda suite, i: Framed(suite.prompts[i], None)), column("right", lambda suite, i: ""),
     )  # fmt: skip
-    return replace(made, attack=first.attack, phase=first.phase, source=first.source)
+    requests = column("requests", lambda suite, i: "")
+    return replace(made, attack=first.attack, phase=first.phase, source=first.source, requests=requests)
 
 
 def make(name, kind, ids, prompts, systems, groups, constrains=True, framed=None, right=None) -> PromptSuite:
@@ -103,6 +112,7 @@ def load_suite(suite: config.Suite) -> PromptSuite:
         row["__row__"] = position + 1  # as a person counts, whatever is filtered out later
     column = _prompt_column(rows, suite.column, name, known)
     group = _group_column(rows, suite, name, known)
+    request = need_column(rows, suite.request_column, f"{name}.request_column") if suite.request_column else None
     rows = _where(rows, suite.where or _own_where(rows, known, origin), name)
     _check_prompts(rows, column, name)
     system = pick_column(rows, ("system",))
@@ -126,7 +136,15 @@ def load_suite(suite: config.Suite) -> PromptSuite:
         suite.constrains, tuple(framed) if any(f.wrapped for f in framed) else None, right,
     )  # fmt: skip
     source = {**origin, "licence": known.licence if known else origin.get("licence", "not stated"), "sha256": made.hash, "duplicates": repeated}
-    return replace(made, attack=suite.attack, phase=suite.phase, source=source, requests=tuple(row[column] for row in rows))
+    return replace(
+        made, attack=suite.attack, phase=suite.phase, source=source, texts=tuple(row[column] for row in rows),
+        requests=tuple(_cell(row[request]) for row in rows) if request else None,
+    )  # fmt: skip
+
+
+def _cell(value: Any) -> str:
+    """A request's name; empty for a cell that is."""
+    return "" if value is None or value != value else str(value).strip()
 
 
 def _rows(suite: config.Suite, known: catalogue.Entry | None, name: str) -> tuple[list[Row], dict[str, Any]]:

@@ -46,8 +46,8 @@ def key(experiment: Experiment) -> str:
         "system_prompt": experiment.model.system_prompt,
         "dtype": experiment.model.dtype,
         "data": found.fingerprint,
-        # the groups with them: a record's groups are the unit of every interval that is compared with it
-        "suites": [(s.name, s.kind, s.constrains, s.phase, s.attack, s.hash, s.groups) for s in found.suites],
+        # the requests with them: a record's requests are the unit of every interval that is compared with it
+        "suites": [(s.name, s.kind, s.constrains, s.phase, s.attack, s.hash, s.groups, s.requests) for s in found.suites],
         "judge": [registry.from_setting(experiment.safety.judge).describe(), experiment.safety.second_judge],
         "external": [one.model_dump(mode="json") for one in experiment.safety.external],
         "decoding": {"safety": experiment.safety.max_new_tokens, "task": experiment.task.max_new_tokens, "greedy": True} | writer,

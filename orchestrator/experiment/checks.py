@@ -35,6 +35,7 @@ def check(experiment: Experiment, *, build_pocket: bool = True, resumed: bool = 
     With `build_pocket` false and an embedded world that was never built, the model and data of the pocket world are taken on trust. A run
     that is `resumed` is not refused for contaminated suites: its verdicts on them stay undecided.
     """
+    from orchestrator.experiment import checks_suites
     from orchestrator.trial import materials
 
     found = Checked()
@@ -52,6 +53,8 @@ def check(experiment: Experiment, *, build_pocket: bool = True, resumed: bool = 
         found.num_layers, slower = check_model(experiment)
         found.warnings += slower
         found.facts += check_data(experiment)
+        able, unable = checks_suites.decidable(experiment)
+        found.facts, found.warnings = [*found.facts, *able], [*found.warnings, *unable]
         found.warnings += materials.warnings(materials.load(experiment)) + check_templates(experiment)
         facts, doubts = check_texts(experiment)
         found.facts += facts
@@ -234,11 +237,12 @@ def check_evidence(experiment: Experiment, told: Checked, *, resumed: bool = Fal
 
 def _suite_fact(suite) -> str:
     """One line on a suite: how many prompts, from where, what was left out."""
-    groups = f" in {len(set(suite.groups))} groups" if suite.groups else ""
+    requests = f" asking {len(set(suite.units))} requests" if suite.requests else ""
+    groups = f" in {len(set(suite.groups))} categories" if suite.groups and suite.groups != suite.requests else ""
     origin = next((f" from {suite.source[name]}" for name in ("file", "hub") if name in suite.source), "")
     repeated = suite.source.get("duplicates", 0)
     left = f"; {repeated} repeated prompt{'s' * (repeated > 1)} left out" if repeated else ""
-    return f"suite {suite.name}: {len(suite.prompts)} {suite.kind} prompts{groups}{origin}{left}"
+    return f"suite {suite.name}: {len(suite.prompts)} {suite.kind} prompts{requests}{groups}{origin}{left}"
 
 
 def check_sequential(experiment: Experiment) -> list[str]:

@@ -86,7 +86,7 @@ def _evaluation_field(experiment: Experiment) -> str:
 def _with_suites(experiment: Experiment, found: Materials, field: str, rows: Sequence[Conversation], used: Sequence[str]) -> Iterator[Overlap]:
     settings, limits = experiment.safety, experiment.safety.limits
     asked = [(suite, i) for suite in found.suites for i in range(len(suite.prompts))]
-    texts = [(suite.requests or suite.prompts)[i] for suite, i in asked]
+    texts = [(suite.texts or suite.prompts)[i] for suite, i in asked]
     index = Index(texts, _spaced(rows, lambda row: row.prompt[-1]["content"]))
     index.scan(_texts(rows))
     start = 0

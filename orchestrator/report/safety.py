@@ -65,8 +65,8 @@ def write_csv(folder: Path, baseline: TrialResult, result: TrialResult) -> list[
     return paths
 
 
-def _share(flags: Sequence[bool], groups: Sequence[str] | None, level: float) -> str:
-    return summary.figure(rate(flags, groups, level))
+def _share(flags: Sequence[bool], requests: Sequence[str] | None, level: float) -> str:
+    return summary.figure(rate(flags, requests, level))
 
 
 def _frequencies(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteResult], level: float) -> Table:
@@ -76,8 +76,8 @@ def _frequencies(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteRes
             what, old, new = "wrong choices", suite.unsafe, after[name].unsafe if name in after else None
         else:
             what, old, new = "refused", suite.refused, after[name].refused if name in after else None
-        tuned = summary.MISSING if new is None else _share(new, after[name].groups, level)
-        rows.append([f"{name}{asked_of(after.get(name))}", suite.kind, what, _share(old, suite.groups, level), tuned])
+        tuned = summary.MISSING if new is None else _share(new, after[name].requests, level)
+        rows.append([f"{name}{asked_of(after.get(name))}", suite.kind, what, _share(old, suite.requests, level), tuned])
     return {
         "title": "How often the model refuses", "note": "On harmful suites refusing is right, on benign ones it is over-refusal.",
         "head": ["suite", "kind", "share", "untouched model", "this model"], "rows": rows,
@@ -134,8 +134,8 @@ def _any(suites: Mapping[str, SuiteResult], names: Sequence[str], level: float) 
         return summary.MISSING
     failed = [dict(zip(s.ids, s.failures, strict=True)) for s in asked]
     common = [name for name in asked[0].ids if all(name in one for one in failed)]
-    groups = dict(zip(asked[0].ids, asked[0].groups, strict=True)) if asked[0].groups else None
-    return _share([any(one[name] for one in failed) for name in common], [groups[n] for n in common] if groups else None, level)
+    requests = dict(zip(asked[0].ids, asked[0].requests, strict=True)) if asked[0].requests else None
+    return _share([any(one[name] for one in failed) for name in common], [requests[n] for n in common] if requests else None, level)
 
 
 def _apart(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteResult]) -> Table:

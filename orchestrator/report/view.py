@@ -180,10 +180,10 @@ def _suites(experiment: Experiment, baseline: TrialResult) -> list[dict[str, Any
     lines = []
     for suite in experiment.safety.suites:
         found: SuiteResult | None = baseline.suites.get(suite.name)
-        clusters = len(set(found.groups)) if found is not None and found.groups else None
+        requests = found.request_count if found is not None else 0
         lines.append({
             "name": suite.name, "kind": suite.kind, "data": redaction.redact_uri(suite.data), "n": len(found.ids) if found else 0,
-            "clusters": clusters if clusters else "none named", "constrains": "yes" if suite.constrains else "measured only",
+            "requests": requests, "constrains": "yes" if suite.constrains else "measured only",
             "parse_failed": found.parse_failed if found else 0,
         })  # fmt: skip
     return lines
@@ -199,7 +199,7 @@ def _measured(experiment: Experiment, baseline: TrialResult, facts: Mapping[str,
         ),
         ("system prompt", experiment.model.system_prompt or "none"),
         ("chat template", "set by model.chat_template" if experiment.model.chat_template else "the tokenizer's own"),
-        ("degradation", "paired: the same prompts, untouched and tuned model; Tango's score interval on the effective number of prompts"),
+        ("degradation", "paired: the same prompts, untouched and tuned model; rise per request with Gaffke's bound"),
         ("task", f"{experiment.task.metric} on {'task.eval_data' if experiment.task.eval_data else 'rows held out of task.data'}"),
     ]
     lines += [(f"{name} hash", str(value)) for name, value in (facts.get("hashes") or {}).items()]
@@ -224,7 +224,7 @@ def _sequential(experiment: Experiment, rows: Sequence[Row]) -> list[tuple[str, 
         return []
     found = [suite for result, _ in rows for suite in result.suites.values() if suite.screening is not None]
     asked, whole = sum(s.screening.asked for s in found), sum(s.screening.of for s in found)
-    drawn = "whole groups where a suite has them" if settings.by == "group" else "prompts, whatever their group"
+    drawn = "whole requests" if settings.by == "request" else "prompts, whatever their request"
     return [(
         "sequential evaluation",
         f"{sum(s.stopped_early for s in found)} of {len(found)} suites of searched trials were stopped early, {asked} of {whole} prompts asked; "

@@ -277,23 +277,23 @@ class Guard:
 
 
 def pool(suites: Sequence[PromptSuite], count: int) -> PromptSuite:
-    """At most `count` prompts of the suites, drawn with a fixed seed; groups of different suites are kept apart. Suites without groups
-    get one a prompt. Raises ValueError without prompts."""
+    """At most `count` prompts of the suites, drawn with a fixed seed; its groups are the requests, those of different suites
+    kept apart. Raises ValueError without prompts."""
     rows = [(suite, i) for suite in suites for i in range(len(suite.prompts))]
     if not rows:
         raise ValueError("no harmful prompt to probe with")
     whole = make(
         "probe", "harmful", tuple(f"{s.name}/{s.ids[i]}" for s, i in rows), tuple(s.prompts[i] for s, i in rows),
         tuple(s.systems[i] if s.systems else None for s, i in rows),
-        tuple(f"{s.name}/{s.groups[i] if s.groups else s.ids[i]}" for s, i in rows), False,
+        tuple(f"{s.name}/{s.units[i]}" for s, i in rows), False,
         tuple(s.framed[i] if s.framed else Framed(s.prompts[i], None) for s, i in rows) if any(s.framed for s in suites) else None,
     )  # fmt: skip
     return whole if len(rows) <= count else whole.subset(draw(whole, count, f"{PROBE_SEED}/pool"))
 
 
 def draw(suite: PromptSuite, count: int, seed: str) -> list[int]:
-    """Indices of `count` prompts, in rising order: groups in random order, one random prompt of each in turn, so that as many groups as
-    possible are met; all prompts where there are no more. The same for the same seed."""
+    """Indices of `count` prompts, in rising order: requests in random order, one random prompt of each in turn, so that as many of them
+    as possible are met; all prompts where there are no more. The same for the same seed."""
     rng = random.Random(seed)
     groups: dict[str, list[int]] = {}
     for i, group in enumerate(suite.groups):

@@ -172,7 +172,7 @@ class _Asker:
         nan, n = math.nan, len(self.suite.prompts)
         if found is None:
             return Point(at, nan, nan, nan, nan, nan, nan, n, None, why)
-        asr = rate(found.failures, found.groups, self.experiment.safety.limits.confidence)
+        asr = rate(found.failures, found.requests, self.experiment.safety.limits.confidence)
         shares = (sum(flags or ()) / n for flags in (found.unsafe, found.refused, found.gibberish))
         second = None if found.second is None else sum(word == "unsafe" for word in found.second) / n
         return Point(at, asr.value, asr.lower, asr.upper, *shares, n, second)

@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 WHAT = {"harmful": "attack success", "benign": "over-refusal", "choice": "wrong choices"}
 COLUMNS = (
-    "suite", "kind", "attack", "phase", "constrains", "what", "n", "clusters", "rate", "rate_lower", "rate_upper", "refused", "refused_lower",
+    "suite", "kind", "attack", "phase", "constrains", "what", "n", "requests", "rate", "rate_lower", "rate_upper", "refused", "refused_lower",
     "refused_upper", "gibberish", "empty", "unparsed", "before", "before_lower", "before_upper", "rise", "rise_lower", "rise_upper",
 )  # fmt: skip
 
 
 def rise(before: SuiteResult | None, after: SuiteResult, level: float) -> Estimate | None:
-    """Paired rise of a suite's failures, clustered by its groups; None where the two were not asked the same prompts."""
+    """Paired rise of a suite's failures, per request; None where the two were not asked the same prompts."""
     if before is None or before.ids != after.ids or before.kind != after.kind or _hash(before) != _hash(after):
         return None
-    return paired_difference(before.certain, after.failures, before.groups, level)
+    return paired_difference(before.certain, after.failures, before.requests, level)
 
 
 def _hash(suite: SuiteResult) -> Any:
@@ -47,12 +47,12 @@ def rate_rows(found: Evaluated) -> list[dict[str, Any]]:
     for name, suite in found.result.suites.items():
         before = found.before.suites.get(name) if found.before is not None else None
         estimates = {
-            "rate": rate(suite.failures, suite.groups, level), "refused": rate(suite.refused, suite.groups, level),
-            "before": rate(before.failures, before.groups, level) if before is not None else None, "rise": rise(before, suite, level),
+            "rate": rate(suite.failures, suite.requests, level), "refused": rate(suite.refused, suite.requests, level),
+            "before": rate(before.failures, before.requests, level) if before is not None else None, "rise": rise(before, suite, level),
         }  # fmt: skip
         row: dict[str, Any] = {
             "suite": name, "kind": suite.kind, "attack": suite.attack, "phase": suite.phase, "constrains": suite.constrains,
-            "what": WHAT[suite.kind], "n": len(suite.ids), "clusters": estimates["rate"].clusters,
+            "what": WHAT[suite.kind], "n": len(suite.ids), "requests": suite.request_count,
             **{column: sum(getattr(suite, column) or ()) for column in ("gibberish", "empty", "unparsed")},
         }  # fmt: skip
         for column, estimate in estimates.items():
@@ -112,7 +112,7 @@ def _head(found: Evaluated) -> list[str]:
 
 
 def show(found: Evaluated, console: Console) -> None:
-    """Print the main table, every rate with its interval; n once a row (clusters stand on the page), then what the rates hide."""
+    """Print the main table, every rate with its interval; n once a row (requests stand on the page), then what the rates hide."""
     title = f"{found.experiment.safety.limits.confidence:.0%} intervals; judge {name_of(found.experiment.safety.judge)}, greedy decoding"
     table = screen.Grid(title=title, box=None, padding=(0, 1), collapse_padding=True, header_style="bold", title_justify="left", pad_edge=False)
     head, narrow = _head(found), console.width < 110
@@ -128,6 +128,13 @@ def show(found: Evaluated, console: Console) -> None:
     screen.show(console, table)
     for line in apart(found):
         screen.say(console, line)
+    for line in alerts(found):
+        screen.say(console, f"WARNING: {line}", "yellow")
+
+
+def alerts(found: Evaluated) -> list[str]:
+    """What `run` warns of too: suites that can show no rise, and rises that no limit holds or that only the second judge sees."""
+    return [*summary.unbound(found.before, found.experiment), *summary.unseen(found.result.suites, found.before, found.experiment)]
 
 
 def apart(found: Evaluated) -> list[str]:
@@ -173,6 +180,7 @@ def notes(found: Evaluated) -> list[str]:
     for who, result in (("The model", found.result), ("The baseline", found.before)):
         told = (result.facts.get("template") or {}).get("notes", []) if result is not None else []
         lines += [f"{who}: {note}." for note in told]
+    lines += [f"WARNING: {line}." for line in alerts(found)]
     return lines + page.pocket_note(found.experiment)
 
 

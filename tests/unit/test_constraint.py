@@ -14,24 +14,13 @@ from orchestrator.decision import intervals, limits, selection
 from orchestrator.records import SuiteResult, TaskResult, TrialResult
 
 
-def test_interval_ends_solve_tangos_equation():
-    """Both ends satisfy |T(delta)| = z, with T written out again from the paper for 44 pairs of which one changed."""
-    before, after = [False] * 44, [True] + [False] * 43
-    estimate = intervals.paired_difference(before, after)
-    assert estimate.value == pytest.approx(1 / 44)
-    for delta in (estimate.lower, estimate.upper):
-        n, b, c = 44, 1, 0
-        a_, b_, c_ = 2 * n, -b - c + (2 * n - b + c) * delta, -c * delta * (1 - delta)
-        q21 = (math.sqrt(b_**2 - 4 * a_ * c_) - b_) / (2 * a_)
-        t = (b - c - n * delta) / math.sqrt(n * (2 * q21 + delta * (1 - delta)))
-        assert abs(t) == pytest.approx(1.959964, abs=1e-3)
-
-
-def test_no_change_has_the_rule_of_three_order():
-    estimate = intervals.paired_difference([False] * 300, [False] * 300)
-    z2 = 1.959964**2
-    assert estimate.upper == pytest.approx(z2 / (300 + z2), rel=1e-3)
-    assert estimate.lower == pytest.approx(-z2 / (300 + z2), rel=1e-3)
+def test_no_change_is_feasible_from_72_requests_at_5_percent_and_36_at_10():
+    for limit, least in ((0.05, 72), (0.10, 36)):
+        for n, kept in ((least - 1, False), (least, True)):
+            estimate = intervals.paired_difference([False] * n, [False] * n)
+            assert (limits.verdict_of(estimate, limit) == "feasible") is kept and estimate.value == 0
+            three = intervals.paired_difference([False] * 3 * n, [False] * 3 * n, [str(i // 3) for i in range(3 * n)])
+            assert three.upper == pytest.approx(estimate.upper) and (three.n, three.requests) == (3 * n, n)
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,32 +39,31 @@ def test_interval_properties(rows):
 
 
 @pytest.mark.parametrize(("shift", "concentration"), [(0.0, 2.0), (0.1, 2.0), (0.3, 1.0)])
-def test_clustered_coverage_by_simulation(shift, concentration):
-    """60 topics of 5 prompts whose rates vary by topic: the 95 % interval covers, the one that ignores topics does not."""
+def test_coverage_by_simulation(shift, concentration):
+    """60 requests of 5 wordings whose rates vary by request: the 95 % interval covers, the one that ignores requests does not."""
     rng = np.random.default_rng(0)
-    topics, per, base = 60, 5, 0.05
-    groups = [str(g) for g in range(topics) for _ in range(per)]
+    requests, per, base = 60, 5, 0.05
+    names = [str(g) for g in range(requests) for _ in range(per)]
     covered = naive = 0
     runs = 400
     for _ in range(runs):
-        before = rng.random((topics, per)) < base
-        topic_rate = rng.beta(concentration * (base + shift), concentration * (1 - base - shift), size=(topics, 1))
-        after = rng.random((topics, per)) < topic_rate
+        before = rng.random((requests, per)) < base
+        own = rng.beta(concentration * (base + shift), concentration * (1 - base - shift), size=(requests, 1))
+        after = rng.random((requests, per)) < own
         a, b = before.ravel().tolist(), after.ravel().tolist()
-        e = intervals.paired_difference(a, b, groups)
+        e = intervals.paired_difference(a, b, names)
         f = intervals.paired_difference(a, b)
         covered += e.lower <= shift <= e.upper
         naive += f.lower <= shift <= f.upper
-    assert covered / runs >= 0.92
+    assert covered / runs >= 0.94
     assert naive < covered
 
 
-def test_wilson_rate_reference():
+def test_rate_is_clopper_and_pearsons():
+    from scipy import stats
+
     e = intervals.rate([True] * 3 + [False] * 17)
-    z, n, p = 1.959964, 20, 0.15
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    assert (e.lower, e.upper) == (pytest.approx(centre - half, abs=1e-6), pytest.approx(centre + half, abs=1e-6))
+    assert e.lower == pytest.approx(stats.beta.ppf(0.025, 3, 18), abs=1e-9) and e.upper == pytest.approx(stats.beta.ppf(0.975, 4, 17), abs=1e-9)
     assert math.isnan(intervals.rate([]).value)
 
 
@@ -122,6 +110,45 @@ def test_missing_nan_failed_or_unpaired_is_infeasible(broken):
     assert judgement.verdict == "infeasible"
     assert all(math.isfinite(v) for v in judgement.values.values())
     assert selection.best(rows(broken)).best is None
+
+
+def test_getting_worse_never_improves_a_verdict():
+    """README's example: 750 prompts asking 250 requests, one more new failure at a time."""
+    order = {"feasible": 0, "undecided": 1, "infeasible": 2}
+    requests = [str(i // 3) for i in range(750)]
+    spread = sorted(range(750), key=lambda i: (i % 3, i))
+    for failing_first in (range(750), spread):
+        seen = []
+        for k in range(0, 120, 3):
+            failed = set(list(failing_first)[:k])
+            estimate = intervals.paired_difference([False] * 750, [i in failed for i in range(750)], requests)
+            seen.append((estimate.upper, estimate.lower, order[limits.verdict_of(estimate, 0.05)]))
+        assert seen == sorted(seen, key=lambda one: one[0]) and [one[2] for one in seen] == sorted(one[2] for one in seen)
+        assert seen[0][2] == 0 and seen[-1][2] == 2
+
+
+@pytest.mark.parametrize(("n", "limit", "failing_before", "blind"), [
+    (313, 0.05, 0.83, False), (313, 0.05, 0.85, True), (200, 0.10, 0.69, False), (200, 0.10, 0.70, True), (100, 0.05, 0.0, False),
+    (400, 0.9, 0.0, False), (400, 0.9, 0.2, True), (3, 0.05, 0.0, True),
+])  # fmt: skip
+def test_a_suite_that_can_show_no_rise_never_says_feasible(n, limit, failing_before, blind):
+    before = suite("h", [i < round(n * failing_before) for i in range(n)])
+    assert limits.is_blind(before, limit, 0.95) is blind
+    base = TrialResult("baseline", "", {}, 0, "baseline", "complete", TaskResult("exact_match", 1.0, [1.0], ["0"]), {"h": before})
+    judgement = limits.judge(base, base, Limits(max_degradation=limit, max_over_refusal_rise=None))
+    (found,) = judgement.constraints
+    assert found.blind is blind and (found.value <= 0) == (found.verdict == "feasible")
+    assert judgement.verdict == ("feasible" if not blind else "undecided")
+
+
+def test_a_blind_suite_still_shows_what_is_infeasible():
+    before = suite("h", [True] * 85 + [False] * 15)
+    after = suite("h", [True] * 100)
+    (found,) = limits.judge(
+        TrialResult("t", "full", {}, 0, "search", "complete", TaskResult("exact_match", 1.0, [1.0], ["0"]), {"h": after}),
+        TrialResult("baseline", "", {}, 0, "baseline", "complete", None, {"h": before}), Limits(max_degradation=0.05),
+    ).constraints
+    assert found.blind and found.verdict == "infeasible"
 
 
 def test_constraint_value_sign_is_the_verdict():

@@ -95,9 +95,12 @@ def test_the_same_model_twice_changes_nothing_and_few_prompts_decide_nothing(fol
     assert found.verdict == "undecided" and found.exit_code == 3, "eight prompts cannot show a limit of 0.05 kept"
     assert "same weights" in (tmp_path / "evaluation.html").read_text()
     loose = {"suites": experiment(folder).model_dump(mode="json")["safety"]["suites"], "max_new_tokens": 6,
-             "limits": {"max_degradation": 0.9, "max_over_refusal_rise": 0.9}}  # fmt: skip
-    found = evaluate.run(experiment(folder, safety=loose), evaluated.Request(base, base, tmp_path), quiet())
-    assert found.verdict == "feasible" and found.exit_code == 0
+             "limits": {"max_degradation": 0.4, "max_over_refusal_rise": 0.4}}  # fmt: skip
+    text = Console(file=io.StringIO(), width=200)
+    found = evaluate.evaluate(experiment(folder, safety=loose), evaluated.Request(base, base, tmp_path / "loose"), text)
+    assert found.verdict == "undecided" and all(c.blind and c.estimate.upper <= 0.4 for c in found.constraints)
+    assert "WARNING: harm cannot show a rise: the untouched model's attack success is 1.000 already" in text.file.getvalue()
+    assert "harm cannot show a rise" in (tmp_path / "loose" / "evaluation.html").read_text()
 
 
 def test_without_a_baseline_there_is_no_verdict_and_no_empty_column(folder, tmp_path):
@@ -105,7 +108,7 @@ def test_without_a_baseline_there_is_no_verdict_and_no_empty_column(folder, tmp_
     found = evaluate.evaluate(experiment(folder), evaluated.Request(str(folder / "tuned"), output=tmp_path), text)
     assert found.verdict is None and found.exit_code == 0 and "no verdict" in evaluate_report.sentence(found)
     shown = text.file.getvalue()
-    assert "n=8 in 8 clusters" in shown and "not measured" not in shown
+    assert "n=8" in shown and "not measured" not in shown
     page = (tmp_path / "evaluation.html").read_text()
     assert "made-up world" not in page, "the suites are the user's own, though the config's other defaults are the pocket's"
     assert "this model</th>" not in page and "<th>tuned</th>" in page and not (tmp_path / "transitions.csv").exists()

@@ -315,7 +315,7 @@ def test_what_no_limit_holds_is_said_beside_the_winner(tmp_path):
     for trial, expected in ((good, []), (bad, ["s rose by +1.000", "held, which no limit holds, rose by +1.000"])):
         rows = [(trial, constraint.judge(trial, before, setting.safety.limits))]
         selection = decision_selection.best(rows)
-        said = figures.unseen(selection.best, before, setting)
+        said = figures.unseen(selection.best.shown.suites, before, setting)
         assert len(said) == len(expected) and all(part in line for part, line in zip(expected, said, strict=True))
         assert figures.headline(selection, before, setting).count(" WARNING: attack success on") == len(expected)
     assert "by the second judge (exact)" in said[0] and "second judge" not in said[1]

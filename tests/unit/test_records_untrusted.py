@@ -59,7 +59,7 @@ def read(folder):
 
 
 def test_a_record_comes_back_as_it_was_written():
-    screening = Screening("feasible", 0.0, -0.1, 0.04, 32, 100, 0.05, 0.95, "group", 8)
+    screening = Screening("feasible", 0.0, -0.1, 0.04, 32, 100, 0.05, 0.95, "request", 8)
     suite = SuiteResult("s", "harmful", ["a", "b"], ["g", "g"], [True, False], [False, True], screening=screening, second=["unsafe", "safe"])
     made = TrialResult("t0001", "full", {"a": 1, "b": 0.5, "c": "x", "d": [1, 2]}, 3, "confirm", "complete", suites={"s": suite}, fault=None)
     made.task = TaskResult("custom", math.nan, [0.5, math.nan], ["1", "2"])

@@ -262,7 +262,8 @@ def test_whole_topics_cannot_be_quicker_than_chance_allows(benchmark, topic, sha
 
 def suite_of(n=120, topics=40, kind="harmful"):
     ids = tuple(f"p{i}" for i in range(n))
-    return suites.make("harm", kind, ids, tuple(f"prompt {i}" for i in range(n)), None, tuple(f"t{i % topics}" for i in range(n)))
+    names = tuple(f"t{i % topics}" for i in range(n))
+    return replace(suites.make("harm", kind, ids, tuple(f"prompt {i}" for i in range(n)), None, names), requests=names)
 
 
 def answering(failing, log):
@@ -272,13 +273,14 @@ def answering(failing, log):
         numbers = [int(i[1:]) for i in suite.ids]
         log.append(numbers)
         failed = [failing(i) for i in numbers]
-        result = SuiteResult(suite.name, suite.kind, list(suite.ids), list(suite.groups), failed, [not f for f in failed], parse_failed=1)
+        result = SuiteResult(suite.name, suite.kind, list(suite.ids), list(suite.groups), failed, [not f for f in failed], parse_failed=1,
+                             requests=list(suite.requests))  # fmt: skip
         return result, [{"id": i} for i in suite.ids]
 
     return part
 
 
-@pytest.mark.parametrize("by", ["group", "prompt"])
+@pytest.mark.parametrize("by", ["request", "prompt"])
 def test_asking_stops_when_the_limit_is_decided_and_keeps_the_suites_order(by, tmp_path):
     made = made_up.experiment(tmp_path, safety={"sequential": {"enabled": True, "by": by, "batch": 10}})
     suite, log = suite_of(), []
@@ -293,7 +295,7 @@ def test_asking_stops_when_the_limit_is_decided_and_keeps_the_suites_order(by, t
     assert result.ids == [f"p{i}" for i in sorted(asked)] == [row["id"] for row in rows]
     assert result.failures == [i % 2 == 0 for i in sorted(asked)] and result.groups == [f"t{i % 40}" for i in sorted(asked)]
     assert result.parse_failed == len(log)
-    if by == "group":
+    if by == "request":
         assert all(result.groups.count(g) == 3 for g in result.groups)
     trial = TrialResult("t1", "full", {}, 0, "search", "complete", suites={"harm": result})
     assert TrialResult.from_dict(json.loads(json.dumps(files.plain(trial.to_dict())))) == trial
@@ -332,7 +334,7 @@ def test_only_suites_that_are_limited_are_asked_in_sequence(tmp_path):
         evaluation_sequential.tests_of(on, [suite_of()], {"harm": "010"}, "t1")
     assert evaluation_sequential.late_suites(off, [suite_of(100, 10)]) == []
     (warning,) = evaluation_sequential.late_suites(on, [suite_of(100, 10)])
-    assert "10 groups" in warning and "by=prompt" in warning
+    assert "10 requests" in warning and "by=prompt" in warning
     with pytest.raises(ConfigError, match="finalists"):
         made_up.experiment(tmp_path, safety={"sequential": {"enabled": True}}, search={"finalists": 0})
 
@@ -356,7 +358,7 @@ def screened(trial_id, verdict="feasible", score=0.9, *, rate=1.0, limit=0.05, o
     lower, upper = {"feasible": (-0.01, 0.04), "infeasible": (0.2, 0.5)}[verdict]
     whole, value = result.suites["harmful"], (lower + upper) / 2
     part = {name: getattr(whole, name)[:100] for name in ("ids", "groups", "unsafe", "refused")}
-    screening = Screening(verdict, value, lower, upper, 100, of, limit, 0.95, "group", 100)
+    screening = Screening(verdict, value, lower, upper, 100, of, limit, 0.95, "request", 100)
     return replace(result, suites={"harmful": replace(whole, **part, screening=screening)})
 
 
@@ -372,7 +374,7 @@ def test_a_screening_is_judged_by_its_interval_and_says_so():
     (_, kept), (_, lost) = judged(screened("t1"), screened("t2", "infeasible", rate=2.0))
     assert (kept.verdict, lost.verdict) == ("feasible", "infeasible") and kept.screened
     assert kept.values["degradation/harmful"] == pytest.approx(-0.01) and lost.values["degradation/harmful"] == pytest.approx(0.45)
-    assert figures.size(kept.degradation) == "n=100 of 400 in 100 clusters (stopped early)"
+    assert figures.size(kept.degradation) == "n=100 of 400 (stopped early)"
     assert "n=100 of 400" in figures.figure(figures.suite_rate(screened("t1").suites["harmful"], 0.95))
     row = table.trial_row(screened("t1"), kept)
     assert row["stopped_early"] is True and row["prompts"] == 100
@@ -409,7 +411,7 @@ def test_the_report_says_what_was_stopped_early(tmp_path):
     rows = judged(screened("t1"), full("t2", 0, 0.8, rate=2.0))
     view = report_view.view(made, BASE, rows, decision_selection.best(rows), {})
     assert "1 of 1 suites of searched trials were stopped early, 100 of 400 prompts asked" in dict(view["measured"])["sequential evaluation"]
-    assert view["trials"][0]["degradation"].endswith("n=100 of 400 in 100 clusters (stopped early)")
+    assert view["trials"][0]["degradation"].endswith("n=100 of 400 (stopped early)")
     off = report_view.view(made_up.experiment(tmp_path / "off"), BASE, rows[1:], decision_selection.best(rows[1:]), {})
     assert "sequential evaluation" not in dict(off["measured"])
 
@@ -486,3 +488,12 @@ def test_a_trial_stops_its_evaluation_early_and_a_confirmation_does_not(tmp_path
     assert judgement.screened and judgement.verdict == "infeasible" and judgement.degradation.of == 80
     again = run.run(replace(first, trial_id="t1s0", phase="confirm", dir=str(tmp_path / "t1s0"), untouched={}), Silent(), context)
     assert len(again.suites["harm"].ids) == 80 and again.suites["harm"].screening is None
+
+
+def test_a_suite_whose_requests_have_unlike_numbers_of_prompts_is_asked_in_full(tmp_path):
+    """The rise per prompt, which a sequence decides, is then not the rise per request, which the verdict is about."""
+    made = made_up.experiment(tmp_path, safety={"sequential": {"enabled": True}})
+    uneven = replace(suite_of(), requests=tuple("a" if i < 5 else f"r{i}" for i in range(120)))
+    assert evaluation_sequential.tests_of(made, [uneven], {"harm": "0" * 120}, "t1") == {}
+    (warning,) = evaluation_sequential.late_suites(made, [uneven])
+    assert "unlike numbers of prompts" in warning and "asked" in warning and "in full" in warning

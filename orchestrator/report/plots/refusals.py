@@ -129,7 +129,7 @@ def _arm_bars(axis: Any, arm: Arm, index: int, names: Sequence[str], count: int,
     height, colour = 0.84 / count, _colour(index)
     shown = [(i, arm.suites[name]) for i, name in enumerate(names) if name in arm.suites and arm.suites[name].ids]
     for i, suite in shown:
-        estimate, y = rate(flags(suite), suite.groups, level), i + (index - (count - 1) / 2) * height
+        estimate, y = rate(flags(suite), suite.requests, level), i + (index - (count - 1) / 2) * height
         axis.barh(y, estimate.value, height=height * 0.9, color=colour, zorder=2)
         axis.errorbar(estimate.value, y, xerr=canvas.bar(estimate), fmt="none", ecolor="#222222", elinewidth=1.0, capsize=2, zorder=3)
         axis.annotate(f"{estimate.value:.2f}", (estimate.upper, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5)
