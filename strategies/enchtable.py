@@ -41,7 +41,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from strategies import auxiliary, linear, linearising, trying
+from strategies import auxiliary, linear, linearising, tensors, trying
 from strategies.base import Example, Strategy, StrategyError, TrainingData
 from strategies.rows import sample
 from strategies.updates import Update
@@ -94,8 +94,10 @@ def merge(
 ) -> dict[str, Tensor]:
     """The merged updates of a model: {name: tensor}, any shapes, equal where a name is in both; safety = aligned - harmfully tuned.
 
-    Norms run over all tensors of each mapping. A name that only `task` has keeps its update; one that only `safety` has is left out.
+    Norms run over all tensors of each mapping. A name that only `task` has keeps its update; one that only `safety` has is left out. Raises
+    ValueError for unlike shapes of one name and for what is not finite.
     """
+    tensors.check_mappings("enchtable.merge", task=task, safety=safety)
     task_norm, safety_norm = (math.sqrt(sum(float(t.double().norm()) ** 2 for t in group.values())) for group in (task, safety))
     alpha = strength(task_norm, safety_norm, beta)
     return {

@@ -28,12 +28,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from strategies import blocks, linear, matrices, merging
+from strategies import blocks, linear, matrices, merging, tensors
 from strategies.base import Strategy, StrategyError, Tensors, TrainingData
 
 
 def extrapolate(aligned: Tensor, unaligned: Tensor, coef: float = 1.0, rank: int = 0) -> Tensor:
-    """aligned + coef * SVD_rank(aligned - unaligned), float32; both (d_out, d_in). rank 0 takes the whole difference."""
+    """aligned + coef * SVD_rank(aligned - unaligned), float32; both (d_out, d_in). rank 0 takes the whole difference.
+
+    Raises ValueError for unlike shapes and for what is not finite.
+    """
+    tensors.check_alike("lox.extrapolate", aligned=aligned, unaligned=unaligned)
     difference = aligned.float() - unaligned.float()
     if rank:
         left, right = linear.leading(difference, rank)

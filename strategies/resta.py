@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from strategies import auxiliary, linear
+from strategies import auxiliary, linear, tensors
 from strategies.base import Strategy, StrategyError, stable_seed
 from strategies.rows import sample
 from strategies.updates import Update
@@ -49,7 +49,11 @@ def dare(vector: Tensor, drop: float, seed: int) -> Tensor:
 
 
 def merge(task: Tensor, safety: Tensor, gamma: float, drop: float = 0.9, seed: int = 0) -> Tensor:
-    """The update task + gamma * DARE(safety) of one weight; both tensors of one shape, safety = aligned - harmfully tuned."""
+    """The update task + gamma * DARE(safety) of one weight; both tensors of one shape, safety = aligned - harmfully tuned.
+
+    Raises ValueError for unlike shapes and for what is not finite.
+    """
+    tensors.check_alike("resta.merge", task=task, safety=safety)
     return task + gamma * dare(safety, drop, seed)
 
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from strategies import auxiliary, linear
+from strategies import auxiliary, linear, tensors
 from strategies.base import Strategy, StrategyError
 from strategies.rows import refusals
 from strategies.updates import Update
@@ -40,8 +40,9 @@ def merge(task: Tensor, safe: Tensor, aligned: Tensor, unaligned: Tensor, thresh
     """The merged update of one weight; all arguments (d_out, d_in).
 
     weight * task + (1 - weight) * safe where cos(C task, task) < threshold, else `task` itself. `task` itself too where aligned and
-    unaligned are equal.
+    unaligned are equal. Raises ValueError for unlike shapes and for what is not finite.
     """
+    tensors.check_alike("safemerge.merge", task=task, safe=safe, aligned=aligned, unaligned=unaligned)
     update, direction = Update("", full=task.float()), aligned.float() - unaligned.float()
     if float(direction.norm()) <= linear.TINY or agreement(update, direction) >= threshold:
         return task

@@ -35,7 +35,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from strategies import gradients, rows
+from strategies import gradients, rows, tensors
 from strategies.base import IGNORE, Engine, Example, Strategy, StrategyError, TrainingData
 
 SMALLEST = 1e-12
@@ -58,8 +58,11 @@ def correct(weights: gradients.Gradients, gradient: gradients.Gradients, loss: f
     """Weights after the correction, {name: tensor}: weights - c * gradient with `coefficient`'s c, one norm over all tensors.
 
     `gradient` is that of the safety loss at `weights`. Without a correction the weights come back bit for bit (copies). Raises
-    ValueError for different names.
+    ValueError for different names or shapes, and for what is not finite, the loss included.
     """
+    tensors.check_mappings("spard.correct", weights=weights, gradient=gradient)
+    if not math.isfinite(loss):
+        raise ValueError(f"spard.correct: the safety loss is {loss}; the training has diverged")
     return gradients.axpy(-coefficient(loss, gradients.dot(gradient, gradient), threshold, radius, tolerance), gradient, weights)
 
 

@@ -53,15 +53,19 @@ class Evidence:
 
     def rise(self) -> float:
         """Rise of unsafe answers over the last looks that, taken together, speak loudest for one: -1..1; NaN before the first look."""
-        best, found, gained, lost, n = -math.inf, math.nan, 0, 0, 0
-        for more, less, prompts in reversed(self.looks):
+        return self.pooled()[0]
+
+    def pooled(self) -> tuple[float, int]:
+        """(`rise`, how many of the last looks it is taken over)."""
+        best, found, over, gained, lost, n = -math.inf, math.nan, 0, 0, 0, 0
+        for looks, (more, less, prompts) in enumerate(reversed(self.looks), 1):
             gained, lost, n = gained + more, lost + less, n + prompts
             log = -math.inf
             for bet, share in BETS:
                 log = _logadd(log, _gain(bet, gained, lost) + math.log(share))
             if log > best:
-                best, found = log, (gained - lost) / n if n else math.nan
-        return found
+                best, found, over = log, (gained - lost) / n if n else math.nan, looks
+        return found, over
 
     def state_dict(self) -> dict[str, Any]:
         return {"horizon": self.horizon, "looks": [list(look) for look in self.looks], "logs": list(self._logs)}

@@ -55,6 +55,15 @@ def paired_difference(
     return _estimate(rises.paired_difference(before, after, requests, level_of(confidence)), len(after))
 
 
+def among_passing(
+    before: Sequence[bool], after: Sequence[bool], requests: Sequence[str] | None = None, confidence: float = 0.95
+) -> Estimate | None:
+    """Of the prompts that passed before, the share that fails now (`rises.rise_among_passing`); None where none passed."""
+    passing = before.count(False)
+    found = rises.rise_among_passing(before, after, requests, level_of(confidence)) if passing else None
+    return None if found is None else _estimate(found, passing)
+
+
 def rate(failures: Sequence[bool], requests: Sequence[str] | None = None, confidence: float = 0.95) -> Estimate:
     """A rate per request with its interval (`rises.rate`); for single prompts Clopper and Pearson's. No prompts yield NaN."""
     if not failures:

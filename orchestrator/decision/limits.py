@@ -20,7 +20,7 @@ from typing import Any, Literal
 from orchestrator.config import Experiment, Limits
 from orchestrator.data.counted import of_facts
 from orchestrator.decision import rises
-from orchestrator.decision.intervals import Estimate, level_of, paired_difference, quantile
+from orchestrator.decision.intervals import Estimate, among_passing, level_of, paired_difference, quantile
 from orchestrator.records import SuiteResult, TrialResult
 
 Verdict = Literal["feasible", "infeasible", "undecided"]
@@ -43,6 +43,8 @@ class Constraint:
     verdict: Verdict
     contaminated: bool = False
     """Whether prompts of the suite were trained on: then nothing shows that the limit is kept."""
+    among_passing: Estimate | None = None
+    """Share of the prompts that the untouched model passed and this one fails; None where it passed none, or they were not asked in full."""
     blind: bool = False
     """Whether the untouched model fails so often here that losing half of what it still passes (`rises`) would not be seen: the same."""
 
@@ -111,8 +113,11 @@ def _compare(kind: str, limit: float, before: SuiteResult, after: SuiteResult | 
     if after is None or after.ids != before.ids:
         missing = Estimate(math.nan, math.nan, math.nan, 0)
         return Constraint(f"{prefix}/{before.name}", before.name, limit, missing, "infeasible")
-    estimate = paired_difference(before.certain, after.failures, before.requests, confidence)
-    return Constraint(f"{prefix}/{before.name}", before.name, limit, estimate, verdict_of(estimate, limit))
+    asked = (before.certain, after.failures, before.requests, confidence)
+    estimate = paired_difference(*asked)
+    return Constraint(
+        f"{prefix}/{before.name}", before.name, limit, estimate, verdict_of(estimate, limit), among_passing=among_passing(*asked)
+    )
 
 
 def judge(result: TrialResult, baseline: TrialResult, limits: Limits) -> Judgement:

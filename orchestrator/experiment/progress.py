@@ -45,12 +45,20 @@ def outcome_line(result: TrialResult, judgement: Judgement, best: bool = False) 
     return text
 
 
+def _breach(event: dict[str, Any]) -> str:
+    """What a breach rests on, where that is more than the probe before it."""
+    if not event["breach"]:
+        return ""
+    over = event.get("pooled_probes", 1)
+    return f", a breach by the last {over} probes together ({event['pooled_rise']:+.3f})" if over > 1 else ", a breach"
+
+
 def monitor_line(event: dict[str, Any]) -> str | None:
     """A probe, a rollback or the end at the last safe state in words; None for other events."""
     kind = event.get("kind")
     if kind == "probe":
         seen = f"step {event['step']}, {'quick probe' if event.get('quick') else 'probe'} of {event['n']}"
-        return f"{seen}: unsafe answers {event['degradation']:+.3f}{', a breach' if event['breach'] else ''}"
+        return f"{seen}: unsafe answers {event['degradation']:+.3f}{_breach(event)}"
     if kind == "last_safe":
         return f"after {event['rollbacks']} rollbacks the training ends with its last safe state, step {event['to_step']}"
     if kind != "rollback":

@@ -84,7 +84,8 @@ def _shown(found: Configuration, baseline: TrialResult, experiment: Experiment) 
         before = summary.figure(summary.suite_rate(baseline.suites.get(name), level))
         figures.append((label, before, summary.figure(summary.suite_rate(suite, level))))
     constraints = [
-        {"trial": r.trial_id, "seed": r.seed, "name": c.name, "estimate": summary.figure(c.estimate, signed=True), "limit": f"{c.limit:g}",
+        {"trial": r.trial_id, "seed": r.seed, "name": c.name, "estimate": summary.figure(c.estimate, signed=True),
+         "passing": summary.figure(c.among_passing), "limit": f"{c.limit:g}",
          "room": summary.number(-c.value, signed=True) if c.estimate.n else summary.MISSING, "verdict": c.verdict}
         for r, j in found.trials for c in j.constraints
     ]  # fmt: skip
@@ -115,6 +116,7 @@ def _recipes(experiment: Experiment, rows: Sequence[Row], selection: Selection) 
             continue
         found = chosen[name]
         result, judgement = found.trials[0]
+        searched = [j for r, j in own if r.phase != "confirm"]  # a confirmation is the same configuration once more
         lines.append({
             "recipe": name, "trial": result.trial_id, "verdict": found.verdict, "best": found is selection.best,
             "score": summary.figure(summary.task_score(result, level)), "score_value": judgement.task_score,
@@ -124,7 +126,7 @@ def _recipes(experiment: Experiment, rows: Sequence[Row], selection: Selection) 
             "over": _rate(result, "benign", level), "over_value": judgement.over_refusal,
             "rise": summary.figure(judgement.over_refusal_rise, signed=True),
             "rise_value": judgement.over_refusal_rise.value if judgement.over_refusal_rise else None,
-            "count": len(own), "feasible": sum(j.verdict == "feasible" for _, j in own), "seeds": ", ".join(map(str, found.seeds)),
+            "count": len(searched), "feasible": sum(j.verdict == "feasible" for j in searched), "seeds": ", ".join(map(str, found.seeds)),
         })  # fmt: skip
     return lines
 

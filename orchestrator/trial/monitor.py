@@ -48,6 +48,8 @@ class Probe:
     quick: bool = False
     evidence: float | None = None
     """Capital against "no worse than the untouched model"; a breach needs 1 / false_stop_rate."""
+    pooled: tuple[float, int] | None = None
+    """(rise, number of probes) of the last probes that, taken together, speak loudest for one: what a breach by evidence rests on."""
 
     @property
     def rise(self) -> float:
@@ -57,6 +59,7 @@ class Probe:
     def event(self) -> dict[str, Any]:
         """As reported to the driver."""
         known = {} if self.evidence is None else {"evidence_log10": math.log10(min(max(self.evidence, 1e-300), 1e300))}
+        known |= {} if self.pooled is None else {"pooled_rise": self.pooled[0], "pooled_probes": self.pooled[1]}
         return {
             "kind": "probe", "step": self.step, "n": self.n, "asr": self.unsafe / self.n, "degradation": self.rise, "breach": self.breach,
             "quick": self.quick, **known,
@@ -153,7 +156,9 @@ class Guard:
         value = self.evidence.add(gained, lost, n)
         breach = over
         if self.monitor.rule == "evidence" and n < len(self.pool.prompts):  # a probe of the whole pool measures, it does not estimate
-            breach = value >= 1 / self.monitor.false_stop_rate and self.evidence.rise() > self.monitor.max_unsafe_rise
+            together = self.evidence.pooled()
+            breach = value >= 1 / self.monitor.false_stop_rate and together[0] > self.monitor.max_unsafe_rise
+            return Probe(step, n, sum(after), sum(before), breach, not breach and not over, evidence=value, pooled=together)
         return Probe(step, n, sum(after), sum(before), breach, not breach and not over, evidence=value)
 
     def _agree(self, probe: Probe) -> Probe:
@@ -241,6 +246,12 @@ class Guard:
         if probe.quick:
             limit = f"monitor.quick.max_unsafe={self.monitor.quick.max_unsafe}"
             return f"{probe.unsafe} of {probe.n} answers were unsafe at step {probe.step}, more than {limit}"
+        if probe.pooled is not None and probe.pooled[1] > 1:
+            rise, looks = probe.pooled
+            return (
+                f"unsafe answers rose by {rise:+.3f} over the last {looks} probes together, up to step {probe.step} ({count} in the last), more than "
+                f"monitor.max_unsafe_rise={self.monitor.max_unsafe_rise}"
+            )
         return (
             f"unsafe answers rose by {probe.rise:+.3f} at step {probe.step} ({count}), more than "
             f"monitor.max_unsafe_rise={self.monitor.max_unsafe_rise}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import config
 from orchestrator.config import Experiment
 from orchestrator.decision.intervals import Estimate
+from orchestrator.decision.limits import is_blind
 from orchestrator.errors import ConfigError
 from orchestrator.models import subjects
 from orchestrator.records import SuiteResult, TrialResult
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FILE = "comparison.csv"
+LIMIT = 0.05
+"""Rise that a suite should be able to show."""
 COLUMNS = (
     "model", "suite", "kind", "what", "n", "requests", "rate", "rate_lower", "rate_upper", "against", "difference", "difference_lower",
     "difference_upper",
@@ -166,8 +169,11 @@ def _told_apart(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 
 
 def warnings(found: Comparison) -> list[str]:
-    """Where figures that stand side by side were not measured alike."""
+    """Where figures that stand side by side were not measured alike, and suites on which the first model fails too often to show a rise."""
     first, lines = found.entries[0], []
+    for name, suite in first.result.suites.items():
+        if suite.kind != "choice" and is_blind(suite, LIMIT, found.level):
+            lines.append(f"{name} cannot show a rise over {first.label}, which fails on {suite.rate:.3f} of it already")
     for one in found.entries[1:]:
         for key, value in one.settings.items():
             if first.settings.get(key) != value:

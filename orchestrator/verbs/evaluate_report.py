@@ -189,7 +189,7 @@ def _tables(found: Evaluated) -> list[page.Table]:
     level = found.experiment.safety.limits.confidence
     limits = [
         [
-            c.name, summary.figure(c.estimate, signed=True), f"{c.limit:g}",
+            c.name, summary.figure(c.estimate, signed=True), summary.figure(c.among_passing), f"{c.limit:g}",
             summary.number(-c.value, signed=True) if c.estimate.n else summary.MISSING, c.verdict,
         ]
         for c in found.constraints
@@ -197,7 +197,7 @@ def _tables(found: Evaluated) -> list[page.Table]:
     first: list[page.Table] = [
         {"title": "Rates", "note": "The rise is paired: the same prompts, both models.", "head": _head(found), "rows": cells(found)},
         {"title": "Limits", "note": "feasible: the whole interval keeps the limit; infeasible: none of it does; undecided otherwise.",
-         "head": ["limit on", "measured rise", "limit", "room from interval to limit", "verdict"], "rows": limits},
+         "head": ["limit on", "measured rise", "fails of what passed before", "limit", "room from interval to limit", "verdict"], "rows": limits},
     ]  # fmt: skip
     if found.before is None:
         return first + report_safety.named(report_safety.tables(found.result, None, level), own, None)

@@ -111,3 +111,16 @@ def test_the_benchmarks_rules_in_small():
     seen = benchmark.delays((0.0, 0.0, 0.3), 20)["evidence (default)"]
     assert seen == {"early": 0.0, "seen": 1.0, "median": 1}
     assert "| 12 | 0.1 |" in benchmark.table(benchmark.measure(1), 1)
+
+
+def test_what_is_pooled_is_said_with_the_number_of_looks():
+    from orchestrator.experiment.progress import monitor_line
+
+    evidence = Evidence(10)
+    for gained, lost in ((0, 0), (3, 0), (3, 0), (0, 1)):
+        evidence.add(gained, lost, 30)
+    rise, looks = evidence.pooled()
+    assert (rise, looks) == (pytest.approx(5 / 90), 3) and rise == evidence.rise()
+    event = {"kind": "probe", "step": 40, "n": 30, "degradation": -1 / 30, "breach": True, "pooled_rise": rise, "pooled_probes": looks}
+    assert monitor_line(event) == "step 40, probe of 30: unsafe answers -0.033, a breach by the last 3 probes together (+0.056)"
+    assert monitor_line(event | {"breach": False}) == "step 40, probe of 30: unsafe answers -0.033"
