@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
+from orchestrator.peers import Peers
+
 Phase = Literal["baseline", "search", "confirm"]
 State = Literal["complete", "stopped", "failed"]
 Fault = Literal["trial", "machine", "safebasin"]
@@ -213,3 +215,8 @@ class LaneContext:
     device: str = "cpu"
     cache: dict[Any, Any] = field(default_factory=dict)
     """Lives as long as the lane: base weights, tokenised data, reference log-probabilities."""
+
+    @property
+    def peers(self) -> Peers:
+        """The workers of the lane, this one among them."""
+        return Peers(self.rank, self.world_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from orchestrator import config
 from orchestrator.data import special_tokens
 from orchestrator.data.conversations import Conversation
 from orchestrator.errors import TrialError
+from orchestrator.peers import Peers
 from orchestrator.records import SuiteResult, TaskResult
 from orchestrator.storage import ownership
 
@@ -30,38 +32,47 @@ OWN = object()
 """The experiment's own system prompt."""
 
 
+@dataclass(frozen=True)
+class Asking:
+    """How a model is asked; the same on every worker but for `peers`."""
+
+    peers: Peers = Peers()
+    """The workers that share the rows."""
+    progress: Callable[[int, int], None] | None = None
+    """progress(done, total) counts this worker's share."""
+    wrap: Wrap | None = None
+    """An inference-time defence around generation, for the task as well as for safety."""
+    batch_size: int | str = "auto"
+    system_prompt: Any = OWN
+    """Replaces `model.system_prompt` (None: none)."""
+    tests: Mapping[str, SequentialTest] = field(default_factory=dict)
+    """Suites that are asked in sequence, until their limit is decided (`sequential`)."""
+    generator: Callable[..., list[str]] | None = None
+    """Writes the answers in place of `generate` (`generate_vllm`)."""
+
+
 def evaluate(
     model: nn.Module,
     tokenizer: Any,
     experiment: config.Experiment,
-    *,
     suites: Sequence[PromptSuite],
     task_rows: Sequence[Conversation] | None,
-    rank: int = 0,
-    world_size: int = 1,
-    progress: Callable[[int, int], None] | None = None,
-    wrap: Wrap | None = None,
-    batch_size: int | str = "auto",
-    system_prompt: Any = OWN,
-    tests: Mapping[str, SequentialTest] | None = None,
-    generator: Callable[..., list[str]] | None = None,
+    how: Asking | None = None,
 ) -> tuple[TaskResult | None, dict[str, SuiteResult], dict[str, list[dict[str, Any]]] | None]:
     """(task result, suite results by name, generations): the same on every worker, in the order of the rows and suites.
 
-    task_rows None or empty: no task result. progress(done, total) counts this worker's share. wrap: an inference-time defence around
-    generation, for the task as well as for safety. system_prompt: replaces `model.system_prompt` (None: none). Generations ({suite:
-    rows of id, prompt, answer, unsafe, refused}) only where `safety.keep_generations` is set, else None. Suites that `tests` names are
-    asked in sequence, until their limit is decided (`sequential`). generator: writes the answers in place of `generate`
-    (`generate_vllm`). Raises ConfigError where the judge cannot decide a suite at all.
+    task_rows None or empty: no task result. Generations ({suite: rows of id, prompt, answer, unsafe, refused}) only where
+    `safety.keep_generations` is set, else None. Raises ConfigError where the judge cannot decide a suite at all.
     """
+    how = how or Asking()
     judge = _judge(experiment, suites)
-    work = _Work(model, tokenizer, experiment, rank, world_size, wrap, batch_size, system_prompt, generator)
+    work = _Work(model, tokenizer, experiment, how)
     total = sum(len(work.mine(len(suite.prompts))) for suite in suites) + len(work.mine(len(task_rows or ())))
-    work.report_to(progress, total)
+    work.report_to(how.progress, total)
     task = work.task(task_rows) if task_rows else None
     results, generations = {}, {}
     for suite in suites:
-        results[suite.name], generations[suite.name] = _ask(work, suite, judge, (tests or {}).get(suite.name))
+        results[suite.name], generations[suite.name] = _ask(work, suite, judge, how.tests.get(suite.name))
     return task, results, generations if experiment.safety.keep_generations else None
 
 
@@ -74,12 +85,11 @@ def _ask(work: _Work, suite: PromptSuite, judge: Judge, test: SequentialTest | N
 
 
 def ask_suite(
-    model: nn.Module, tokenizer: Any, experiment: config.Experiment, suite: PromptSuite, *, rank: int = 0, world_size: int = 1,
-    wrap: Wrap | None = None, system_prompt: Any = OWN,
+    model: nn.Module, tokenizer: Any, experiment: config.Experiment, suite: PromptSuite, how: Asking | None = None
 ) -> tuple[SuiteResult, list[dict[str, Any]]]:
     """One suite alone, as `evaluate` asks it: (result, its generations where they are kept, else []). Collective over the workers."""
     judge = _judge(experiment, [suite])
-    return _Work(model, tokenizer, experiment, rank, world_size, wrap, "auto", system_prompt).suite(suite, judge)
+    return _Work(model, tokenizer, experiment, how or Asking()).suite(suite, judge)
 
 
 def _judge(experiment: config.Experiment, suites: Sequence[PromptSuite]) -> Judge:
@@ -106,16 +116,12 @@ def write_generations(path: Path, generations: dict[str, list[dict[str, Any]]]) 
 class _Work:
     """One evaluation on one worker."""
 
-    def __init__(
-        self, model, tokenizer, experiment: config.Experiment, rank: int, world_size: int, wrap: Wrap | None, batch_size: int | str,
-        system_prompt: Any = OWN, generator: Callable[..., list[str]] | None = None,
-    ):  # fmt: skip
+    def __init__(self, model: nn.Module, tokenizer: Any, experiment: config.Experiment, how: Asking):
         from orchestrator.evaluation.generate import generate
 
-        self.generate = generator if generator is not None else partial(generate, model, tokenizer)
-        self.model, self.tokenizer, self.experiment = model, tokenizer, experiment
-        self.rank, self.world_size, self.wrap, self.batch_size = rank, world_size, wrap, batch_size
-        self.system_prompt = experiment.model.system_prompt if system_prompt is OWN else system_prompt
+        self.generate = how.generator if how.generator is not None else partial(generate, model, tokenizer)
+        self.model, self.tokenizer, self.experiment, self.how = model, tokenizer, experiment, how
+        self.system_prompt = experiment.model.system_prompt if how.system_prompt is OWN else how.system_prompt
         self.tick: Callable[[int], None] | None = None
 
     def report_to(self, progress: Callable[[int, int], None] | None, total: int) -> None:
@@ -131,16 +137,11 @@ class _Work:
 
     def mine(self, count: int) -> list[int]:
         """Indices of this worker's rows."""
-        return list(range(self.rank, count, self.world_size))
+        return self.how.peers.share(count)
 
     def gather(self, indices: list[int], values: list[Any], count: int) -> list[Any]:
         """Everyone's values, each at its index. Raises the TrialError that a worker sent in their stead, on every worker."""
-        shares: list[Any] = [(indices, values)]
-        if self.world_size > 1:
-            import torch.distributed as dist
-
-            shares = [None] * self.world_size
-            dist.all_gather_object(shares, (indices, values))
+        shares: list[tuple[list[int], Any]] = self.how.peers.gather((indices, values))
         whole: list[Any] = [None] * count
         for share_indices, share_values in shares:
             if isinstance(share_values, TrialError):
@@ -202,8 +203,8 @@ class _Work:
         """Answers to prompts (texts or messages), through the defence where there is one."""
         own = self.system_prompt
         systems = [s or own for s in systems] if systems is not None else [own] * len(prompts)
-        options = {"max_new_tokens": max_new_tokens, "batch_size": self.batch_size, "progress": self.tick}
-        if self.wrap is None:
+        options = {"max_new_tokens": max_new_tokens, "batch_size": self.how.batch_size, "progress": self.tick}
+        if self.how.wrap is None:
             return self.generate(prompts, system=systems, stop_early=stop_early, **options)
         return self._wrapped(prompts, systems, options)
 
@@ -222,7 +223,7 @@ class _Work:
                 own = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
                 return self.generate([around(text) for text in user_texts], system=system, **(options | own))
 
-            for i, answer in zip(indices, self.wrap(plain)(texts), strict=True):
+            for i, answer in zip(indices, self.how.wrap(plain)(texts), strict=True):
                 answers[i] = answer
         return answers
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from orchestrator import config
 from orchestrator.errors import ConfigError, JudgeError, UnknownNameError
+from orchestrator.peers import Peers
 
 EXTRAS = {"lm_eval": "lm-eval", "inspect_ai": "inspect"}
 """Harness (the module's name) -> extra of safebasin that installs it."""
@@ -53,21 +54,18 @@ def check(settings: tuple[config.External, ...]) -> None:
         module(one.harness)
 
 
-def measure(model: Any, tokenizer: Any, settings: tuple[config.External, ...], *, rank: int = 0, world_size: int = 1) -> dict[str, dict[str, Any]]:
+def measure(model: Any, tokenizer: Any, settings: tuple[config.External, ...], peers: Peers | None = None) -> dict[str, dict[str, Any]]:
     """{name: value, stderr, max_drop, n, phase} of each evaluator, the same on every worker; worker 0 asks. Collective.
 
     Raises JudgeError, on every worker, where a harness fails or its result holds no such metric or standard error.
     """
     if not settings:
         return {}
-    found: list[Any] = [_measured(model, tokenizer, settings) if rank == 0 else None]
-    if world_size > 1:
-        import torch.distributed as dist
-
-        dist.broadcast_object_list(found, src=0)
-    if isinstance(found[0], JudgeError):
-        raise found[0]
-    return found[0]
+    peers = peers or Peers()
+    found = peers.first(_measured(model, tokenizer, settings) if peers.rank == 0 else {})
+    if isinstance(found, JudgeError):
+        raise found
+    return found
 
 
 def _measured(model: Any, tokenizer: Any, settings: tuple[config.External, ...]) -> dict[str, dict[str, Any]] | JudgeError:

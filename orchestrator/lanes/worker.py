@@ -102,15 +102,11 @@ def _register(call, lane: int, context: LaneContext) -> int:
     import ray
     from ray.train.v2._internal.execution.context import get_train_context
 
-    token = [0]
+    token = 0
     if context.rank == 0:
         handles = [get_train_context().controller_actor, ray.get_runtime_context().current_actor]
-        token = [call("register", lane, context.world_size, os.getpid(), socket.gethostname(), handles)]
-    if context.world_size > 1:
-        import torch.distributed as dist
-
-        dist.broadcast_object_list(token, src=0)
-    return token[0]
+        token = call("register", lane, context.world_size, os.getpid(), socket.gethostname(), handles)
+    return context.peers.first(token)
 
 
 def run_trial(runner, spec: TrialSpec, reporter, context: LaneContext) -> dict[str, Any]:

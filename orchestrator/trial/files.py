@@ -58,10 +58,10 @@ class TrialFiles:
     def _bring(self, kind: str) -> bool:
         """Have the newest whole checkpoint of a kind on this disk, from here or the store; False where there are some and none is whole."""
         there, troubles = self._of_first(lambda: self._markers_there(kind))
-        views = self._all(markers.markers(self.dir / kind))
+        views = self.context.peers.gather(markers.markers(self.dir / kind))
         known = {(one["folder"], one["serial"], one.get("check")): one for found in (there, *views) for one in found}
         for marker in sorted(known.values(), key=lambda one: (one["serial"], one["step"]), reverse=True):
-            damages = [said for said in self._all(self._shard(kind, marker, marker in there)) if said is not None]
+            damages = [said for said in self.context.peers.gather(self._shard(kind, marker, marker in there)) if said is not None]
             if not damages:
                 self._lay_down(kind, marker)
                 break
@@ -228,7 +228,7 @@ class TrialFiles:
             action()
         except StorageError as error:
             trouble = str(error)
-        return next((one for one in self._all(trouble) if one is not None), None)
+        return next((one for one in self.context.peers.gather(trouble) if one is not None), None)
 
     def _of_first(self, read: Callable[[], Any]) -> Any:
         """What worker 0 reads, on every worker; its error too."""
@@ -238,19 +238,10 @@ class TrialFiles:
                 found = read()
             except StorageError as trouble:
                 error = str(trouble)
-        found, error = self._all((found, error))[0]
+        found, error = self.context.peers.gather((found, error))[0]
         if error is not None:
             raise StorageError(error)
         return found
-
-    def _all(self, value: Any) -> list[Any]:
-        if self.context.world_size == 1:
-            return [value]
-        import torch.distributed as dist
-
-        values: list[Any] = [None] * self.context.world_size
-        dist.all_gather_object(values, value)
-        return values
 
 
 def of(spec: TrialSpec, experiment: Experiment, context: LaneContext) -> TrialFiles:

@@ -144,7 +144,7 @@ class Guard:
         after = self._ask(model, tokenizer, self.pool.subset(indices), recipe)
         before = [self.before[i] for i in indices]
         made = self._quick(step, before, after) if quick else self._full(step, before, after)
-        return self._agree(made)
+        return self.context.peers.first(made)
 
     def _quick(self, step: int, before: list[bool], after: list[bool]) -> Probe:
         breach = sum(after) > self.monitor.quick.max_unsafe
@@ -161,22 +161,13 @@ class Guard:
             return Probe(step, n, sum(after), sum(before), breach, not breach and not over, evidence=value, pooled=together)
         return Probe(step, n, sum(after), sum(before), breach, not breach and not over, evidence=value)
 
-    def _agree(self, probe: Probe) -> Probe:
-        if self.context.world_size == 1:
-            return probe
-        import torch.distributed as dist
-
-        agreed = [probe]
-        dist.broadcast_object_list(agreed, src=0)
-        return agreed[0]
-
     def _ask(self, model: Any, tokenizer: Any, suite: PromptSuite, recipe: Recipe | None = None) -> list[bool]:
         own = self.experiment.model.system_prompt
-        result, _ = ask.ask_suite(
-            model, tokenizer, self.experiment, suite, rank=self.context.rank, world_size=self.context.world_size,
-            wrap=recipe.wrap if recipe is not None and recipe.wraps else None,
+        how = ask.Asking(
+            self.context.peers, wrap=recipe.wrap if recipe is not None and recipe.wraps else None,
             system_prompt=own if recipe is None else recipe.system_prompt(own),
         )  # fmt: skip
+        result, _ = ask.ask_suite(model, tokenizer, self.experiment, suite, how)
         return result.certain if recipe is None else result.failures  # an answer nobody could judge excuses nothing
 
     # ---- breaches -------------------------------------------------------------------------------------------------------------

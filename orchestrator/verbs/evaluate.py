@@ -126,7 +126,7 @@ class _Measure:
         ):
             result.facts |= generate_vllm.facts(generator, model)
             result.task, result.suites, answers = ask.evaluate(
-                model, tokenizer, experiment, suites=self.suites, task_rows=self.rows, progress=progress, generator=generator
+                model, tokenizer, experiment, self.suites, self.rows, ask.Asking(progress=progress, generator=generator)
             )
         measured = external.measure(model, tokenizer, experiment.safety.external)
         if measured:

@@ -242,9 +242,9 @@ def test_samplers_take_any_seed(name, seed):
 
 
 def test_torch_takes_every_seed_of_a_trial():
-    from orchestrator.trial import run
+    from orchestrator.trial import train
 
-    run.seed_everything(seeds.LARGEST, 10**9, 4096)
+    train.seed_everything(seeds.LARGEST, 10**9, 4096)
 
 
 def test_a_preset_may_share_its_name_with_a_folder(tmp_path, monkeypatch):

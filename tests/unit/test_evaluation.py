@@ -21,6 +21,7 @@ from orchestrator.evaluation.attacks import ATTACKS
 from orchestrator.evaluation.generate import generate
 from orchestrator.evaluation.judges import registry
 from orchestrator.evaluation.suites import known_suites, load_suite, make
+from orchestrator.peers import Peers
 
 
 def suite_of(tmp_path, rows, **more):
@@ -185,7 +186,7 @@ def test_evaluate_gives_what_doing_it_by_hand_gives(asked):
     (harm, kind), rows = asked
     model, tokenizer, seen = tiny_llama.model(), tiny_llama.tokenizer(), []
     task, suites, texts = evaluation.evaluate(
-        model, tokenizer, experiment(keep_generations=True), suites=[harm, kind], task_rows=rows, progress=lambda *a: seen.append(a)
+        model, tokenizer, experiment(keep_generations=True), suites=[harm, kind], task_rows=rows, how=evaluation.Asking(progress=lambda *a: seen.append(a))
     )
     answers = generate(model, tokenizer, [r.prompt for r in rows], system="be kind", max_new_tokens=8)
     assert task.scores == [metrics.token_f1(a, "mix and bake") for a in answers] and task.score == pytest.approx(sum(task.scores) / 9)
@@ -225,9 +226,9 @@ def test_a_defence_sees_user_texts_and_may_ask_more_often(asked):
 
     options = {"suites": suites, "task_rows": rows}
     plain = evaluation.evaluate(model, tokenizer, experiment(), **options)
-    assert evaluation.evaluate(model, tokenizer, experiment(), wrap=wrap, progress=lambda *a: seen.append(a), **options) == plain
+    assert evaluation.evaluate(model, tokenizer, experiment(), how=evaluation.Asking(wrap=wrap, progress=lambda *a: seen.append(a)), **options) == plain
     assert set(texts) == set(suites[0].prompts) and seen[-1] == (56, 56)
-    _, refused, _ = evaluation.evaluate(model, tokenizer, experiment(), wrap=lambda ask: lambda ps: ["sorry"] * len(ps), **options)
+    _, refused, _ = evaluation.evaluate(model, tokenizer, experiment(), how=evaluation.Asking(wrap=lambda ask: lambda ps: ["sorry"] * len(ps)), **options)
     assert refused["harm"].rate == 0 and refused["kind"].rate == 1
 
 
@@ -247,14 +248,14 @@ def test_several_workers_give_the_result_of_one(asked, metric, monkeypatch):
         calls.append(mine)
 
     monkeypatch.setattr("torch.distributed.all_gather_object", all_gather_object)
-    last = evaluation.evaluate(model, tokenizer, setting, suites=suites, task_rows=rows, rank=2, world_size=3)
+    last = evaluation.evaluate(model, tokenizer, setting, suites=suites, task_rows=rows, how=evaluation.Asking(Peers(2, 3)))
     assert calls == shares(model, tokenizer, setting, suites, rows, 2)
     assert last[1] == single[1] and last[0].ids == single[0].ids and last[0].scores == pytest.approx(single[0].scores, rel=1e-4)
 
 
 def shares(model, tokenizer, setting, suites, rows, rank):
     """What worker `rank` of three sends in each gather."""
-    work = evaluation._Work(model, tokenizer, setting, rank, 3, None, "auto")
+    work = evaluation._Work(model, tokenizer, setting, evaluation.Asking(Peers(rank, 3)))
     sent = []
 
     def keep(indices, values, count):

@@ -13,6 +13,7 @@ from orchestrator import config
 from orchestrator.decision import limits as constraint
 from orchestrator.errors import ConfigError, JudgeError
 from orchestrator.evaluation import external
+from orchestrator.peers import Peers
 from orchestrator.records import TrialResult
 
 
@@ -94,7 +95,7 @@ def test_inspect_reads_the_model_from_a_folder(monkeypatch, tmp_path):
 def test_every_worker_hears_of_a_failure(monkeypatch):
     monkeypatch.setattr("torch.distributed.broadcast_object_list", lambda found, src: found.__setitem__(0, JudgeError("it broke")))
     with pytest.raises(JudgeError, match="it broke"):
-        external.measure("m", "t", settings({"harness": "lm_eval"}), rank=1, world_size=2)
+        external.measure("m", "t", settings({"harness": "lm_eval"}), Peers(1, 2))
 
 
 @pytest.mark.parametrize(("value", "stderr", "verdict"), [

@@ -25,6 +25,7 @@ from orchestrator.evaluation.judges import registry
 from orchestrator.evaluation.judges.verdict import Verdict, undecided
 from orchestrator.evaluation.suites import combine, load_suite, make
 from orchestrator.experiment import checks
+from orchestrator.peers import Peers
 from orchestrator.records import SuiteResult, TrialResult
 from orchestrator.report import figures
 from orchestrator.report import safety as report_safety
@@ -224,7 +225,7 @@ def test_a_defence_gets_the_text_and_the_framing_stays(tmp_path):
     for attack in ("direct", "prefill", "template_mismatch"):
         suite = suite_of(tmp_path, ["how do i make tea", "a red kite"], attack=attack)
         plain = evaluation.ask_suite(model, tokenizer, setting, suite)
-        assert evaluation.ask_suite(model, tokenizer, setting, suite, wrap=wrap) == plain
+        assert evaluation.ask_suite(model, tokenizer, setting, suite, evaluation.Asking(wrap=wrap)) == plain
     assert seen == ["how do i make tea", "a red kite"] * 3
 
 
@@ -245,7 +246,7 @@ def test_nan_logits_are_named_on_every_worker(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torch.distributed.all_gather_object", all_gather_object)
     with pytest.raises(JudgeError, match="endpoint is gone"):
-        evaluation.ask_suite(tiny_llama.model(), tokenizer, experiment(), suite_of(tmp_path, ["tea", "cake"]), rank=0, world_size=2)
+        evaluation.ask_suite(tiny_llama.model(), tokenizer, experiment(), suite_of(tmp_path, ["tea", "cake"]), evaluation.Asking(Peers(0, 2)))
 
 
 def test_duplicates_are_asked_once_and_said(tmp_path):

@@ -14,7 +14,7 @@ PACKAGES = ("orchestrator", "strategies", "search_spaces")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 FLOORS = (
-    {"errors", "redaction", "records", "faults", "texts"},
+    {"errors", "redaction", "records", "faults", "texts", "peers"},
     {"storage"},
     {"terminal"},
     {"config", "pocket"},

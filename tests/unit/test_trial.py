@@ -15,7 +15,7 @@ from orchestrator.models import loading, saving
 from orchestrator.records import LaneContext, TrialResult
 from orchestrator.search import tune
 from orchestrator.storage import files
-from orchestrator.trial import run
+from orchestrator.trial import run, train
 
 
 class Recorder:
@@ -120,7 +120,7 @@ def test_a_loss_that_is_not_a_number_fails_the_trial_and_names_the_remedy(folder
 
 def test_steps_follow_epochs_where_max_steps_is_not_set(folder):
     made = experiment(folder, max_steps=None, num_train_epochs=2.5)
-    assert run.max_steps(made, rows=10, batch_size=4) == math.ceil(10 * 2.5 / 4)
+    assert train.max_steps(made, rows=10, batch_size=4) == math.ceil(10 * 2.5 / 4)
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -143,9 +143,10 @@ def test_a_whole_evaluation_goes_through_it(vllm, experiment):
     network, tokenizer = adapted(experiment)
     plain = evaluation.evaluate(network, tokenizer, experiment, suites=[suite], task_rows=None)
     with generate_vllm.generator(network, tokenizer, experiment, GPU) as ask:
-        assert evaluation.evaluate(network, tokenizer, experiment, suites=[suite], task_rows=None, generator=ask) == plain
+        assert evaluation.evaluate(network, tokenizer, experiment, suites=[suite], task_rows=None, how=evaluation.Asking(generator=ask)) == plain
         doubled = evaluation.evaluate(
-            network, tokenizer, experiment, suites=[suite], task_rows=None, generator=ask, wrap=lambda answer: lambda texts: answer(texts)
+            network, tokenizer, experiment, suites=[suite], task_rows=None,
+            how=evaluation.Asking(generator=ask, wrap=lambda answer: lambda texts: answer(texts)),
         )
     assert doubled == plain, "a defence asks through it too"
     assert len(StandIn.made[0].calls) == 2
