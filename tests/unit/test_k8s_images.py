@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+import orchestrator
 from orchestrator import config
 from orchestrator.verbs import kustomize, render
 from tests import k8s_checks as checks
@@ -16,7 +17,7 @@ PINNED_IMAGE = re.compile(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)+:[\w.-]+@sha256:[0
 
 
 def test_images_are_pinned_and_versions_agree():
-    version, ray, mlflow = PROJECT["project"]["version"], PINS["ray"], PINS["mlflow"]
+    version, ray, mlflow = orchestrator.__version__, PINS["ray"], PINS["mlflow"]
     for folder, documents in BUILT.items():
         for where, _, spec in all_pods(documents):
             for image in (c["image"] for c in containers(spec)):
