@@ -132,8 +132,8 @@ def _training(model: nn.Module) -> Iterator[None]:
 
 
 def check_reload(model: nn.Module, adapters: LoraConfig) -> None:
-    """Raises StrategyError where such adapters on this model, saved by peft and loaded by peft, give other logits: peft gives weights other names when it
-    loads some families' adapters. Copies of the model are made, so it must be a small one, with weights."""
+    """Raises StrategyError where such adapters on this model, saved by peft and loaded by peft, give other logits: peft gives weights
+    other names when it loads some families' adapters. Copies of the model are made, so it must be a small one, with weights."""
     if without_weights(model):
         return
     from peft import PeftModel, get_peft_model

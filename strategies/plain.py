@@ -2,7 +2,7 @@
 
 The order of one optimiser step is fixed here for every engine: gradients are accumulated over micro-batches and summed over workers,
 divided by the number of loss units of the step, then (strategy) surgery, then the finiteness check, clipping, AdamW at the scheduled
-rate. `orchestrator.trial.engine.deepspeed.DeepSpeedEngine` replaces only where shards live (`_backward`, `_collect`, `_apply`, `_weights`, `_publish`).
+rate. `DeepSpeedEngine` (orchestrator/trial/engine) replaces only where shards live (`_backward`, `_collect`, `_apply`, `_weights`, `_publish`).
 """
 
 from __future__ import annotations

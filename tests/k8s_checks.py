@@ -1,8 +1,11 @@
-"""Strict checks of Kubernetes manifests without a cluster: core kinds by kubernetes-validate, custom kinds by `tests.k8s_schemas`."""
+"""Strict checks of Kubernetes manifests without a cluster: structure by kubernetes-validate's schemas and `tests.k8s_schemas`, values by
+`tests.k8s_kinds`, `tests.k8s_pods` and `tests.k8s_custom`."""
 
 from __future__ import annotations
 
 import functools
+import importlib.resources
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -10,83 +13,114 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import kubernetes_validate
-from kubernetes_validate import utils as validating
+import referencing
 
 from orchestrator.verbs import kustomize
+from tests import k8s_custom, k8s_kinds, k8s_pods
 from tests.k8s_schemas import SPECS
+from tests.k8s_values import amount
 
 ROOT = Path(__file__).parents[1]
 K8S = ROOT / "k8s"
 K8S_VERSION = "1.34"
 OVERLAYS = ("local-cpu", "gpu-single", "gpu-multi-node", "kueue")
-FOLDERS = ("base", "mlflow", "mlflow-dev", "components/kueue/admin", *(f"overlays/{name}" for name in OVERLAYS))
+ADMIN = ("components/kueue/admin", "components/kueue-topology/admin")
+FOLDERS = ("base", "mlflow", "mlflow-dev", *ADMIN, *(f"overlays/{name}" for name in OVERLAYS))
 
 BUILT = {folder: kustomize.build(K8S / folder) for folder in FOLDERS}
 """What each folder renders to; copy before changing."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
 
-validating.schema_contents = functools.cache(validating.schema_contents)  # it otherwise reads megabytes of JSON for every document
-
 Document = dict[str, Any]
 PodOf = tuple[str, dict[str, str], dict[str, Any]]
 """(where, labels, pod spec)"""
 
 
-def errors(document: Document) -> list[str]:
-    """Everything a strict API server, and then KubeRay's operator, would refuse."""
-    key = document.get("apiVersion"), document.get("kind")
+def errors(document: Any) -> list[str]:
+    """Everything a strict API server, and then Kueue and KubeRay, would refuse; a sentence for whatever the document is."""
+    if not isinstance(document, dict):
+        return [f"a document is a mapping, not {type(document).__name__}"]
+    if bad := [key for key in ("apiVersion", "kind") if not isinstance(document.get(key), str)]:
+        return [f"{', '.join(bad)}: is missing or no text"]
+    if not isinstance(document.get("metadata"), dict):
+        return ["metadata: is missing or no mapping"]
+    document = present(document)
+    key = document["apiVersion"], document["kind"]
     if key not in SPECS:
-        return _core(document)
-    found = _core({"apiVersion": "v1", "kind": "ConfigMap", "metadata": document.get("metadata", {})})  # ObjectMeta
-    if unknown := set(document) - {"apiVersion", "kind", "metadata", "spec"}:
+        return structure(document) or list(k8s_kinds.rules(document))
+    found = structure({"apiVersion": "v1", "kind": "ConfigMap", "metadata": document["metadata"]})  # ObjectMeta
+    if unknown := set(document) - {"apiVersion", "kind", "metadata", "spec", "status"}:
         found.append(f"unknown fields {sorted(unknown)}")
-    for error in jsonschema.Draft7Validator(SPECS[key]).iter_errors(document.get("spec") or {}):
-        found.append(f"spec.{'.'.join(map(str, error.absolute_path))}: {error.message}")
-    for where, labels, spec in pods(document) if not found else []:
-        found += [f"{where}: {e}" for e in _core({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "labels": labels}, "spec": spec})]
-    return found or list(_operator(document))
+    for error in jsonschema.Draft7Validator(SPECS[key]).iter_errors(document.get("spec", {})):
+        found.append(f"spec.{'.'.join(map(str, error.absolute_path))}: {error.message[:200]}")
+    for where, template in k8s_custom.templates(document) if not found else ():
+        found += [f"{where}: {error} (the operator makes this pod, and the API server refuses it)" for error in _template(template)]
+    return found or [*k8s_kinds.metadata(document), *k8s_custom.rules(document)]
 
 
-def _core(document: Document) -> list[str]:
-    try:
-        validating.validate(document, K8S_VERSION, strict=True)
-    except jsonschema.ValidationError as error:
-        return [f"{'.'.join(map(str, error.absolute_path))}: {error.message[:200]}"]
-    except (kubernetes_validate.SchemaNotFoundError, kubernetes_validate.InvalidSchemaError) as error:
-        return [f"no schema: {error}"]
-    return []
+def _template(template: Document) -> list[str]:
+    if unknown := set(template) - {"metadata", "spec"}:
+        return [f"unknown fields {sorted(unknown)}"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": template.get("metadata", {}), "spec": template.get("spec")}
+    if not isinstance(pod["metadata"], dict) or not isinstance(pod["spec"], dict):
+        return ["metadata and spec of a pod template are mappings"]
+    return structure(pod) or list(k8s_pods.template("template", template))
 
 
-def _operator(document: Document) -> Iterator[str]:
-    """KubeRay's own rules for a RayJob (utils/validation.go)."""
-    if document["kind"] != "RayJob":
-        return
-    spec, name = document["spec"], document["metadata"]["name"]
-    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > 47:
-        yield f"name {name!r} is no DNS label of at most 47 characters"
-    if (spec.get("suspend") or spec.get("ttlSecondsAfterFinished")) and not spec.get("shutdownAfterJobFinishes"):
-        yield "suspend and ttlSecondsAfterFinished need shutdownAfterJobFinishes"
-    if spec.get("clusterSelector") and (spec.get("backoffLimit") or spec.get("suspend")):
-        yield "clusterSelector goes with neither backoffLimit nor suspend"
-    for group in spec["rayClusterSpec"]["workerGroupSpecs"]:
-        if not group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]:
-            yield f"group {group['groupName']}: replicas outside minReplicas..maxReplicas"
+def present(node: Any) -> Any:
+    """Without the fields that are null: the server takes them for absent."""
+    if isinstance(node, dict):
+        return {key: present(value) for key, value in node.items() if value is not None}
+    return [present(value) for value in node] if isinstance(node, list) else node
 
 
-def templates(document: Document) -> Iterator[tuple[str, Document]]:
-    """(role, pod template) of every pod that an object leads to."""
-    spec = document.get("spec") or {}
-    if document["kind"] == "RayJob":
-        yield "submitter", spec["submitterPodTemplate"]
-    if document["kind"] in ("RayJob", "RayCluster"):
-        cluster = spec.get("rayClusterSpec", spec)
-        yield "head", cluster["headGroupSpec"]["template"]
-        for group in cluster["workerGroupSpecs"]:
-            yield group["groupName"], group["template"]
-    elif document["kind"] in ("Deployment", "StatefulSet", "Job", "DaemonSet"):
-        yield "pod", spec["template"]
+FORMATS = jsonschema.FormatChecker(formats=())
+for _format, _bits in (("int32", 31), ("int64", 63)):
+    FORMATS.checks(_format)(lambda value, limit=2**_bits: not isinstance(value, int) or -limit <= value < limit)
+
+
+@functools.cache
+def _validator(api_version: str, kind: str, version: str) -> jsonschema.protocols.Validator | None:
+    """The strict schema of a core kind, with the ranges of its numbers; None where there is none."""
+    group, _, rest = api_version.rpartition("/")
+    stem = f"{kind.lower()}-{group.partition('.')[0] + '-' if group else ''}{rest}"
+    folder = importlib.resources.files("kubernetes_validate") / "kubernetes-json-schema" / f"v{version}.0-local-strict"
+    if not re.fullmatch(r"[a-z0-9-]+", stem) or not (folder / f"{stem}.json").is_file():
+        return None
+    parts = [referencing.Resource.from_contents(json.loads((folder / name).read_text())) for name in (f"{stem}.json", "_definitions.json")]
+    return jsonschema.Draft202012Validator(parts[0].contents, registry=parts @ referencing.Registry(), format_checker=FORMATS)
+
+
+def structure(document: Document, version: str = K8S_VERSION) -> list[str]:
+    """Unknown and missing fields, types, ranges of numbers, and null where a list has no place for it."""
+    validator = _validator(document["apiVersion"], document["kind"], version)
+    if validator is None:
+        return [f"no schema: kind {document['kind']!r} of {document['apiVersion']!r} is not known to Kubernetes {version}"]
+    wrong = [error for error in validator.iter_errors(document) if not _defaulted(error)]
+    found = [f"{'.'.join(map(str, error.absolute_path))}: {error.message[:200]}" for error in wrong]
+    return found or [f"{path}: an entry of a list is null" for path in _nulls(document, "")]
+
+
+def _defaulted(error: jsonschema.ValidationError) -> bool:
+    """Fields that the schemas require and the server fills in, or takes without."""
+    missing = {"apiGroup": "roleRef", "serviceName": "spec", "status": "onPodConditions"}
+    where = [part for part in error.absolute_path if isinstance(part, str)]
+    return error.validator == "required" and any(error.message.startswith(f"'{key}'") and where[-1:] == [at] for key, at in missing.items())
+
+
+def _nulls(node: Any, at: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _nulls(value, f"{at}.{key}" if at else str(key))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            if value is None:
+                yield f"{at}[{i}]"
+            yield from _nulls(value, f"{at}[{i}]")
+
+
+templates = k8s_custom.templates
 
 
 def pods(document: Document) -> list[PodOf]:
@@ -119,8 +153,9 @@ def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
 
 def quantity(text: str | int) -> float:
     """A Kubernetes quantity as a number (`500m` -> 0.5, `2Gi` -> bytes)."""
-    number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(text)).groups()
-    return float(number) * {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}[unit]
+    found = amount(text)
+    assert found is not None, f"{text!r} is no quantity"
+    return float(found)
 
 
 def references(spec: dict[str, Any]) -> Iterator[tuple[str, str, str | None, bool]]:
@@ -187,9 +222,11 @@ def ignored(name: str) -> bool:
     return out
 
 
-def on_base(component: str, folder: Path) -> list[Document]:
-    """The base with one component, built in `folder`."""
-    (folder / "k8s").symlink_to(K8S)
-    lines = ["kind: Kustomization", "namespace: safebasin", "resources: [k8s/base]", f"components: [k8s/components/{component}]"]
+def on_base(folder: Path, *components: str) -> list[Document]:
+    """The base with components in this order, built in `folder`."""
+    if not (folder / "k8s").exists():
+        (folder / "k8s").symlink_to(K8S)
+    named = ", ".join(f"k8s/components/{component}" for component in components)
+    lines = ["kind: Kustomization", "namespace: safebasin", "resources: [k8s/base]", f"components: [{named}]"]
     (folder / "kustomization.yaml").write_text("\n".join(lines))
     return kustomize.build(folder)

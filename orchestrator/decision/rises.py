@@ -64,7 +64,8 @@ class Decidable:
     can_be_feasible: bool
     """Whether the limit would be shown to be kept if nothing changed."""
     can_show_a_rise: bool
-    """Whether losing half of what passed (twice the limit where that is more) would be infeasible; if not the baseline hides too much: withhold feasible."""
+    """Whether losing half of what passed (twice the limit where that is more) would be infeasible; if not, the
+    baseline hides too much: withhold feasible."""
     least_rise_called_infeasible: float | None
     """The least infeasible rise if requests fail wholly, by all their prompts that passed; None where none is."""
     requests_needed: int | None

@@ -10,7 +10,8 @@ screening: its `infeasible` stands (D over the limit is never feasible there eit
 **How.** Two bettors, one against "D <= limit" and one against "D > limit" (`betting`); whose capital reaches 1/alpha has refuted
 that claim, however often one looks.
 
-**Groups.** Whole requests in random order, where several prompts ask one (`request_column`), all in as many prompts; a draw is a group's sum of x, bounded by its size. A rise over the limit needs a certain
+**Groups.** Whole requests in random order, where several prompts ask one (`request_column`), all in as many prompts;
+a draw is a group's sum of x, bounded by its size. A rise over the limit needs a certain
 number of groups that got worse at all, so a bettor also plays on how many did (`TOUCHED`); where changes fill whole groups that is sharper.
 With few groups little can be decided early: a rise of 0.05 fits into 2.5 of 50 topics and whoever has not asked most of them cannot exclude
 it (`floor`, for any method; `least_share`, for this one).

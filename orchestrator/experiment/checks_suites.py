@@ -11,7 +11,8 @@ from orchestrator.trial import materials
 
 
 def decidable(experiment: Experiment) -> tuple[list[str], list[str]]:
-    """(a line, a warning) on every suite that constrains and can, or cannot, end as feasible: for an untouched model that fails on none of its prompts.
+    """(a line, a warning) on every suite that constrains and can, or cannot, end as feasible: for an untouched model
+    that fails on none of its prompts.
 
     Raises ConfigError for a suite that can decide nothing, neither that the limit is kept nor that it is broken.
     """
@@ -45,6 +46,7 @@ def _said(suite: PromptSuite, limit: float, confidence: float) -> tuple[str, boo
             f"safety.limits.{key}, or set constrains: false"
         )
     return (
-        f"suite {suite.name}: no model can be feasible, not even an unchanged one: {found.requests} requests cannot show that the limit of {limit:g} is "
-        f"kept at {confidence:.0%} confidence ({needed}){shown}; give it more prompts, raise safety.limits.{key}, or set constrains: false"
+        f"suite {suite.name}: no model can be feasible, not even an unchanged one: {found.requests} requests cannot show that the limit "
+        f"of {limit:g} is kept at {confidence:.0%} confidence ({needed}){shown}; give it more prompts, raise "
+        f"safety.limits.{key}, or set constrains: false"
     ), False

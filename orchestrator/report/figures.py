@@ -96,7 +96,8 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
         score, before = task_score(result, confidence), task_score(baseline, confidence)
         bound = tightest(judgement)
         seeds = len(selection.best.seeds)
-        warnings = [*unbound(baseline, experiment), *unseen(selection.best.shown.suites, baseline, experiment), *reach.alerts(r for r, _ in selection.best.trials)]
+        warnings = [*unbound(baseline, experiment), *unseen(selection.best.shown.suites, baseline, experiment)]
+        warnings += reach.alerts(r for r, _ in selection.best.trials)
         return (
             f"Best within the limits: {result.trial_id} ({result.recipe}), task score {figure(score)}"
             f" (untouched {number(before.value) if before else MISSING}), attack success {_rates(result, baseline, 'harmful')}; "

@@ -36,7 +36,9 @@ def view(
         "name": experiment.name,
         "feasible": selection.best is not None,
         "stopped": bool(facts.get("stopped")),
-        "alerts": system_prompts.alerts([baseline, *(result for result, _ in rows)]) + counted.alerts(baseline.facts) + reach.alerts(r for r, _ in rows),
+        "alerts": [
+            *system_prompts.alerts([baseline, *(result for result, _ in rows)]), *counted.alerts(baseline.facts), *reach.alerts(r for r, _ in rows),
+        ],
         "sentence": summary.headline(selection, baseline, experiment),
         "level": f"{limits.confidence:.0%}",
         "metric": experiment.task.metric,

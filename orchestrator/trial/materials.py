@@ -68,7 +68,8 @@ def safety_rows(experiment: Experiment, reports: list[RowsReport] | None = None)
         _check_refusals(safety, harmful)
     if settings.harmful_data is not None:
         rows = data_rows.load_rows(settings.harmful_data, split=split, field="safety.harmful_data")
-        harmful = _noted(conversations.read(rows, "auto", settings.columns, settings.harmful_data, field="safety.harmful_data", kind="harmful"), reports)
+        taken = conversations.read(rows, "auto", settings.columns, settings.harmful_data, field="safety.harmful_data", kind="harmful")
+        harmful = _noted(taken, reports)
     return safety, harmful
 
 

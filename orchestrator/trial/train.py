@@ -1,4 +1,5 @@
-"""The training of a trial: set up by the recipe, stepped under the monitor, checkpointed, resumed, finished; or taken from a trial that trained alike."""
+"""The training of a trial: set up by the recipe, stepped under the monitor, checkpointed, resumed, finished; or taken
+from a trial that trained alike."""
 
 from __future__ import annotations
 

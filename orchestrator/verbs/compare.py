@@ -204,7 +204,8 @@ def rows(found: Comparison) -> list[dict[str, Any]]:
 
 
 def _row(found: Comparison, one: Entry, suite: str, kind: str, what: str, estimate: Estimate, difference: Estimate | None) -> dict[str, Any]:
-    values: dict[str, Any] = {"model": one.label, "suite": suite, "kind": kind, "what": what, "n": estimate.n, "requests": estimate.requests or estimate.n}
+    values: dict[str, Any] = {"model": one.label, "suite": suite, "kind": kind, "what": what}
+    values |= {"n": estimate.n, "requests": estimate.requests or estimate.n}
     values |= {"rate": estimate.value, "rate_lower": estimate.lower, "rate_upper": estimate.upper}
     if difference is not None:
         values |= {"against": found.entries[0].label, "difference": difference.value}

@@ -171,6 +171,37 @@ def containers(node: Any) -> Iterator[dict[str, Any]]:
             yield from containers(value)
 
 
+def config_map_references(node: Any) -> Iterator[dict[str, Any]]:
+    """Every place below `node` that names a ConfigMap (volumes, projected volumes, variables), as the dict whose `name` it is."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("configMap", "configMapRef", "configMapKeyRef") and isinstance(value, dict) and "name" in value:
+                yield value
+            else:
+                yield from config_map_references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from config_map_references(value)
+
+
+def split_maps(documents: list[Document], reader: Document, names: dict[str, str], prefix: str) -> tuple[list[Document], list[Document]]:
+    """(copies of the ConfigMaps that `reader` reads, for it alone; the documents without the originals that nothing else reads).
+
+    A copy is named by `names`, else its old name after `prefix`, and `reader` refers to it then.
+    """
+    known = {d["metadata"]["name"]: d for d in documents if d["kind"] == "ConfigMap"}
+    own: dict[str, Document] = {}
+    for reference in [*({"name": name} for name in names), *config_map_references(reader)]:
+        if (old := reference["name"]) in known:
+            if old not in own:
+                own[old] = copy.deepcopy(known[old])
+                own[old]["metadata"]["name"] = names.get(old, prefix + old)
+            reference["name"] = own[old]["metadata"]["name"]
+    read = {reference["name"] for d in documents if d is not reader for reference in config_map_references(d)}
+    gone = [known[old] for old in own if old not in read]
+    return list(own.values()), [d for d in documents if not any(d is one for one in gone)]
+
+
 def split_image(reference: str) -> tuple[str, str, str]:
     """(name, tag, digest) of `name[:tag][@digest]`, "" for what is not there; a registry's port is no tag."""
     rest, _, digest = reference.partition("@")

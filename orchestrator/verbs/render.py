@@ -1,8 +1,9 @@
 """`safebasin render`: an experiment and an overlay become Kubernetes manifests that are ready to apply.
 
-Of the overlay's objects the RayJob, its PodDisruptionBudget and the experiment's ConfigMap get the run's name and label; the rest
-(claims, policies, service account, environment) is shared by all runs. The run's name is made of the experiment's name and a hash of what decides
-its results, so the same request is the same object and the same output folder, and a changed one is a new run.
+Of the overlay's objects the RayJob, its PodDisruptionBudget and every ConfigMap that its pods read (the experiment, the environment) get the
+run's name and label; the rest (claims, policies, service account) is shared by all runs. The run's name is made of the experiment's name and a
+hash of what decides its results, the images included, so the same request is the same object and the same output folder, and a changed one is a
+new run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sysconfig
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ NAME_LIMIT = 47
 CONFIG_MAP_BYTES = 900_000
 """A ConfigMap holds 1 MiB with everything around it."""
 PINNED = re.compile(r"sha256:[0-9a-f]{64}")
+QUEUE = "kueue.x-k8s.io/queue-name"
 PER_RUN = {"RayJob", "PodDisruptionBudget"}
 
 
@@ -46,7 +49,7 @@ class Manifests:
     name: str
     """Name of the RayJob and of the folder below the results."""
     run: list[dict[str, Any]]
-    """RayJob, its experiment, its disruption budget: one set per run."""
+    """The ConfigMaps that its pods read, its disruption budget, the RayJob: one set per run."""
     shared: list[dict[str, Any]]
     """What all runs of the namespace share."""
     warnings: list[str] = field(default_factory=list)
@@ -69,7 +72,7 @@ def overlay_folder(name: str) -> Path:
 
 
 def render(experiment: Experiment, overlay: str, image: str | None = None) -> Manifests:
-    """Manifests of one run. `image` replaces that of head, workers and submitter.
+    """Manifests of one run. `image` replaces that of head and workers, and the submitter's where it is the same one.
 
     Local files that the experiment names (data, templates) travel in the run's ConfigMap. Raises ConfigError for what a pod could not
     see or a retry would destroy, CapacityError where the experiment does not fit the overlay's workers.
@@ -77,9 +80,11 @@ def render(experiment: Experiment, overlay: str, image: str | None = None) -> Ma
     documents = kustomize.build(overlay_folder(overlay))
     job = _one(documents, "RayJob", overlay)
     _check(experiment)
+    _check_job(job, overlay)
+    images = _set_images(job, image)
     files: dict[str, str] = {}
     dump = _for_pods(experiment, _mounts(job), files)
-    name = run_name(config.from_dict(dump), files)
+    name = run_name(config.from_dict(dump), files, images)
     dump["output"] = dump["output"] | {"dir": f"{RESULTS}/{name}"}
     text = config.dump_yaml(config.from_dict(dump))
     if sum(len(body.encode()) for body in [text, *files.values()]) > CONFIG_MAP_BYTES:
@@ -87,17 +92,15 @@ def render(experiment: Experiment, overlay: str, image: str | None = None) -> Ma
             f"the local files of the experiment ({', '.join(sorted(files))}) do not fit into a ConfigMap of {CONFIG_MAP_BYTES:,} bytes; "
             "copy them to the cache volume and name them there, e.g. task.data=/cache/data/train.jsonl"
         )
-    warnings = _fit(experiment, job, overlay)
-    if image is not None:
-        for container in kustomize.containers(job):
-            container["image"] = image
-    warnings += _image_warnings(job)
-    _rename(documents, name)
-    experiment_map = _experiment_map(documents, overlay)
-    experiment_map["metadata"]["name"] = name
-    experiment_map["data"] = {"experiment.yaml": text, **files}
-    run = [d for d in documents if d["kind"] in PER_RUN or d is experiment_map]
-    return Manifests(name, run, [d for d in documents if not any(d is own for own in run)], warnings)
+    warnings = _fit(experiment, job, overlay) + _image_warnings(job)
+    _experiment_map(documents, overlay)["data"] = {"experiment.yaml": text, **files}
+    maps, rest = kustomize.split_maps(documents, job, {EXPERIMENT: name}, f"{name}-")
+    for document in maps:
+        document["metadata"].setdefault("labels", {}).update({"app": "safebasin", "safebasin-run": name})
+    _rename(rest, name)
+    # a RayJob last: what it reads is there when its pods come
+    run = [*maps, *sorted((d for d in rest if d["kind"] in PER_RUN), key=lambda d: d["kind"])]
+    return Manifests(name, run, [d for d in rest if d["kind"] not in PER_RUN], warnings)
 
 
 def _one(documents: list[dict[str, Any]], kind: str, overlay: str) -> dict[str, Any]:
@@ -110,9 +113,21 @@ def _one(documents: list[dict[str, Any]], kind: str, overlay: str) -> dict[str, 
 def _experiment_map(documents: list[dict[str, Any]], overlay: str) -> dict[str, Any]:
     for document in documents:
         if document["kind"] == "ConfigMap" and document["metadata"]["name"] == EXPERIMENT:
-            document["metadata"].setdefault("labels", {})["app"] = "safebasin"
             return document
     raise ConfigError(f"overlay {overlay!r} has no ConfigMap {EXPERIMENT}; generate one as the shipped overlays do")
+
+
+def _check_job(job: dict[str, Any], overlay: str) -> None:
+    """Components that do not go together."""
+    spec, labels = job["spec"], job["metadata"].get("labels", {})
+    if QUEUE in labels and not spec.get("shutdownAfterJobFinishes"):
+        raise ConfigError(
+            f"overlay {overlay!r}: Kueue refuses a RayJob without shutdownAfterJobFinishes=true, which keep-head takes away; "
+            "leave out kueue or keep-head"
+        )
+    elastic = spec["rayClusterSpec"].get("enableInTreeAutoscaling")
+    if elastic and any(rule["policy"] == "DeleteWorkers" for rule in spec.get("deletionStrategy", {}).get("deletionRules", [])):
+        raise ConfigError(f"overlay {overlay!r}: KubeRay refuses DeleteWorkers with its autoscaler; leave out elastic or keep-head")
 
 
 def _check(experiment: Experiment) -> None:
@@ -179,9 +194,9 @@ def _carry(path: Path, key: str, mounts: list[str], files: dict[str, str]) -> st
     return name
 
 
-def run_name(experiment: Experiment, files: dict[str, str]) -> str:
-    """`<experiment>-<hash>`: a DNS label of at most 47 characters, the same for the same experiment and files."""
-    body = experiment.digest() + "".join(f"{name}\0{text}\0" for name, text in sorted(files.items()))
+def run_name(experiment: Experiment, files: dict[str, str], images: Iterable[str] = ()) -> str:
+    """`<experiment>-<hash>`: a DNS label of at most 47 characters, the same for the same experiment, files and images."""
+    body = experiment.digest() + "".join(f"{name}\0{text}\0" for name, text in sorted(files.items())) + "".join(sorted(images))
     stem = re.sub(r"[^a-z0-9]+", "-", experiment.name.lower()).strip("-")
     if not stem[:1].isalpha():
         stem = f"run-{stem}".strip("-")
@@ -209,6 +224,15 @@ def _fit(experiment: Experiment, job: dict[str, Any], overlay: str) -> list[str]
     return []
 
 
+def _set_images(job: dict[str, Any], image: str | None) -> set[str]:
+    """Put `image` wherever the head's is; returns the images that head and workers have then."""
+    head = kustomize.split_image(job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"])[0]
+    for container in kustomize.containers(job):
+        if image is not None and kustomize.split_image(container["image"])[0] == head:
+            container["image"] = image
+    return {container["image"] for container in kustomize.containers(job["spec"]["rayClusterSpec"])}
+
+
 def _image_warnings(job: dict[str, Any]) -> list[str]:
     found = []
     for image in sorted({container["image"] for container in kustomize.containers(job)}):
@@ -221,7 +245,7 @@ def _image_warnings(job: dict[str, Any]) -> list[str]:
 
 
 def _rename(documents: list[dict[str, Any]], name: str) -> None:
-    """Give the run's objects its name, pods and their selectors its label, and the pods its ConfigMap."""
+    """Give the run's objects its name, and pods and their selectors its label."""
     for document in documents:
         if document["kind"] not in PER_RUN:
             continue
@@ -233,11 +257,9 @@ def _rename(documents: list[dict[str, Any]], name: str) -> None:
             continue
         cluster = spec["rayClusterSpec"]
         groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-        for template in [*(group["template"] for group in groups), spec["submitterPodTemplate"]]:
+        submitter = [spec["submitterPodTemplate"]] if "submitterPodTemplate" in spec else []
+        for template in [*(group["template"] for group in groups), *submitter]:
             template["metadata"]["labels"]["safebasin-run"] = name
-            for volume in template["spec"].get("volumes", []):
-                if volume.get("configMap", {}).get("name") == EXPERIMENT:
-                    volume["configMap"]["name"] = name
 
 
 class _Dumper(yaml.SafeDumper):

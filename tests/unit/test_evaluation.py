@@ -186,7 +186,8 @@ def test_evaluate_gives_what_doing_it_by_hand_gives(asked):
     (harm, kind), rows = asked
     model, tokenizer, seen = tiny_llama.model(), tiny_llama.tokenizer(), []
     task, suites, texts = evaluation.evaluate(
-        model, tokenizer, experiment(keep_generations=True), suites=[harm, kind], task_rows=rows, how=evaluation.Asking(progress=lambda *a: seen.append(a))
+        model, tokenizer, experiment(keep_generations=True), suites=[harm, kind], task_rows=rows,
+        how=evaluation.Asking(progress=lambda *a: seen.append(a)),
     )
     answers = generate(model, tokenizer, [r.prompt for r in rows], system="be kind", max_new_tokens=8)
     assert task.scores == [metrics.token_f1(a, "mix and bake") for a in answers] and task.score == pytest.approx(sum(task.scores) / 9)
@@ -226,9 +227,11 @@ def test_a_defence_sees_user_texts_and_may_ask_more_often(asked):
 
     options = {"suites": suites, "task_rows": rows}
     plain = evaluation.evaluate(model, tokenizer, experiment(), **options)
-    assert evaluation.evaluate(model, tokenizer, experiment(), how=evaluation.Asking(wrap=wrap, progress=lambda *a: seen.append(a)), **options) == plain
+    how = evaluation.Asking(wrap=wrap, progress=lambda *a: seen.append(a))
+    assert evaluation.evaluate(model, tokenizer, experiment(), how=how, **options) == plain
     assert set(texts) == set(suites[0].prompts) and seen[-1] == (56, 56)
-    _, refused, _ = evaluation.evaluate(model, tokenizer, experiment(), how=evaluation.Asking(wrap=lambda ask: lambda ps: ["sorry"] * len(ps)), **options)
+    how = evaluation.Asking(wrap=lambda ask: lambda ps: ["sorry"] * len(ps))
+    _, refused, _ = evaluation.evaluate(model, tokenizer, experiment(), how=how, **options)
     assert refused["harm"].rate == 0 and refused["kind"].rate == 1
 
 

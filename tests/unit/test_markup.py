@@ -71,7 +71,7 @@ def test_only_the_screen_prints_with_rich(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rich"):
             names = {alias.name for alias in node.names}
-            assert names <= {"Console", "Group", "Live", "Text"}, f"{path.name}:{node.lineno} imports {names}; take it from orchestrator.terminal.screen"
+            assert names <= {"Console", "Group", "Live", "Text"}, f"{path.name}:{node.lineno} imports {names}; take it from terminal.screen"
         if isinstance(node, ast.Call):
             assert called(node) not in FORBIDDEN, f"{path.name}:{node.lineno} makes its own {called(node)}; take orchestrator.terminal.screen's"
             prints = isinstance(node.func, ast.Attribute) and node.func.attr in ("print", "print_json", "log", "rule")

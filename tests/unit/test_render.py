@@ -24,7 +24,7 @@ def experiment(*overrides: str) -> config.Experiment:
 
 
 def carried(manifests: render.Manifests) -> dict[str, str]:
-    (found,) = [d for d in manifests.run if d["kind"] == "ConfigMap"]
+    (found,) = [d for d in manifests.run if d["kind"] == "ConfigMap" and d["metadata"]["name"] == manifests.name]
     return found["data"]
 
 
@@ -43,7 +43,9 @@ def test_what_is_written_is_accepted_and_complete(overlay):
     assert {error for d in documents for error in checks.errors(d)} == set()
     assert manifests.warnings == []
     assert {d["kind"] for d in manifests.run} == {"RayJob", "ConfigMap", "PodDisruptionBudget"}
-    assert {d["metadata"]["name"] for d in manifests.run} == {manifests.name}
+    assert {d["metadata"]["name"] for d in manifests.run} == {manifests.name, f"{manifests.name}-safebasin-environment"}
+    assert {d["metadata"]["labels"]["safebasin-run"] for d in manifests.run} == {manifests.name}, "one selector finds all that a run leaves"
+    assert manifests.run[-1]["kind"] == "RayJob", "what the pods read is there before them"
     own = {(d["kind"], d["metadata"]["name"]) for d in documents}
     job = checks.job(documents)
     (budget,) = [d for d in manifests.run if d["kind"] == "PodDisruptionBudget"]
@@ -237,3 +239,18 @@ def test_operations_follow_rfc_6902():
     for operation in ({"op": "replace", "path": "/missing", "value": 1}, {"op": "remove", "path": "/a/b~1c/9"}, {"op": "move", "path": "/d"}):
         with pytest.raises((KeyError, IndexError, ValueError)):
             kustomize.apply_operation(document, operation)
+
+
+def test_a_map_that_others_read_too_stays_for_them():
+    def reader(name: str) -> dict:
+        variables = {"name": "a", "envFrom": [{"configMapRef": {"name": "shared"}}, {"configMapRef": {"name": "elsewhere"}}]}
+        volumes = [{"name": "v", "projected": {"sources": [{"configMap": {"name": "own"}}]}}] if name == "job" else []
+        return {"kind": "Pod", "metadata": {"name": name}, "spec": {"containers": [variables], "volumes": volumes}}
+
+    maps = [{"kind": "ConfigMap", "metadata": {"name": name}, "data": {"x": name}} for name in ("shared", "own", "unread")]
+    job, other = reader("job"), reader("other")
+    own, rest = kustomize.split_maps([*maps, job, other], job, {"own": "run"}, "run-")
+    assert {d["metadata"]["name"]: d["data"]["x"] for d in own} == {"run": "own", "run-shared": "shared"}
+    assert [d["metadata"]["name"] for d in rest] == ["shared", "unread", "job", "other"], "the original that only the job read is gone"
+    assert sorted(r["name"] for r in kustomize.config_map_references(job)) == ["elsewhere", "run", "run-shared"]
+    assert sorted(r["name"] for r in kustomize.config_map_references(other)) == ["elsewhere", "shared"]

@@ -1,4 +1,5 @@
-"""The arrows of the architecture, held by walking the imports: every module on a floor, one vendor one door, no circle, nothing private of another."""
+"""The arrows of the architecture, held by walking the imports: every module on a floor, one vendor one door, no circle, nothing private
+of another."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ def _words(effect):
 
 
 def _rows(*prompts):
-    return conversations.read([{"prompt": prompt, "response": "b"} for prompt in prompts], "auto", conversations.config.Columns(), "rows").conversations
+    rows = [{"prompt": prompt, "response": "b"} for prompt in prompts]
+    return conversations.read(rows, "auto", conversations.config.Columns(), "rows").conversations
 
 
 @pytest.mark.parametrize(("effect", "said"), [

@@ -133,7 +133,8 @@ def test_a_trial_records_both_prompts(files, tmp_path):
     assert system_prompts.alerts([apart]) == [] and "'be kind', as its recipe says" in system_prompts.serving(apart)[0]
     unasked = ran(experiment(with_system), tmp_path / "c", ["full"])
     assert unasked.facts["template"]["mismatch"] and not unasked.facts["template"]["asked_for"]
-    assert "TEMPLATE MISMATCH in 1 trial: 4 training rows" in system_prompts.alerts([unasked, unasked][:1])[0] and system_prompts.serving(unasked) == []
+    assert "TEMPLATE MISMATCH in 1 trial: 4 training rows" in system_prompts.alerts([unasked, unasked][:1])[0]
+    assert system_prompts.serving(unasked) == []
 
 
 def test_counts_of_a_defence_at_inference_are_recorded(files, tmp_path):
