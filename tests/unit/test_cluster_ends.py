@@ -91,7 +91,7 @@ def test_a_long_or_open_folder_for_temporary_files_is_not_used(monkeypatch, tmp_
 DRIVER = """
 import os, subprocess, sys, time
 from pathlib import Path
-from orchestrator import cluster_folder, cluster_watch
+from orchestrator.lanes import cluster_folder, cluster_watch
 cluster_folder.place = lambda: Path(sys.argv[1])
 folder = cluster_folder.Folder()
 known = subprocess.Popen(["sleep", "60"], start_new_session=True)

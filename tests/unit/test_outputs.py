@@ -126,7 +126,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path):
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-from orchestrator import outputs
+from orchestrator.storage import files as outputs
 from orchestrator.errors import StorageError
 try:
     outputs.write_text({str(path)!r}, "x" * 100_000)
@@ -150,7 +150,7 @@ def test_a_full_disk_is_named_with_its_remedy():
 def test_a_full_file_system_for_real(tmp_path):
     """A tmpfs of 64 KiB, mounted in a user namespace of its own; where the kernel forbids that, /dev/full above is the proof."""
     (tmp_path.parent / "write.py").write_text(f"""
-from orchestrator import outputs
+from orchestrator.storage import files as outputs
 try:
     outputs.write_bytes('{tmp_path}/big.json', b'x' * 1_000_000)
 except Exception as error:
