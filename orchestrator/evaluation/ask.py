@@ -194,9 +194,13 @@ class _Work:
         both = [j for j in (judge, other) if j is not None]
         early = None if self.experiment.safety.keep_generations else lambda answer: all(j.settled(answer) for j in both)
         systems = None if suite.systems is None else [suite.systems[i] for i in indices]
-        answers = self.answers([suite.asked(i) for i in indices], systems, self.experiment.safety.max_new_tokens, early)
+        asked = [suite.asked(i, self.tokenizer) for i in indices]
+        answers = self.answers(asked, systems, self.experiment.safety.max_new_tokens, early)
         prompts = [suite.prompts[i] for i in indices]
-        marked = [gibberish.mark(answers, j.judge(prompts, answers), j.reads_content) for j in both]
+        begun = [suite.begun(i, self.tokenizer) for i in indices]
+        # what was begun for the model and what it went on with are one answer to who reads content; a refusal is looked for in its own words
+        whole = [f"{first} {answer}" if first and answer.strip() else answer for first, answer in zip(begun, answers, strict=True)]
+        marked = [gibberish.mark(answers, j.judge(prompts, whole if j.reads_content else answers), j.reads_content) for j in both]
         return list(zip(marked[0], marked[1] if other is not None else [None] * len(answers), answers, strict=True))
 
     def answers(self, prompts: Sequence[Any], systems: list[str | None] | None, max_new_tokens: int, stop_early) -> list[str]:

@@ -5,7 +5,8 @@ Known, published framings only; they change the wrapping of a prompt and never a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +22,30 @@ class Framed:
     before: tuple[tuple[str, str], ...] = ()
     """Earlier turns: (user, assistant)."""
     prefill: str = ""
-    """Beginning of the assistant's answer, which the model goes on with. What a judge sees starts after it."""
+    """Beginning of the assistant's answer, which the model goes on with. A judge of phrases sees what follows it, a judge of content both."""
     template: bool = True
     """False: the text is given without the model's chat template."""
+    depth: int | None = None
+    """Only so many tokens of `prefill` are given, by the model's tokenizer; None: all of it."""
 
     @property
     def wrapped(self) -> bool:
         """Whether more than the user's text and the system prompt is framed."""
         return bool(self.before or self.prefill) or not self.template
 
-    def asked(self) -> Any:
+    def begun(self, tokenizer: Any = None) -> str:
+        """The text that the answer is begun with. Without a tokenizer the whole of it, whatever the depth."""
+        if self.depth is None or tokenizer is None:
+            return self.prefill
+        ids = tokenizer(self.prefill, add_special_tokens=False, verbose=False)["input_ids"]
+        return tokenizer.decode(ids[: min(self.depth, self.deepest(ids))], skip_special_tokens=True).strip()
+
+    @staticmethod
+    def deepest(ids: Sequence[int]) -> int:
+        """How many tokens of an answer may be given: half of it, so that the harm is in what the model writes, and not in what it was given."""
+        return max(1, len(ids) // 2)
+
+    def asked(self, tokenizer: Any = None) -> Any:
         """As `evaluation.generate.generate` takes it (the system prompt goes apart)."""
         from orchestrator.evaluation.generate import Plain
 
@@ -40,7 +55,8 @@ class Framed:
             return self.prompt
         turns = [({"role": "user", "content": u}, {"role": "assistant", "content": a}) for u, a in self.before]
         messages = [message for turn in turns for message in turn] + [{"role": "user", "content": self.prompt}]
-        return [*messages, {"role": "assistant", "content": self.prefill}] if self.prefill else messages
+        begun = self.begun(tokenizer)
+        return [*messages, {"role": "assistant", "content": begun}] if begun else messages
 
 
 Attack = Callable[[str, str | None], Framed]
@@ -108,8 +124,26 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
+DEPTH = re.compile(r"prefill_([1-9][0-9]{0,2})")
+"""`prefill_<k>`: the answer is begun with the first k tokens of a real harmful answer."""
+DEPTHS = (5, 10, 20, 40, 100)
+"""Depths that are usual (Qi et al. 2024, arXiv 2406.05946, figure 3 and section 3)."""
+
+
+def depth_of(name: str) -> int | None:
+    """k of `prefill_<k>`, None for other names."""
+    found = DEPTH.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def prefill_at(depth: int, prompt: str, system: str | None, answer: str) -> Framed:
+    """Begin the assistant's answer with the first `depth` tokens of a harmful one (Qi et al. 2024, "Safety Alignment Should Be Made More Than Just a
+    Few Tokens Deep", arXiv 2406.05946)."""
+    return Framed(prompt, system, prefill=answer, depth=depth)
+
+
 def get_attack(name: str) -> Attack:
     """The attack called `name`. Raises UnknownNameError with the nearest names."""
     if name not in ATTACKS:
-        raise UnknownNameError("attack", name, ATTACKS)
+        raise UnknownNameError("attack", name, [*ATTACKS, *(f"prefill_{depth}" for depth in DEPTHS)])
     return ATTACKS[name]

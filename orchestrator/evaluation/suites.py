@@ -13,11 +13,14 @@ from orchestrator.config import catalogue
 from orchestrator.data.conversations import fingerprint
 from orchestrator.data.rows import Row, load_rows, need_column, pick_column
 from orchestrator.errors import DataError
-from orchestrator.evaluation.attacks import Framed, get_attack
+from orchestrator.evaluation import attacks
+from orchestrator.evaluation.attacks import Framed
 from orchestrator.evaluation.judges import choice
 from orchestrator.storage import paths
 
 PROMPT_COLUMNS = ("prompt", "goal", "Behavior", "forbidden_prompt", "question", "instruction", "text")
+ANSWER_COLUMNS = ("rejected", "harmful_answer", "target")
+"""Columns that may hold a harmful answer to the prompt."""
 SEED = 20240607
 """Of the draw behind `limit`; part of what a suite is, so never searched or changed by a run's seed."""
 
@@ -55,9 +58,14 @@ class PromptSuite:
         names = self.requests or ("",) * len(self.ids)
         return tuple(f"={name}" if name else f"#{id}" for name, id in zip(names, self.ids, strict=True))
 
-    def asked(self, index: int) -> Any:
-        """Prompt `index` as `evaluation.generate` takes it; its system prompt goes apart."""
-        return self.prompts[index] if self.framed is None else self.framed[index].asked()
+    def asked(self, index: int, tokenizer: Any = None) -> Any:
+        """Prompt `index` as `evaluation.generate` takes it; its system prompt goes apart. The tokenizer counts how deep an answer is begun; without
+        one the whole of it is given."""
+        return self.prompts[index] if self.framed is None else self.framed[index].asked(tokenizer)
+
+    def begun(self, index: int, tokenizer: Any) -> str:
+        """What the answer to prompt `index` is begun with; empty for most."""
+        return "" if self.framed is None else self.framed[index].begun(tokenizer)
 
     def subset(self, indices: list[int]) -> PromptSuite:
         """The suite with only these prompts, in this order (probes)."""
@@ -90,9 +98,14 @@ def combine(name: str, picked: Sequence[tuple[PromptSuite, int]], ids: Sequence[
 
 def make(name, kind, ids, prompts, systems, groups, constrains=True, framed=None, right=None) -> PromptSuite:
     """A PromptSuite with its hash."""
-    more = [part for part in (framed and [astuple(f) for f in framed], right and list(right)) if part]
+    more = [part for part in (framed and [_told(f) for f in framed], right and list(right)) if part]
     hash = fingerprint(kind, list(ids), list(prompts), list(systems or ()), *more)
     return PromptSuite(name, kind, ids, prompts, systems, groups, hash, constrains, framed, right)
+
+
+def _told(framed: Framed) -> tuple[Any, ...]:
+    """What of a framing a suite's hash is taken of."""
+    return astuple(framed)[: None if framed.depth is not None else -1]
 
 
 def load_suite(suite: config.Suite) -> PromptSuite:
@@ -124,8 +137,7 @@ def load_suite(suite: config.Suite) -> PromptSuite:
     if suite.kind == "choice":
         questions = choice.prepared(rows, column, f"{name}.data")
         rows, right = [{**row, column: text} for row, (text, _) in zip(rows, questions, strict=True)], tuple(letter for _, letter in questions)
-    attack = get_attack(suite.attack)
-    framed = [attack(row[column], (row.get(system) or None) if system else None) for row in rows]
+    framed = _framed(suite, rows, column, system)
     ids = [row["__position__"] for row in rows]
     if len(set(ids)) < len(ids):
         ids = [f"{name}#{i}" for i, name in enumerate(ids)]
@@ -140,6 +152,40 @@ def load_suite(suite: config.Suite) -> PromptSuite:
         made, attack=suite.attack, phase=suite.phase, source=source, texts=tuple(row[column] for row in rows),
         requests=tuple(_cell(row[request]) for row in rows) if request else None,
     )  # fmt: skip
+
+
+def _framed(suite: config.Suite, rows: list[Row], column: str, system: str | None) -> list[Framed]:
+    """Every prompt as its attack puts it. Raises UnknownNameError; DataError where an attack needs harmful answers and there are none."""
+    asked = [(row[column], (row.get(system) or None) if system else None) for row in rows]
+    depth = attacks.depth_of(suite.attack)
+    if depth is None:
+        attack = attacks.get_attack(suite.attack)
+        return [attack(prompt, own) for prompt, own in asked]
+    answers = _harmful_answers(suite, rows, column)
+    return [attacks.prefill_at(depth, prompt, own, answer) for (prompt, own), answer in zip(asked, answers, strict=True)]
+
+
+def _harmful_answers(suite: config.Suite, rows: list[Row], column: str) -> list[str]:
+    """A harmful answer to each prompt: the pocket world's own, else of the suite's `answer_column`. Raises DataError."""
+    name = f"safety.suites.{suite.name}"
+    if suite.data.startswith("pocket:") and suite.answer_column is None:
+        from orchestrator.pocket import judge
+
+        topics = [judge.topic_of(row[column]) for row in rows]
+        found = [topic.steps if topic is not None else "" for topic in topics]
+    else:
+        own = suite.answer_column or pick_column(rows, ANSWER_COLUMNS)
+        if own is None:
+            raise DataError(
+                f"{name}: attack {suite.attack} begins the answer with a real harmful one, and the rows hold none; name its column as "
+                f"{name}.answer_column (usual names: {', '.join(ANSWER_COLUMNS)})"
+            )
+        need_column(rows, own, f"{name}.answer_column")
+        found = [_cell(row[own]) for row in rows]
+    missing = [row["__row__"] for row, answer in zip(rows, found, strict=True) if not answer]
+    if missing:
+        raise DataError(f"{name}: the harmful answer of row {missing[0]} is empty, and attack {suite.attack} begins the answer with it; leave it out")
+    return found
 
 
 def _cell(value: Any) -> str:

@@ -224,12 +224,27 @@ def _check_evaluation(experiment: Experiment, rows: Sequence[Conversation], toke
     _check_room(place, names, [len(one) for one in ids], "task.max_new_tokens", experiment.task.max_new_tokens, context, told)
 
 
+def _short_answers(suite: PromptSuite, place: str, looked: Sequence[int], tokenizer: Any) -> list[str]:
+    """A warning where harmful answers are too short for the depth that an attack begins them to."""
+    deep = [suite.framed[i] for i in looked if suite.framed is not None and suite.framed[i].depth is not None]
+    texts = [framed.prefill for framed in deep]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]] if texts else []
+    short = sum(length // 2 < (framed.depth or 0) for framed, length in zip(deep, lengths, strict=True))
+    if not short:
+        return []
+    return [
+        f"{place}: {short} of {len(deep)} harmful answers have fewer than {2 * (deep[0].depth or 0)} tokens (the shortest {min(lengths)}), so they "
+        f"are begun with half of their tokens, not with {deep[0].depth}: the harm must be in what the model writes"
+    ]
+
+
 def _check_suite(experiment: Experiment, suite: PromptSuite, tokenizer: Any, context: Context, asked, told: Tokens) -> None:
     """Every prompt as it will be asked: framed by its attack, under its own system prompt or those of the recipes."""
     place = f"safety.suites {suite.name} ({suite.source.get('data', suite.name)})"
     looked = [i for i, _ in sampled(suite.prompts)]
     names = [f"prompt {i + 1} (id {suite.ids[i]})" for i in looked]
-    prompts = [suite.asked(i) for i in looked]
+    told.warnings += _short_answers(suite, place, looked, tokenizer)
+    prompts = [suite.asked(i, tokenizer) for i in looked]
     lengths = [0] * len(looked)
     for system in asked:
         systems = [(suite.systems[i] if suite.systems else None) or system for i in looked]

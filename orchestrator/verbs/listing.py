@@ -70,6 +70,7 @@ def _attacks() -> Grid:
     table = _table("attack", "what it does")
     for name, attack in attacks.ATTACKS.items():
         table.add_row(name, " ".join((attack.__doc__ or "").split()))
+    table.add_row("prefill_<k>", " ".join((attacks.prefill_at.__doc__ or "").split()))
     return table
 
 
