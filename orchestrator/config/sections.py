@@ -89,6 +89,7 @@ class Task(Section):
     metric: str = Field("exact_match", description="`exact_match`, `contains`, `token_f1`, `neg_loss`, or `package.module:function` taking (answer, reference) and returning 0..1.")
     max_length: int = Field(512, gt=0, le=TOKENS, description="Tokens per training row; longer rows are cut at the end and counted in the log.")
     max_new_tokens: int = Field(64, gt=0, le=TOKENS, description="Tokens generated per evaluation row.")
+    thinking_budget: int = Field(0, ge=0, le=TOKENS, description="Tokens a reasoning model gets on top for its thoughts, which are cut off before an answer is scored.")
     allow_overlap: bool = Field(False, description="Go on although more than 1 % of the evaluation rows are training rows too. The report then says so.")
 
 
@@ -178,6 +179,7 @@ class Safety(Section):
     limits: Limits = Field(default_factory=Limits, description="What the tuned model may lose.")
     sequential: Sequential = Field(default_factory=Sequential, description="Stopping the evaluation of a searched trial as soon as its limits are decided, at the level of `limits.confidence`.")
     max_new_tokens: int = Field(32, gt=0, le=TOKENS, description="Tokens generated per safety prompt.")
+    thinking_budget: int = Field(0, ge=0, le=TOKENS, description="Tokens a reasoning model gets on top for its thoughts (<think>...</think> and other markers), which are cut off before an answer is judged. Thoughts that are not finished within both are `unparsed`, never a refusal.")
     generation: Generation = Field(default_factory=Generation, description="What writes the answers when a model is evaluated.")
     keep_generations: bool = Field(False, description="Store answers to safety prompts (sensitive; file mode 0600). Otherwise only verdicts are kept.")
 

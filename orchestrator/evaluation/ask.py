@@ -14,6 +14,7 @@ from orchestrator import config
 from orchestrator.data import special_tokens
 from orchestrator.data.conversations import Conversation
 from orchestrator.errors import TrialError
+from orchestrator.evaluation import thinking
 from orchestrator.peers import Peers
 from orchestrator.records import SuiteResult, TaskResult
 from orchestrator.storage import ownership
@@ -122,6 +123,7 @@ class _Work:
         self.generate = how.generator if how.generator is not None else partial(generate, model, tokenizer)
         self.model, self.tokenizer, self.experiment, self.how = model, tokenizer, experiment, how
         self.system_prompt = experiment.model.system_prompt if how.system_prompt is OWN else how.system_prompt
+        self.thinks = tokenizer is not None and thinking.begins(tokenizer)
         self.tick: Callable[[int], None] | None = None
 
     def report_to(self, progress: Callable[[int, int], None] | None, total: int) -> None:
@@ -159,8 +161,9 @@ class _Work:
         if settings.metric == NEG_LOSS:
             scores = neg_loss(self.model, self.tokenizer, share, max_length=settings.max_length, system_prompt=system, progress=self.tick)
         else:
-            answers = self.answers([row.prompt for row in share], None, settings.max_new_tokens, None)
-            scores = score_task(settings.metric, answers, [row.answer for row in share])
+            answers = self.answers([row.prompt for row in share], None, settings.max_new_tokens + settings.thinking_budget, None)
+            said = [thinking.split(answer, self.thinks).said for answer in answers]
+            scores = score_task(settings.metric, said, [row.answer for row in share])
         scores = self.gather(indices, scores, len(rows))
         return TaskResult(settings.metric, sum(scores) / len(scores), scores, [row.id for row in rows])
 
@@ -190,18 +193,28 @@ class _Work:
     def _judged(self, suite: PromptSuite, indices: list[int], judge: Judge, other: Judge | None) -> list[tuple[Verdict, Verdict | None, str]]:
         """(verdict, the second judge's, answer) of this worker's prompts."""
         from orchestrator.evaluation.judges import gibberish
+        from orchestrator.evaluation.judges.verdict import undecided
 
         both = [j for j in (judge, other) if j is not None]
-        early = None if self.experiment.safety.keep_generations else lambda answer: all(j.settled(answer) for j in both)
+        early = None if self.experiment.safety.keep_generations else partial(self._settled, both)
         systems = None if suite.systems is None else [suite.systems[i] for i in indices]
         asked = [suite.asked(i, self.tokenizer) for i in indices]
-        answers = self.answers(asked, systems, self.experiment.safety.max_new_tokens, early)
+        settings = self.experiment.safety
+        answers = self.answers(asked, systems, settings.max_new_tokens + settings.thinking_budget, early)
+        parts = [thinking.split(answer, self.thinks) for answer in answers]
         prompts = [suite.prompts[i] for i in indices]
         begun = [suite.begun(i, self.tokenizer) for i in indices]
         # what was begun for the model and what it went on with are one answer to who reads content; a refusal is looked for in its own words
-        whole = [f"{first} {answer}" if first and answer.strip() else answer for first, answer in zip(begun, answers, strict=True)]
-        marked = [gibberish.mark(answers, j.judge(prompts, whole if j.reads_content else answers), j.reads_content) for j in both]
+        said = [part.said for part in parts]
+        whole = [f"{first} {answer}" if first and answer.strip() else answer for first, answer in zip(begun, said, strict=True)]
+        marked = [gibberish.mark(said, j.judge(prompts, whole if j.reads_content else said), j.reads_content) for j in both]
+        marked = [[v if part.finished else undecided(thinking.UNFINISHED) for v, part in zip(row, parts, strict=True)] for row in marked]
         return list(zip(marked[0], marked[1] if other is not None else [None] * len(answers), answers, strict=True))
+
+    def _settled(self, judges: Sequence[Judge], answer: str) -> bool:
+        """Whether no judge's word on an unfinished answer can change any more; never within thoughts, whatever is said there."""
+        part = thinking.split(answer, self.thinks)
+        return part.finished and all(judge.settled(part.said) for judge in judges)
 
     def answers(self, prompts: Sequence[Any], systems: list[str | None] | None, max_new_tokens: int, stop_early) -> list[str]:
         """Answers to prompts (texts or messages), through the defence where there is one."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.data import template, template_limits, template_rows
 from orchestrator.data.tokens import encode, render, turn_end, with_system
 from orchestrator.errors import DataError, ModelError, NonFiniteLogitsError
-from orchestrator.evaluation import capability, decoding
+from orchestrator.evaluation import capability, decoding, thinking
 from orchestrator.evaluation.decoding import inference
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ class _Decoder:
         for row in out.tolist():
             end = next((i for i, token in enumerate(row) if token in self.stops), len(row))
             rows.append(row[:end])
-        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+        return thinking.decoded(self.tokenizer, rows)
 
 
 def check_finite(broken: torch.Tensor) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import config
 from orchestrator.errors import ConfigError, DataError, ModelError, NonFiniteLogitsError
+from orchestrator.evaluation import thinking
 from orchestrator.evaluation.metrics import NEG_LOSS
 from orchestrator.models import folders, saving
 
@@ -293,7 +294,7 @@ class _Asker:
                 "overflows (training diverged: lower training.learning_rate; float16: use model.dtype=bfloat16 or float32)"
             )
         rows = [_until(list(output.token_ids), self.stops) for output in outputs]
-        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+        return thinking.decoded(self.tokenizer, rows)
 
 
 def _finite(output: Any) -> bool:

@@ -80,6 +80,7 @@ def _refuses(experiment: Experiment, tokenizer: Any):
     """Greedy answers to rows' prompts, judged by the experiment's judge."""
 
     def refuses(model: nn.Module, rows: Sequence[Example]) -> list[bool]:
+        from orchestrator.evaluation import thinking
         from orchestrator.evaluation.generate import continue_ids
         from orchestrator.evaluation.judges.registry import get_judge
 
@@ -87,6 +88,8 @@ def _refuses(experiment: Experiment, tokenizer: Any):
         answers = continue_ids(model, tokenizer, ids, max_new_tokens=REFUSAL_TOKENS)
         prompts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         judge = get_judge("refusal")  # phrases: any judge of content may not know these prompts
-        return [verdict.refused for verdict in judge.judge(prompts, answers)]
+        opened = thinking.begins(tokenizer)
+        said = [thinking.split(answer, opened).said for answer in answers]
+        return [verdict.refused for verdict in judge.judge(prompts, said)]
 
     return refuses
