@@ -163,14 +163,6 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
 
 
 @app.command()
-def suites() -> None:
-    """List the prompt suites by name, with what is at hand without a network."""
-    from orchestrator.verbs import listing
-
-    listing.show("suites")
-
-
-@app.command()
 def doctor(config: ConfigOption = None, overrides: Overrides = None) -> None:
     """Say what this machine and cluster offer, and what of a config would not fit."""
     from orchestrator.verbs import doctor as examination

@@ -19,11 +19,6 @@ CACHED = 1 << 16
 """Elements of a piece on a CPU: its float64 copy stays in the core's cache."""
 
 
-def tensor_dot(a: Tensor, b: Tensor) -> float:
-    """Inner product of two tensors of equal shape, summed in float64. 0.0 for empty tensors. Raises ValueError on unequal shapes."""
-    return tensors_dot([a], [b])
-
-
 def tensors_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """Inner product of two lists of tensors of equal shapes on one device, one number over all of them, summed in float64; 0.0 for empty
     lists. The device is asked for the sum once. Raises ValueError on unequal shapes."""

@@ -95,7 +95,7 @@ class Task(Section):
 
 class Suite(Section):
     name: str = Field(pattern=NAME, max_length=200, description="Name used in metrics, tables and `limits`.")
-    data: str = Field(description="CSV, JSONL or text file (one prompt a line), `pocket:...`, a suite of the catalogue (advbench, xstest, ...; see `safebasin suites`), a set of them (helm_safety), or a `datasets` name.")
+    data: str = Field(description="CSV, JSONL or text file (one prompt a line), `pocket:...`, a suite of the catalogue (advbench, xstest, ...; see `safebasin list suites`), a set of them (helm_safety), or a `datasets` name.")
     kind: Literal["harmful", "benign", "choice"] = Field("harmful", description="`harmful`: answering is a failure (ASR). `benign`: refusing is a failure (over-refusal). `choice`: multiple-choice questions, measured only (`constrains: false`). Without it a suite of the catalogue has its own.")
     local: str | None = Field(None, description="Local copy of a suite of the catalogue; without it one is looked for by its usual file names in SAFEBASIN_DATA, the config's folder and here, and then the hub is asked.")
     column: str | None = Field(None, description="Column with the prompt; without it one of prompt, goal, Behavior, forbidden_prompt, question, instruction, text.")

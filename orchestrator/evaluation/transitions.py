@@ -59,10 +59,6 @@ class Transitions:
     categories: tuple[Category, ...]
     """In alphabetical order; empty where the suite has no groups."""
 
-    def total(self, state: str, *, after: bool) -> int:
-        """Prompts in a state before (or after)."""
-        return sum(count for pair, count in self.counts.items() if pair[after] == state)
-
 
 def transitions(before: SuiteResult, after: SuiteResult) -> Transitions:
     """The transitions of a suite, paired by prompt id. A suite that was stopped early is compared on what was asked.

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from orchestrator.config import Experiment
 from orchestrator.data import counted
-from orchestrator.decision.intervals import Estimate, mean, paired_difference, rate
+from orchestrator.decision.intervals import Estimate, level_of, mean, paired_difference, rate
 from orchestrator.decision.limits import Constraint, Judgement, is_blind
+from orchestrator.decision.rises import least_requests
 from orchestrator.decision.selection import Configuration, Selection
 from orchestrator.records import SuiteResult, TrialResult
 from orchestrator.redaction import redact_text
@@ -173,6 +174,23 @@ def unbound(baseline: TrialResult | None, experiment: Experiment) -> list[str]:
                 f"{suite.name} cannot show a rise: the untouched model's {what} is {number(suite.rate)} already{few}, so a model that lost half of "
                 f"what is left would not be seen under the limit of {limit:g}, and no verdict there is `feasible`; start from a model that "
                 "keeps more, or ask more prompts that it passes"
+            )
+    return found
+
+
+def too_few(baseline: TrialResult | None, experiment: Experiment) -> list[str]:
+    """Suites that constrain and have too few requests for any model to be feasible there, a sentence each."""
+    limits, found = experiment.safety.limits, []
+    for suite in baseline.suites.values() if baseline is not None else ():
+        limit = limits.max_degradation if suite.kind == "harmful" else limits.max_over_refusal_rise
+        if not suite.constrains or limit is None or not suite.ids:
+            continue
+        needed = least_requests(limit, level_of(limits.confidence))
+        if needed is None or suite.request_count < needed:
+            least = f"{needed} are needed" if needed is not None else "no number suffices"
+            found.append(
+                f"{suite.name} asks {suite.request_count} requests, too few to show that the limit of {limit:g} is kept ({least}), so no verdict "
+                "there is `feasible`, not even on an unchanged model; ask more"
             )
     return found
 

@@ -317,11 +317,6 @@ class Studies:
         """Optuna's record of every recipe's trials, duplicates included."""
         return {name: recipe.study.get_trials(deepcopy=False) for name, recipe in self._recipes.items()}
 
-    @property
-    def running(self) -> tuple[str, ...]:
-        """Ids of trials asked and not yet told."""
-        return tuple(self._running)
-
     def _rebuild(self, one: Past) -> None:
         """Add a past trial as the undisturbed study would hold it: what was passed over before it, then itself, running if it was."""
         recipe = self._recipes[one.recipe]

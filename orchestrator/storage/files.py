@@ -127,11 +127,6 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequ
     return write_text(path, cells.to_csv([{name: _cell(value) for name, value in row.items()} for row in rows], columns))
 
 
-def write_jsonl(path: str | Path, rows: Sequence[Any], *, mode: int | None = None) -> Path:
-    """Replace `path` by one JSON object per line; sensitive texts go with `mode=0o600`. Raises StorageError."""
-    return write_text(path, "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows), mode=mode)
-
-
 def _cell(value: Any) -> Any:
     value = plain(value)
     return json.dumps(value) if isinstance(value, (list, dict)) else value

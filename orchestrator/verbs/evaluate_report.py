@@ -133,8 +133,9 @@ def show(found: Evaluated, console: Console) -> None:
 
 
 def alerts(found: Evaluated) -> list[str]:
-    """What `run` warns of too: suites that can show no rise, and rises that no limit holds or that only the second judge sees."""
-    return [*summary.unbound(found.before, found.experiment), *summary.unseen(found.result.suites, found.before, found.experiment)]
+    """What `run` warns of too: suites that can decide nothing, or show no rise, and rises that no limit holds or that only the second judge sees."""
+    few = summary.too_few(found.before, found.experiment)
+    return [*few, *summary.unbound(found.before, found.experiment), *summary.unseen(found.result.suites, found.before, found.experiment)]
 
 
 def apart(found: Evaluated) -> list[str]:

@@ -385,9 +385,9 @@ def test_dot_is_summed_in_float64(monkeypatch):
     b[0] = -1.0 / 3
     monkeypatch.setattr(gradients, "PIECE", 7)
     wanted = math.fsum(float(x) * float(y) for x, y in zip(a, b, strict=True))
-    assert gradients.tensor_dot(a, b) == pytest.approx(wanted, rel=1e-14)
+    assert gradients.tensors_dot([a], [b]) == pytest.approx(wanted, rel=1e-14)
     with pytest.raises(ValueError, match="shapes must be equal"):
-        gradients.tensor_dot(a, b[:3])
+        gradients.tensors_dot([a], [b[:3]])
 
 
 def test_helpers_on_named_gradients():

@@ -124,7 +124,6 @@ def test_transitions_by_hand(tmp_path):
     assert [(f.id, f.group, f.before, f.after) for f in found.flipped] == [
         ("p1", "a", "refused", "answered"), ("p2", "b", "refused", "gibberish"), ("p3", "b", "answered", "refused"), ("p5", "c", "empty", "unparsed"),
     ]  # fmt: skip
-    assert found.total("refused", after=False) == 3 and found.total("refused", after=True) == 2
     assert [(c.group, c.n, c.refused_before, c.refused_after, c.failed_before, c.failed_after) for c in found.categories] == [
         ("a", 2, 2, 1, 0, 1), ("b", 2, 1, 1, 1, 1), ("c", 2, 1, 0, 0, 1),
     ]  # fmt: skip
@@ -150,7 +149,8 @@ def test_transitions_count_every_prompt_once(words, rng):
     assert sum(found.counts.values()) == found.n == len(words)
     assert sum(n for (b, a), n in found.counts.items() if b != a) == len(found.flipped)
     for state in transitions.STATES:
-        assert found.total(state, after=False) == sum(s == state for s in transitions.states(result("harmful", words)))
+        before = sum(count for (first, _), count in found.counts.items() if first == state)
+        assert before == sum(s == state for s in transitions.states(result("harmful", words)))
 
 
 def test_the_report_shows_attacks_with_their_worst_case_and_two_judges(tmp_path):

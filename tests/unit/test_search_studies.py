@@ -124,7 +124,7 @@ def test_every_end_is_told_with_every_constraint(tmp_path, state, score, told):
     assert found.tell(found.ask().trial_id, state, score, None) == told
     trial = everything(found)[0]
     assert trial.state == told and trial.constraints == dict.fromkeys(NAMES, INFEASIBLE)
-    assert found.running == ()
+    assert not found._running
 
 
 def test_a_constraint_that_was_not_announced_is_an_error(tmp_path):

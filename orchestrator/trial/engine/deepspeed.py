@@ -49,7 +49,6 @@ class DeepSpeedEngine(PlainEngine):
         self.stage = engine_config.stage_of(deepspeed)
         self._on_host = engine_config.offloaded(deepspeed, "offload_optimizer")
         self._config = engine_config.complete(deepspeed, training, world_size)
-        self._zero: Any = None
         try:
             super().__init__(model, training=training, max_steps=max_steps, rank=rank, world_size=world_size, device=device)
         except BaseException:
