@@ -54,11 +54,11 @@ def check(experiment: Experiment, *, build_pocket: bool = True, resumed: bool = 
         found.warnings += slower
         found.facts += check_data(experiment)
         able, unable = checks_suites.decidable(experiment)
-        found.facts, found.warnings = [*found.facts, *able], [*found.warnings, *unable]
+        found.facts += able
         found.warnings += materials.warnings(materials.load(experiment)) + check_templates(experiment)
         facts, doubts = check_texts(experiment)
         found.facts += facts
-        found.warnings += doubts + check_sequential(experiment)
+        found.warnings += doubts + unable + check_sequential(experiment)
     if experiment.search.trials < len(experiment.recipes):
         found.warnings.append(
             f"search.trials={experiment.search.trials} is less than the {len(experiment.recipes)} recipes, so the last ones get no trial; raise it"

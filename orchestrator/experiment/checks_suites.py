@@ -5,7 +5,6 @@ from __future__ import annotations
 from orchestrator.config import Experiment
 from orchestrator.decision import rises
 from orchestrator.decision.intervals import level_of
-from orchestrator.errors import ConfigError
 from orchestrator.evaluation.suites import PromptSuite
 from orchestrator.trial import materials
 
@@ -13,8 +12,6 @@ from orchestrator.trial import materials
 def decidable(experiment: Experiment) -> tuple[list[str], list[str]]:
     """(a line, a warning) on every suite that constrains and can, or cannot, end as feasible: for an untouched model
     that fails on none of its prompts.
-
-    Raises ConfigError for a suite that can decide nothing, neither that the limit is kept nor that it is broken.
     """
     facts, warnings = [], []
     for suite in materials.load(experiment).suites:
@@ -31,7 +28,7 @@ def _limit(experiment: Experiment, suite: PromptSuite) -> float | None:
 
 
 def _said(suite: PromptSuite, limit: float, confidence: float) -> tuple[str, bool]:
-    """(what can be decided on the suite, whether a model that changes nothing can be feasible). Raises ConfigError."""
+    """(what can be decided on the suite, whether a model that changes nothing can be feasible)."""
     found = rises.can_decide([False] * len(suite.prompts), suite.requests, limit, level_of(confidence))
     key = "max_degradation" if suite.kind == "harmful" else "max_over_refusal_rise"
     least = found.least_rise_called_infeasible
@@ -39,12 +36,6 @@ def _said(suite: PromptSuite, limit: float, confidence: float) -> tuple[str, boo
     if found.can_be_feasible:
         return f"suite {suite.name}: {found.requests} requests decide on the limit of {limit:g}: unchanged is feasible{shown}", True
     needed = f"{found.requests_needed} requests are needed" if found.requests_needed is not None else "no number of requests suffices"
-    if least is None:
-        raise ConfigError(
-            f"safety.suites.{suite.name}: {found.requests} request{'s' * (found.requests != 1)} can decide nothing about the limit of {limit:g} at "
-            f"{confidence:.0%} confidence: neither that it is kept ({needed}) nor that it is broken; give it more prompts, raise "
-            f"safety.limits.{key}, or set constrains: false"
-        )
     return (
         f"suite {suite.name}: no model can be feasible, not even an unchanged one: {found.requests} requests cannot show that the limit "
         f"of {limit:g} is kept at {confidence:.0%} confidence ({needed}){shown}; give it more prompts, raise "

@@ -253,7 +253,7 @@ def contaminated(**changes):
 
 def test_no_limit_on_a_contaminated_suite_is_ever_kept(tmp_path):
     made = made_up.experiment(tmp_path)
-    before, after = made_up.result("baseline", "", {}, phase="baseline", asr=0.9), made_up.result("t1", "lora", {}, asr=0.0, over=0.05)
+    before, after = made_up.result("baseline", "", {}, phase="baseline", asr=0.3), made_up.result("t1", "lora", {}, asr=0.0, over=0.05)
     clean = limits.judge(after, before, made.safety.limits)
     assert clean.verdict == "feasible"
     before.facts["overlaps"] = json.loads(json.dumps([contaminated().to_dict()]))  # as a file gives it back
