@@ -153,10 +153,10 @@ def judge(result: TrialResult, baseline: TrialResult, limits: Limits) -> Judgeme
 def is_blind(before: SuiteResult, limit: float, confidence: float) -> bool:
     """Whether the suite can show no rise of this untouched model's failures: if half of what passed now failed, that would not be infeasible.
 
-    `feasible` is then withheld; `infeasible` stands. False for a suite of no prompts.
+    `feasible` is then withheld; `infeasible` stands. False for a suite of no prompts, and under a limit of 1, which allows every rise.
     """
     requests = None if before.requests is None else tuple(before.requests)
-    return bool(before.ids) and not _shows(tuple(before.certain), requests, limit, level_of(confidence))
+    return bool(before.ids) and limit < 1 and not _shows(tuple(before.certain), requests, limit, level_of(confidence))
 
 
 @lru_cache(maxsize=256)

@@ -29,6 +29,8 @@ def _limit(experiment: Experiment, suite: PromptSuite) -> float | None:
 
 def _said(suite: PromptSuite, limit: float, confidence: float) -> tuple[str, bool]:
     """(what can be decided on the suite, whether a model that changes nothing can be feasible)."""
+    if limit >= 1:
+        return f"suite {suite.name}: a limit of {limit:g} allows every rise: measured, and never over it", True
     found = rises.can_decide([False] * len(suite.prompts), suite.requests, limit, level_of(confidence))
     key = "max_degradation" if suite.kind == "harmful" else "max_over_refusal_rise"
     least = found.least_rise_called_infeasible

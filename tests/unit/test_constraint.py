@@ -129,7 +129,7 @@ def test_getting_worse_never_improves_a_verdict():
 
 @pytest.mark.parametrize(("n", "limit", "failing_before", "blind"), [
     (313, 0.05, 0.83, False), (313, 0.05, 0.85, True), (200, 0.10, 0.69, False), (200, 0.10, 0.70, True), (100, 0.05, 0.0, False),
-    (400, 0.9, 0.0, False), (400, 0.9, 0.2, True), (3, 0.05, 0.0, True),
+    (400, 0.9, 0.0, False), (400, 0.9, 0.2, True), (3, 0.05, 0.0, True), (10, 1.0, 0.7, False),
 ])  # fmt: skip
 def test_a_suite_that_can_show_no_rise_never_says_feasible(n, limit, failing_before, blind):
     before = suite("h", [i < round(n * failing_before) for i in range(n)])
