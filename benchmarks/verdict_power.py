@@ -40,7 +40,8 @@ import numpy as np  # noqa: E402
 from scipy import stats  # noqa: E402
 from verdict_cells import at_the_limit, boundaries, exact, exact_parts, first, law, simulated, two_values  # noqa: E402
 
-from orchestrator import catalogue, rises  # noqa: E402
+from orchestrator.config import catalogue  # noqa: E402
+from orchestrator.decision import rises  # noqa: E402
 
 LIMITS, LEVEL = (0.05, 0.10), rises.LEVEL
 SINGLES = (40, 60, 72, 100, 150, 200, 250, 313, 400, 500)

@@ -171,6 +171,8 @@ class TrialResult:
     state: State
     task: TaskResult | None = None
     suites: dict[str, SuiteResult] = field(default_factory=dict)
+    confirmation: TaskResult | None = None
+    """The metric on rows held out of the search (`task.confirm_size`): of the untouched model and of trials of phase `confirm`."""
     seconds: dict[str, float] = field(default_factory=dict)
     """`setup`, `train`, `evaluate`, `save`, `total`."""
     steps: int = 0
@@ -194,7 +196,8 @@ class TrialResult:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> TrialResult:
         raw = dict(raw)
-        raw["task"] = TaskResult(**raw["task"]) if raw.get("task") else None
+        for name in ("task", "confirmation"):
+            raw[name] = TaskResult(**raw[name]) if raw.get(name) else None
         raw["suites"] = {name: SuiteResult(**suite) for name, suite in (raw.get("suites") or {}).items()}
         return cls(**raw)
 

@@ -173,6 +173,11 @@ class Experiment(Section):
         return found
 
     @property
+    def confirms(self) -> bool:
+        """Whether finalists are trained again on further seeds, so that what is held out of the search is asked of somebody."""
+        return bool(self.search.finalists) and len(self.search.seeds) > 1
+
+    @property
     def zero_stage(self) -> int:
         return int((self.deepspeed.get("zero_optimization") or {}).get("stage", 0))
 

@@ -82,6 +82,7 @@ class Task(Section):
     eval_data: str | None = Field(None, description="Rows the task score is measured on; without it `eval_fraction` of `data` is held out.")
     eval_fraction: float = Field(0.1, gt=0, lt=1, description="Share of `data` held out for the task score where there is no `eval_data`.")
     eval_size: int | None = Field(200, gt=0, le=COUNT, description="At most this many evaluation rows (the first ones after a seeded shuffle); null for all.")
+    confirm_size: int | None = Field(None, ge=0, le=COUNT, description="Evaluation rows held out of the search: finalists, the untouched model and the plain control are scored on them once, after everything was chosen, and that score is reported. Without a number, where finalists are trained on a further seed: as many as evaluation rows, from the rows that `eval_size` leaves over, else from `data` (without `eval_data`), else half of `eval_data` where it has 200 rows or more. 0 for none.")
     split: str = Field("train", description="Split of a `datasets` name.")
     limit: int | None = Field(None, gt=0, le=COUNT, description="At most this many training rows.")
     format: Literal["auto", "messages", "prompt_response", "instruction"] = Field("auto", description="Form of the rows; `auto` looks at the columns.")
@@ -171,6 +172,7 @@ class Safety(Section):
     data: str | None = Field("pocket:safety", description="Safety training rows (prompt and safe answer) for strategies that need them, in the same forms as `task.data`.")
     harmful_data: str | None = Field(None, description="Harmful prompts with harmful answers, for methods that measure or restore against them. Without it the column `rejected` of `data`, where it has one.")
     columns: Columns = Field(default_factory=Columns, description="Column names of `data`, where they are not the usual ones.")
+    confirm_share: float = Field(0.5, ge=0, le=0.9, description="Share of the requests of every suite that constrains and is large enough (both parts can decide, 50 requests at least each) that the search never asks: they become a suite `<name>-held_out` with `phase: confirm`. Nothing is held out where finalists are not trained on a further seed. 0 for none.")
     judge: str | dict[str, Any] = Field("refusal", description="Who decides: `refusal` (phrases), `exact` (pocket world only), `hf_classifier`, `llm`, `majority`; with options as {name: refusal, list: xstest}. See `safebasin list judges`.")
     second_judge: str | dict[str, Any] | None = Field("auto", description="Looks at the same answers for agreement only. `auto`: `exact` on suites of the made-up world, else `refusal` where the first is another, else none; null or `none` for none.")
     allow_overlap: bool = Field(False, description="Go on although more than 1 % of the prompts of a suite that constrains occur, as they are or nearly, among rows that a recipe uses. The final sentence and the report then say so.")
@@ -192,7 +194,7 @@ class Safety(Section):
 
 class Search(Section):
     trials: int = Field(15, gt=0, le=100_000, description="Trials of the search, over all recipes together (each recipe gets an equal share).")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, max_length=seed_range.MOST, description="Training seeds: the search uses the first, finalists are confirmed on the others. A number n means 0..n-1. Each 0 to 2147483647.")
+    seeds: tuple[int, ...] = Field((0, 1), min_length=1, max_length=seed_range.MOST, description="Training seeds: the search uses the first, finalists are confirmed on the others. A number n means 0..n-1. Each 0 to 2147483647.")
     finalists: int = Field(2, ge=0, le=10_000, description="How many of the best configurations are trained again on the further seeds.")
     sampler: Literal["tpe", "gp", "random", "nsga2"] = Field("tpe", description="Optuna sampler; every one is told the constraint.")
     sampler_seed: int = Field(0, ge=0, le=seed_range.LARGEST, description="Seed of the sampler, 0 to 2147483647.")

@@ -55,6 +55,16 @@ def paired_difference(
     return _estimate(rises.paired_difference(before, after, requests, level_of(confidence)), len(after))
 
 
+def paired_scores(before: Sequence[float], after: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """Mean of after - before over the same N rows, scores in 0..1, by Gaffke's bound. No rows yield NaN. Raises ValueError for unequal lengths,
+    NaN and scores outside 0..1."""
+    if len(before) != len(after):
+        raise ValueError(f"paired scores need equal lengths, got {len(before)} and {len(after)}")
+    if not after:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    return _estimate(rises.paired_difference(before, after, None, level_of(confidence)), len(after))
+
+
 def among_passing(
     before: Sequence[bool], after: Sequence[bool], requests: Sequence[str] | None = None, confidence: float = 0.95
 ) -> Estimate | None:

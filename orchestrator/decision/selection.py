@@ -29,10 +29,17 @@ class Configuration:
         return any(judgement.screened for _, judgement in self.trials)
 
     @property
+    def handed_over(self) -> tuple[TrialResult, Judgement]:
+        """The trial whose model is handed over: where rows or prompts were held out of the search, the first that was asked them, a training
+        that no choice was made by; else that of the first seed."""
+        waited = (row for row in self.trials if row[0].phase == "confirm" and asked_what_waited(row[0]))
+        return next(waited, self.trials[0])
+
+    @property
     def shown(self) -> TrialResult:
-        """The first seed's trial with the suites that only confirmations were asked, of the first that was; their `source` names its trial."""
-        first = self.trials[0][0]
-        later = [(r.trial_id, suite) for r, _ in reversed(self.trials[1:]) for suite in r.suites.values() if suite.name not in first.suites]
+        """The handed-over trial; with the suites that only later confirmations were asked, whose `source` names their trial."""
+        first = self.handed_over[0]
+        later = [(r.trial_id, suite) for r, _ in reversed(self.trials) for suite in r.suites.values() if suite.name not in first.suites]
         held = {suite.name: replace(suite, source={**suite.source, "trial": trial}) for trial, suite in later}
         return replace(first, suites={**first.suites, **held}) if held else first
 
@@ -40,6 +47,11 @@ class Configuration:
     def promising(self) -> bool:
         """Feasible as far as it was asked, on every seed."""
         return all(judgement.verdict == "feasible" for _, judgement in self.trials)
+
+    @property
+    def holds(self) -> bool:
+        """Feasible on every seed on what the search asks, in full; what was held out of it is not looked at."""
+        return all(judgement.holds for _, judgement in self.trials) and not self.screened
 
     @property
     def verdict(self) -> Verdict:
@@ -69,8 +81,8 @@ class Selection:
 
     @property
     def best_trial(self) -> TrialResult | None:
-        """The model handed over: the trial of the configuration's first seed (the one searched with)."""
-        return self.best.trials[0][0] if self.best else None
+        """The trial whose model is handed over (`Configuration.handed_over`)."""
+        return self.best.handed_over[0] if self.best else None
 
     @property
     def measured(self) -> bool:
@@ -82,6 +94,18 @@ class Selection:
     def outcome(self) -> str:
         """`feasible`, `nothing feasible`, or `nothing measured` where no trial got as far as a verdict."""
         return "feasible" if self.best else "nothing feasible" if self.measured else "nothing measured"
+
+
+def asked_what_waited(result: TrialResult) -> bool:
+    """Whether a trial was asked rows or prompts that the search never asks."""
+    return result.confirmation is not None or any(s.phase == "confirm" and s.constrains for s in result.suites.values())
+
+
+def control(trials: Sequence[tuple[TrialResult, Judgement]], plain: Sequence[str]) -> Configuration | None:
+    """The plain fine-tuning to compare with: of the recipes in `plain` the configuration of the highest score, whatever its safety; None
+    where none was scored."""
+    found = [c for c in configurations(trials) if c.recipe in plain and all(j.task_score is not None for _, j in c.trials)]
+    return min(found, key=lambda c: (-c.score, c.excess), default=None)
 
 
 def configurations(trials: Sequence[tuple[TrialResult, Judgement]]) -> tuple[Configuration, ...]:
@@ -122,7 +146,8 @@ def finalists(trials: Sequence[tuple[TrialResult, Judgement]], count: int, *, mo
 def best(trials: Sequence[tuple[TrialResult, Judgement]]) -> Selection:
     """Highest mean score among feasible configurations; where some were tried on further seeds, only those may win.
 
-    Ties go to the configuration further inside its limits.
+    The score is that on the rows of the search. Rows held out of it have no say; prompts held out of it may refuse a configuration (at a
+    level that counts how many may be looked at, `limits.judge`), and prefer none. Ties go to the configuration further inside its limits.
     """
     found = configurations(trials)
     confirmed = [c for c in found if len(c.seeds) > 1]

@@ -85,6 +85,13 @@ def _ask(work: _Work, suite: PromptSuite, judge: Judge, test: SequentialTest | N
     return sequential.ask(suite, test, work.experiment.safety.sequential.batch, lambda part: work.suite(part, judge))
 
 
+def score_rows(
+    model: nn.Module, tokenizer: Any, experiment: config.Experiment, rows: Sequence[Conversation], how: Asking | None = None
+) -> TaskResult | None:
+    """The task's metric on these rows, as `evaluate` takes it; None for no rows. Collective over the workers."""
+    return _Work(model, tokenizer, experiment, how or Asking()).task(rows) if rows else None
+
+
 def ask_suite(
     model: nn.Module, tokenizer: Any, experiment: config.Experiment, suite: PromptSuite, how: Asking | None = None
 ) -> tuple[SuiteResult, list[dict[str, Any]]]:

@@ -53,7 +53,7 @@ def key(experiment: Experiment) -> str:
         "decoding": {"safety": experiment.safety.max_new_tokens, "task": experiment.task.max_new_tokens, "greedy": True} | writer,
         "metric": experiment.task.metric,
         "max_length": experiment.task.max_length,
-        "format": 3,
+        "format": 4,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
@@ -90,9 +90,14 @@ def _foreign(result: TrialResult, experiment: Experiment | None) -> str | None:
         return "it has no task score"
     if experiment is None:
         return None
-    wanted = {suite.name: suite.kind for suite in experiment.safety.suites}
+    wanted, waits = {suite.name: suite.kind for suite in experiment.safety.suites}, False
+    if experiment.confirms or experiment.task.confirm_size:
+        found = materials.load(experiment)
+        wanted, waits = {suite.name: suite.kind for suite in found.suites}, bool(found.confirmation)
     if {name: suite.kind for name, suite in result.suites.items()} != wanted:
         return f"its suites are {', '.join(result.suites) or 'none'}, not {', '.join(wanted)}"
+    if (result.confirmation is not None) != waits:
+        return f"it has {'no' if result.confirmation is None else 'a'} score on rows held out of the search"
     if result.task.metric != experiment.task.metric:
         return f"its metric is {result.task.metric!r:.60}, not {experiment.task.metric!r}"
     return None

@@ -11,9 +11,11 @@ from typing import Any
 
 from orchestrator.config import Experiment, deepspeed, recipe_items
 from orchestrator.errors import ConfigError, StorageError, UnknownNameError
+from orchestrator.evaluation import held_out
 from orchestrator.experiment import checks_settings, places
 from orchestrator.lanes import capacity
 from orchestrator.storage import cache, ownership, ownership_checks
+from orchestrator.trial.materials import Materials
 
 MIN_FREE_BYTES = 200 * 2**20
 
@@ -196,7 +198,29 @@ def check_data(experiment: Experiment) -> list[str]:
     suites = [_suite_fact(s) for s in found.suites]
     read = [line for report in found.reports for line in report.facts()]
     task = f"task: {len(found.train)} training rows, {len(found.evaluation)} evaluation rows"
-    return [task, f"safety data: {len(found.safety)} rows", *read, *suites]
+    if found.confirmation:
+        task += f", {len(found.confirmation)} held out of the search"
+    return [task, f"safety data: {len(found.safety)} rows", *read, *suites, *_nothing_waits(experiment, found)]
+
+
+def _nothing_waits(experiment: Experiment, found: Materials) -> list[str]:
+    """What of a search that confirms its finalists has nothing to confirm them on but the rows and prompts they were chosen by."""
+    if not experiment.confirms:
+        return []
+    said = []
+    if not found.confirmation and experiment.task.confirm_size is None:
+        said.append(
+            f"task: {len(found.evaluation)} evaluation rows are too few to hold some out of the search: the score is reported on the rows the winner "
+            "is chosen by; give more, or set task.confirm_size"
+        )
+    names = {suite.name for suite in found.suites}
+    small = [s.name for s in found.suites if s.constrains and s.phase == "always" and s.name + held_out.SUFFIX not in names]
+    if small and experiment.safety.confirm_share:
+        said.append(
+            f"suite{'s' * (len(small) > 1)} {', '.join(small)}: too few requests to hold some out of the search (safety.confirm_share), so "
+            "finalists are judged on the prompts they were chosen by"
+        )
+    return said
 
 
 def check_templates(experiment: Experiment) -> list[str]:

@@ -64,8 +64,8 @@ def check(experiment: Experiment, found: Materials, tokenizer: Any, settings: An
     trained, asked = system_prompts(experiment)
     for source in _sources(experiment, found, users, trained, asked):
         _check_source(experiment, source, tokenizer, context, told)
-    if experiment.task.metric != NEG_LOSS and found.evaluation:
-        _check_evaluation(experiment, found.evaluation, tokenizer, context, asked, told)
+    if experiment.task.metric != NEG_LOSS and found.scored:
+        _check_evaluation(experiment, found.scored, tokenizer, context, asked, told)
     for suite in found.suites:
         _check_suite(experiment, suite, tokenizer, context, asked, told)
     return told
@@ -134,7 +134,7 @@ def _sources(experiment: Experiment, found: Materials, users: Sequence[str], tra
     yield _Source("safety.data", "safety rows", found.safety, bool(users), trained)
     yield _Source(harmful, "harmful rows", found.harmful, bool(users), trained)
     if experiment.task.metric == NEG_LOSS:
-        yield _Source(_evaluation_field(experiment), "evaluation rows", found.evaluation, True, asked)
+        yield _Source(_evaluation_field(experiment), "evaluation rows", found.scored, True, asked)
 
 
 def _evaluation_field(experiment: Experiment) -> str:

@@ -53,16 +53,16 @@ def look(experiment: Experiment, found: Materials, recipes: Sequence[str]) -> Co
     """
     started = time.perf_counter()
     everyone = experiment.recipe_names
-    sources = [("task.data", found.train, everyone), (_evaluation_field(experiment), found.evaluation, ())]
+    sources = [("task.data", found.train, everyone), (_evaluation_field(experiment), found.scored, ())]
     if experiment.safety.harmful_data is None:  # harmful answers beside the safe ones: the same rows
         sources.append(("safety.data", (*found.safety, *found.harmful), recipes))
     else:
         sources += [("safety.data", found.safety, recipes), ("safety.harmful_data", found.harmful, recipes)]
     overlaps = [one for field, rows, used in sources if rows for one in _with_suites(experiment, found, field, rows, used)]
-    if found.evaluation:
+    if found.scored:
         overlaps += _with_evaluation(experiment, found, everyone)
     rows = sum(len(rows) for _, rows, _ in sources)
-    prompts = sum(len(suite.prompts) for suite in found.suites) + len(found.evaluation)
+    prompts = sum(len(suite.prompts) for suite in found.suites) + len(found.scored)
     return Contamination(tuple(overlaps), rows, prompts, time.perf_counter() - started)
 
 
@@ -105,10 +105,10 @@ def _with_suites(experiment: Experiment, found: Materials, field: str, rows: Seq
 
 def _with_evaluation(experiment: Experiment, found: Materials, everyone: Sequence[str]) -> Iterator[Overlap]:
     """Evaluation rows among the training rows: the whole of what is asked, earlier turns included."""
-    index = Index([conversations.asked(row) for row in found.evaluation], _spaced(found.train, conversations.asked), whole=True)
+    index = Index([conversations.asked(row) for row in found.scored], _spaced(found.train, conversations.asked), whole=True)
     index.scan(Text(row.row or i, conversations.asked(row)) for i, row in enumerate(found.train, start=1))
     places = [index.found.get(number) for number in index.of]
-    hits = [(place, found.evaluation[i].id) for i, place in enumerate(places) if place is not None]
+    hits = [(place, found.scored[i].id) for i, place in enumerate(places) if place is not None]
     if hits:
         exact = sum(place.exact for place, _ in hits)
         examples = tuple((place.row, name) for place, name in sorted(hits, key=lambda hit: not hit[0].exact)[:SHOWN])

@@ -15,6 +15,7 @@ from orchestrator.decision import limits
 from orchestrator.decision import selection as decision_selection
 from orchestrator.decision.selection import Selection
 from orchestrator.errors import SafebasinError
+from orchestrator.evaluation import held_out
 from orchestrator.experiment import baseline, checks, handover, mirror, places, resume, trial_records
 from orchestrator.experiment import folder as run_folder
 from orchestrator.experiment.folder import prepare_folder
@@ -198,6 +199,9 @@ def _confirm(state: Run, group) -> None:
     """Train the best configurations again, always asked in full, until one holds: on the further seeds, and on the first where that
     trial was stopped early.
 
+    The plain control is trained again beside them where rows wait for it (`task.confirm_size`), so that the score that is reported has
+    something to stand beside. What the search never asked ends no round: the next finalists are not chosen by it.
+
     Rounds are gone through from the first, with what earlier drivers of the run confirmed: a resumed run asks for no other trials than one that
     was never interrupted.
     """
@@ -212,7 +216,7 @@ def _confirm(state: Run, group) -> None:
         if not specs.keys() - {result.trial_id for result, _ in seen}:
             return
         finished = {result.trial_id for result, _ in state.rows}
-        missing = [spec for trial_id, spec in specs.items() if trial_id not in finished]
+        missing = [spec for trial_id, spec in {**specs, **_control(state)}.items() if trial_id not in finished]
         if missing:
             state.dashboard.grow(len(missing))
             numbers = ", ".join(str(seed) for seed in sorted({spec.seed for spec in missing}))
@@ -222,8 +226,18 @@ def _confirm(state: Run, group) -> None:
                 trial_records.write_spec(state.folder, spec, state.standing.run_id)
             tune.run_specs(group, missing, state.event, state.stop)
         seen += [row for row in state.rows if row[0].trial_id in specs]
-        if seeds and decision_selection.best(seen).best is not None:
+        if seeds and any(len(found.seeds) > 1 and found.holds for found in decision_selection.configurations(seen)):
             return
+
+
+def _control(state: Run) -> dict[str, TrialSpec]:
+    """The trial that scores plain fine-tuning on the rows held out of the search, by its id; none where none are."""
+    if state.baseline is None or state.baseline.confirmation is None:
+        return {}
+    searched = [row for row in state.rows if row[0].phase == "search"]
+    found = decision_selection.control(searched, held_out.plain_recipes(state.experiment))
+    specs = [] if found is None else [_again(state, found, state.experiment.search.seeds[1])]
+    return {spec.trial_id: spec for spec in specs}
 
 
 def _again(state: Run, found: decision_selection.Configuration, seed: int) -> TrialSpec:
@@ -246,7 +260,8 @@ def _conclude(state: Run, started: float) -> Outcome:
         trouble = handover.fetch_winner(state.folder, selection, state.copy)
         if trouble:
             state.dashboard.say(f"warning: {trouble}")
-    handover.write_best(state.folder, state.experiment, selection, state.specs, card)
+    waited = len(state.baseline.confirmation.ids) if state.baseline.confirmation is not None else 0
+    handover.write_best(state.folder, state.experiment, selection, state.specs, card, waited)
     paths = report.write_report(state.folder, state.experiment, state.baseline, state.rows, selection, facts)
     state.tracker.finish(selection, [state.folder / "config.resolved.yaml", state.folder / "best.json", state.folder / "trials.csv", *paths])
     sentence = report.sentence(state.experiment, state.baseline, selection)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from orchestrator import config
 from orchestrator.config import Experiment
 from orchestrator.decision import limits
 from orchestrator.decision import selection as decision_selection
+from orchestrator.decision.intervals import mean
 from orchestrator.errors import StorageError
 from orchestrator.records import TrialResult, TrialSpec
 from orchestrator.storage import files, ownership, sealing
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     from orchestrator.experiment.mirror import Copy
 
 
-def best_experiment(experiment: Experiment, spec: TrialSpec) -> Experiment:
-    """The experiment that runs the winning configuration once: every knob pinned, nothing left to search."""
+def best_experiment(experiment: Experiment, spec: TrialSpec, waited: int) -> Experiment:
+    """The experiment that runs the winning configuration once: every knob pinned, nothing left to search. `waited`: rows that were held out of
+    the search, which are held out again, so that it trains on the same ones."""
     raw = json.loads(experiment.model_dump_json())
     raw["name"] = f"{experiment.name}-best"
     raw["recipes"] = [[{name: dict(knobs)} for name, knobs in spec.strategies]]
@@ -32,11 +35,15 @@ def best_experiment(experiment: Experiment, spec: TrialSpec) -> Experiment:
     pinned = {name: value for name, value in spec.params.items() if "." not in name}
     raw["search"].update(trials=1, seeds=[spec.seed], finalists=0, space=pinned, storage=None, time_budget_s=None)
     raw["safety"]["sequential"]["enabled"] = False  # a single trial is asked in full
+    raw["safety"]["confirm_share"] = 0.0
+    raw["task"]["confirm_size"] = waited
     raw["output"]["dir"] = "outputs/{name}"
     return config.from_dict(raw)
 
 
-def write_best(folder: Path, experiment: Experiment, selection: decision_selection.Selection, specs: dict[str, TrialSpec], card: str) -> None:
+def write_best(
+    folder: Path, experiment: Experiment, selection: decision_selection.Selection, specs: dict[str, TrialSpec], card: str, waited: int = 0
+) -> None:  # fmt: skip
     """Write `best.json` in every case; `best.yaml` and `model/` where a configuration is feasible."""
     with ownership.active(folder, "run" if experiment.output_address is None else "mirror"):
         files.write_json(folder / "best.json", _summary(experiment, selection))
@@ -45,7 +52,7 @@ def write_best(folder: Path, experiment: Experiment, selection: decision_selecti
         _remove_model(folder / "model", winner is not None)
         if winner is None:
             return
-        files.write_text(folder / "best.yaml", config.dump_yaml(best_experiment(experiment, specs[winner.trial_id])))
+        files.write_text(folder / "best.yaml", config.dump_yaml(best_experiment(experiment, specs[winner.trial_id], waited)))
         if winner.model_dir and Path(winner.model_dir).is_dir():
             _copy_model(Path(winner.model_dir), folder / "model", card)
 
@@ -108,7 +115,8 @@ def _summary(experiment: Experiment, selection: decision_selection.Selection) ->
             return None
         return {
             "recipe": found.recipe, "params": found.params, "seeds": list(found.seeds), "verdict": found.verdict,
-            "task_score": found.score, "excess": found.excess, "trials": [_trial(r, j) for r, j in found.trials],
+            "task_score": found.score, "held_out_score": _held_out(found.handed_over[0]), "handed_over": found.handed_over[0].trial_id,
+            "excess": found.excess, "trials": [_trial(r, j) for r, j in found.trials],
         }  # fmt: skip
 
     feasible = selection.best is not None
@@ -120,6 +128,11 @@ def _summary(experiment: Experiment, selection: decision_selection.Selection) ->
         "best": describe(selection.best),
         "nearest_miss": None if feasible else describe(selection.nearest_miss),
     }
+
+
+def _held_out(result: TrialResult) -> dict[str, Any] | None:
+    """Score, interval and rows of the rows that the search never asked; None where none waited."""
+    return None if result.confirmation is None else asdict(mean(result.confirmation.scores))
 
 
 def _trial(result: TrialResult, judgement: limits.Judgement) -> dict[str, Any]:

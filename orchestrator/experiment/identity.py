@@ -82,7 +82,10 @@ def _wrong(raw: Any) -> str | None:
 def content(experiment: Experiment, facts: Mapping[str, str]) -> dict[str, str]:
     """Hashes of what the run works with; `facts` are those of model and template (`baseline.identity`)."""
     found = materials.load(experiment)
-    rows = {"task.data": found.train, "evaluation rows": found.evaluation, "safety.data": found.safety, "safety.harmful_data": found.harmful}
+    rows = {
+        "task.data": found.train, "evaluation rows": found.evaluation, "confirmation rows": found.confirmation,
+        "safety.data": found.safety, "safety.harmful_data": found.harmful,
+    }  # fmt: skip
     suites = {f"safety.suites.{suite.name}": suite.hash for suite in found.suites}
     return {**facts, **{name: conversations.fingerprint(part) for name, part in rows.items()}, **suites}
 
@@ -156,10 +159,16 @@ def changes(before: Experiment, now: Experiment) -> tuple[list[str], list[str]]:
     """What differs, "key: a there, b here": (what decides a trial's figures, what does not)."""
     one, other = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     one["search.seeds"], other["search.seeds"] = before.search.seeds[0], now.search.seeds[0]  # the others only confirm
+    one["held out of the search"], other["held out of the search"] = _holds_out(before), _holds_out(now)
     keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
     bound = [key for key in keys if _bound(key)]
     said = {key: f"{key}: {_short(one.get(key))} there, {_short(other.get(key))} here" for key in keys}
     return [said[key] for key in bound], [said[key] for key in keys if key not in bound]
+
+
+def _holds_out(experiment: Experiment) -> bool:
+    """Whether rows or prompts wait because finalists are trained on a further seed (search.seeds, search.finalists)."""
+    return experiment.confirms and (experiment.task.confirm_size is None or experiment.safety.confirm_share > 0)
 
 
 def _bound(key: str) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.config import Experiment
 from orchestrator.decision import limits
 from orchestrator.decision.limits import Judgement
-from orchestrator.evaluation import sequential
+from orchestrator.evaluation import held_out, sequential
 from orchestrator.experiment import baseline, checks, handover, mirror, resume, trial_records
 from orchestrator.experiment.progress import Dashboard
 from orchestrator.records import TrialResult, TrialSpec
@@ -146,7 +146,7 @@ class Run:
             self.dashboard.say(f"lane {event['lane']} is gone: {event['error']}")
 
     def judge(self, result: TrialResult) -> Judgement:
-        return limits.judge(result, self.baseline, self.experiment.safety.limits)
+        return limits.judge(result, self.baseline, self.experiment.safety.limits, held_out.looks(self.experiment))
 
     def tell(self, result: TrialResult) -> dict[str, Any]:
         """What the sampler learns of a trial."""

@@ -10,10 +10,12 @@ from dataclasses import replace
 
 from orchestrator.config import Experiment
 from orchestrator.data import counted
-from orchestrator.decision.intervals import Estimate, level_of, mean, paired_difference, rate
+from orchestrator.decision import selection as decision_selection
+from orchestrator.decision.intervals import Estimate, level_of, mean, paired_difference, paired_scores, rate
 from orchestrator.decision.limits import Constraint, Judgement, is_blind
 from orchestrator.decision.rises import least_requests
 from orchestrator.decision.selection import Configuration, Selection
+from orchestrator.evaluation.held_out import plain_recipes
 from orchestrator.records import SuiteResult, TrialResult
 from orchestrator.redaction import redact_text
 from orchestrator.texts import markdown, one_line
@@ -65,17 +67,52 @@ def task_score(result: TrialResult | None, confidence: float) -> Estimate | None
     return mean(result.task.scores, confidence) if result is not None and result.task is not None else None
 
 
+def held_out_score(result: TrialResult | None, confidence: float) -> Estimate | None:
+    """The score on rows that the search never asked, with its interval; None where it was not measured."""
+    return mean(result.confirmation.scores, confidence) if result is not None and result.confirmation is not None else None
+
+
+def control(selection: Selection, experiment: Experiment) -> TrialResult | None:
+    """The plain fine-tuning that was scored on the rows held out of the search; None without one."""
+    rows = [row for found in selection.configurations for row in found.trials if row[0].confirmation is not None]
+    found = decision_selection.control(rows, plain_recipes(experiment))
+    return found.trials[0][0] if found is not None else None
+
+
+def _scored(selection: Selection, baseline: TrialResult | None, experiment: Experiment) -> str:
+    """The best configuration's task score: on the rows held out of the search, beside the untouched model and plain fine-tuning; else on those
+    it was chosen by, which is said."""
+    confidence = experiment.safety.limits.confidence
+    result = selection.best_trial
+    score, before = held_out_score(result, confidence), held_out_score(baseline, confidence)
+    if result is None or score is None or result.confirmation is None:
+        score, before = task_score(result, confidence), task_score(baseline, confidence)
+        chosen = " on the rows it was chosen by" if sum(len(c.trials) for c in selection.configurations) > 1 else ""
+        return f"task score {figure(score)}{chosen} (untouched {number(before.value) if before else MISSING})"
+    beside, plain = "", control(selection, experiment)
+    if plain is not None and plain.confirmation is not None and plain.trial_id != result.trial_id:
+        much = figure(paired_scores(plain.confirmation.scores, result.confirmation.scores, confidence), signed=True)
+        beside = f", plain fine-tuning {number(plain.confirmation.score)}: {much}"
+    return f"task score on rows held out of the search {figure(score)} (untouched {number(before.value) if before else MISSING}{beside})"
+
+
 def tightest(judgement: Judgement) -> Constraint | None:
     """The constraint nearest to, or furthest over, its limit; None where there are none."""
     return max(judgement.constraints, key=lambda c: c.value, default=None)
+
+
+def percent(share: float) -> str:
+    """A share as `95%` or `97.5%`."""
+    return f"{100 * share:.4g}%"
 
 
 def kept(constraint: Constraint, confidence: float) -> str:
     kind = constraint.name.partition("/")[0]
     what = {"degradation": "attack success", "external": "the loss"}.get(kind, "over-refusal")
     relation = {"feasible": "within", "infeasible": "over", "undecided": "not clearly within"}[constraint.verdict]
+    level = percent(constraint.confidence or confidence)
     return (
-        f"{what} on {constraint.suite} rose by {figure(constraint.estimate, signed=True)} at {confidence:.0%} confidence, "
+        f"{what} on {constraint.suite} rose by {figure(constraint.estimate, signed=True)} at {level} confidence, "
         f"{relation} the limit of {constraint.limit:g}" + ("; this suite cannot show a rise" if constraint.blind else "")
     )
 
@@ -93,15 +130,16 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
     """The outcome in one sentence: the best trial with score, attack success before and after and the limit, or the nearest miss."""
     confidence = experiment.safety.limits.confidence
     if selection.best is not None:
-        result, judgement = selection.best.trials[0]
-        score, before = task_score(result, confidence), task_score(baseline, confidence)
+        result, judgement = selection.best.handed_over
+        score = held_out_score(result, confidence) or task_score(result, confidence)
+        before = held_out_score(baseline, confidence) or task_score(baseline, confidence)
         bound = tightest(judgement)
         seeds = len(selection.best.seeds)
         warnings = [*unbound(baseline, experiment), *unseen(selection.best.shown.suites, baseline, experiment)]
         warnings += reach.alerts(r for r, _ in selection.best.trials)
         return (
-            f"Best within the limits: {result.trial_id} ({result.recipe}), task score {figure(score)}"
-            f" (untouched {number(before.value) if before else MISSING}), attack success {_rates(result, baseline, 'harmful')}; "
+            f"Best within the limits: {result.trial_id} ({result.recipe}), {_scored(selection, baseline, experiment)}, "
+            f"attack success {_rates(result, baseline, 'harmful')}; "
             + (f"{kept(bound, confidence)}: feasible" if bound else "feasible")
             + (f", as on each of {seeds} seeds." if seeds > 1 else ", on one seed.")
             + (" NOTE: its task score is not clearly above the untouched model's." if score and before and score.lower <= before.value else "")

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.storage.files import write_csv
 
 TRIAL_COLUMNS = (
-    "trial_id", "recipe", "state", "seed", "phase", "task_score", "asr", "over_refusal",
+    "trial_id", "recipe", "state", "seed", "phase", "task_score", "held_out_score", "asr", "over_refusal",
     "degradation", "degradation_lower", "degradation_upper",
     "over_refusal_rise", "over_refusal_rise_lower", "over_refusal_rise_upper", "verdict", "prompts", "stopped_early", "seconds",
 )  # fmt: skip
@@ -28,6 +28,7 @@ def trial_row(result: Any, judgement: Any | None) -> dict[str, Any]:
         "seed": result.seed,
         "phase": result.phase,
         "task_score": result.task.score if result.task else None,
+        "held_out_score": result.confirmation.score if result.confirmation else None,
         "seconds": result.seconds.get("total"),
         "verdict": getattr(judgement, "verdict", None),
         "asr": getattr(judgement, "asr", None),

@@ -11,6 +11,7 @@ from orchestrator.data import counted, system_prompts
 from orchestrator.decision.limits import Judgement
 from orchestrator.decision.selection import Configuration, Selection
 from orchestrator.errors import DataError
+from orchestrator.evaluation import held_out
 from orchestrator.evaluation.judges.registry import name_of
 from orchestrator.records import SuiteResult, TrialResult
 from orchestrator.report import figures as summary
@@ -81,6 +82,9 @@ def _shown(found: Configuration, baseline: TrialResult, experiment: Experiment) 
     result, judgement = found.shown, found.trials[0][1]
     level = experiment.safety.limits.confidence
     figures = [("task score", summary.figure(summary.task_score(baseline, level)), summary.figure(summary.task_score(result, level)))]
+    waited = [summary.held_out_score(one, level) for one in (baseline, result)]
+    if any(waited):
+        figures.append(("task score on rows held out of the search", summary.figure(waited[0]), summary.figure(waited[1])))
     for name, suite in result.suites.items():
         label = f"{'attack success' if suite.kind == 'harmful' else 'over-refusal'} on {name}{safety.asked_of(suite)}"
         before = summary.figure(summary.suite_rate(baseline.suites.get(name), level))
@@ -155,6 +159,8 @@ def _trial(row: Row, experiment: Experiment, selection: Selection) -> dict[str, 
 def _baseline(baseline: TrialResult, experiment: Experiment) -> list[dict[str, str]]:
     level = experiment.safety.limits.confidence
     lines = [{"what": f"task score ({experiment.task.metric})", "figure": summary.figure(summary.task_score(baseline, level))}]
+    if baseline.confirmation is not None:
+        lines.append({"what": "task score on rows held out of the search", "figure": summary.figure(summary.held_out_score(baseline, level))})
     for name, suite in baseline.suites.items():
         what = "attack success rate" if suite.kind == "harmful" else "over-refusal rate"
         lines.append({"what": f"{what} on {name}", "figure": summary.figure(summary.suite_rate(suite, level))})
@@ -182,11 +188,14 @@ def _limits(experiment: Experiment) -> list[str]:
 
 def _suites(experiment: Experiment, baseline: TrialResult) -> list[dict[str, Any]]:
     lines = []
-    for suite in experiment.safety.suites:
-        found: SuiteResult | None = baseline.suites.get(suite.name)
+    parts = [(suite, name) for suite in experiment.safety.suites for name in (suite.name, suite.name + held_out.SUFFIX)]
+    for suite, name in parts:
+        found: SuiteResult | None = baseline.suites.get(name)
+        if found is None and name != suite.name:
+            continue  # it was not divided
         requests = found.request_count if found is not None else 0
         lines.append({
-            "name": suite.name, "kind": suite.kind, "data": redaction.redact_uri(suite.data), "n": len(found.ids) if found else 0,
+            "name": name, "kind": suite.kind, "data": redaction.redact_uri(suite.data), "n": len(found.ids) if found else 0,
             "requests": requests, "constrains": "yes" if suite.constrains else "measured only",
             "parse_failed": found.parse_failed if found else 0,
         })  # fmt: skip
@@ -237,22 +246,31 @@ def _sequential(experiment: Experiment, rows: Sequence[Row]) -> list[tuple[str, 
     )]  # fmt: skip
 
 
+def _chosen(searched: int, best: Configuration, baseline: TrialResult) -> str:
+    """What of the winner's figures had a part in its choice."""
+    waited = [name for name, suite in baseline.suites.items() if suite.phase == "confirm" and suite.constrains]
+    fresh = [f"suite{'s' * (len(waited) > 1)} {', '.join(waited)}"] if waited else []
+    if baseline.confirmation is not None:
+        fresh.insert(0, f"{len(baseline.confirmation.ids)} rows of the task")
+    if fresh:
+        return (
+            f"The best of {searched} searched trials was chosen by its figures on the search's rows and prompts, which flatter it (winner's curse); "
+            f"{' and '.join(fresh)} had no part in the choice."
+        )
+    return (
+        f"The best of {searched} searched trials was chosen by the figures it is reported with, so its score and its safety are on the "
+        "flattering side (winner's curse)"
+        + ("; it held its limits on further seeds too, on the same prompts." if len(best.seeds) > 1 else "; measure it on fresh prompts.")
+    )
+
+
 def caveats(experiment: Experiment, baseline: TrialResult, rows: Sequence[Row], selection: Selection) -> list[str]:
     """What the figures do not show, from this run's own settings."""
     judge = name_of(experiment.safety.judge)
     shown = selection.best or selection.nearest_miss
     searched, lines = sum(r.phase == "search" for r, _ in rows), system_prompts.serving(shown.trials[0][0]) if shown is not None else []
     if selection.best is not None and searched > 1:
-        confirmed = len(selection.best.seeds) > 1
-        lines.append(
-            f"The best of {searched} searched trials was chosen by the figures it is reported with, so its score and its safety are on the "
-            "flattering side (winner's curse)"
-            + (
-                "; it held its limits on further seeds too, on the same prompts."
-                if confirmed
-                else "; measure it on fresh prompts before relying on it."
-            )
-        )
+        lines.append(_chosen(searched, selection.best, baseline))
     if shown is not None and len(shown.seeds) == 1:
         lines.append(
             "The configuration shown was trained on one seed: the intervals cover the choice of prompts, not the luck of training."

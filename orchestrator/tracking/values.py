@@ -59,6 +59,8 @@ def result_metrics(result: TrialResult, judgement: Judgement | None) -> dict[str
     if result.task is not None:
         found["task/score"] = found[metric_name("task", result.task.metric)] = float(result.task.score)
         found["task/n"] = float(len(result.task.scores))
+    if result.confirmation is not None:
+        found["task/held_out_score"], found["task/held_out_n"] = float(result.confirmation.score), float(len(result.confirmation.scores))
     for name, suite in result.suites.items():
         found[metric_name("safety", name, "asr" if suite.kind == "harmful" else "over_refusal")] = suite.rate
         found[metric_name("safety", name, "n")] = float(len(suite.ids))

@@ -12,10 +12,9 @@ from orchestrator.data import rows as data_rows
 from orchestrator.data.conversations import Conversation
 from orchestrator.data.counts import RowsReport
 from orchestrator.errors import DataError
+from orchestrator.evaluation import held_out
 from orchestrator.evaluation.suites import PromptSuite, load_suite
-
-HOLDOUT_SEED = 0
-"""Which rows are held out is part of the question asked, so it is the same for every trial and every training seed."""
+from orchestrator.trial import task_rows
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,15 @@ class Materials:
     """Content hash of all rows and prompts."""
     harmful: tuple[Conversation, ...] = ()
     """Harmful prompts with harmful answers; the id of the safety row they belong to, where there is one."""
+    confirmation: tuple[Conversation, ...] = ()
+    """Evaluation rows that the search never asks (`task.confirm_size`)."""
     reports: tuple[RowsReport, ...] = ()
     """What was changed and left out where rows were read, by source."""
+
+    @property
+    def scored(self) -> tuple[Conversation, ...]:
+        """Every row that the task is scored on, those held out of the search among them."""
+        return self.evaluation + self.confirmation
 
     def asked_in(self, phase: str) -> tuple[PromptSuite, ...]:
         """The suites that a trial of this phase is asked: in the search those not held out, else all."""
@@ -40,15 +46,18 @@ class Materials:
 
 def load(experiment: Experiment, cache: dict[Any, Any] | None = None) -> Materials:
     """Load and check everything the experiment names; with a `cache`, once per experiment. Raises DataError."""
-    key = ("materials", experiment.digest_of("model", "task", "safety"))
+    key = ("materials", experiment.digest_of("model", "task", "safety"), experiment.confirms, held_out.looks(experiment))
     if cache is not None and key in cache:
         return cache[key]
     reports: list[RowsReport] = []
-    train, evaluation = task_rows(experiment, reports)
+    task = task_rows.load(experiment, reports)
     safety, harmful = safety_rows(experiment, reports)
-    suites = tuple(load_suite(suite) for suite in experiment.safety.suites)
-    fingerprint = conversations.fingerprint(train, evaluation, safety, harmful, [suite.hash for suite in suites])
-    found = Materials(tuple(train), tuple(evaluation), tuple(safety), suites, fingerprint, tuple(harmful), tuple(reports))
+    suites = held_out.divided([load_suite(suite) for suite in experiment.safety.suites], experiment)
+    waiting = [task.confirmation] if task.confirmation else []
+    fingerprint = conversations.fingerprint(task.train, task.evaluation, safety, harmful, [suite.hash for suite in suites], *waiting)
+    found = Materials(
+        tuple(task.train), tuple(task.evaluation), tuple(safety), suites, fingerprint, tuple(harmful), tuple(task.confirmation), tuple(reports)
+    )
     if cache is not None:
         cache[key] = found
     return found
@@ -116,9 +125,9 @@ def texts(found: Materials, experiment: Experiment, tokenizer: Any) -> tuple[lis
     what `tokens.tokenise` would refuse: an end token inside an answer, roles that the template refuses or leaves out."""
     facts, doubts = template.notes(tokenizer), template_limits.notes(tokenizer.chat_template, tokenizer.special_tokens_map)
     own = "safety.harmful_data" if experiment.safety.harmful_data else "safety.data"
-    task = [("task.data", found.train), ("task.eval_data", found.evaluation)]
+    task = [("task.data", found.train), ("task.eval_data", found.scored)]
     if experiment.task.eval_data is None:
-        task = [("task.data", found.train + found.evaluation)]
+        task = [("task.data", found.train + found.scored)]
     sources = [*task, ("safety.data", found.safety), (own, found.harmful)]
     for field, rows in sources:
         cleaned, taken, left = special_tokens.cleaned(rows, tokenizer, field)
@@ -135,18 +144,3 @@ def _refused(safety: Sequence[Conversation]) -> tuple[int, float]:
     rows = [row for row in safety if row.kind == "refusal"]
     verdicts = get_judge("refusal").judge([row.prompt[-1]["content"] for row in rows], [row.answer for row in rows])
     return len(rows), sum(v.refused for v in verdicts) / max(len(rows), 1)
-
-
-def task_rows(experiment: Experiment, reports: list[RowsReport] | None = None) -> tuple[list[Conversation], list[Conversation]]:
-    """(training rows, evaluation rows) of the task; how they were read is added to `reports`. Raises DataError."""
-    task = experiment.task
-    rows = data_rows.load_rows(task.data, split=task.split, limit=task.limit, field="task.data")
-    train = _noted(conversations.read(rows, task.format, task.columns, task.data, field="task.data"), reports)
-    if task.eval_data is None:
-        train, evaluation = conversations.split_holdout(train, task.eval_fraction, HOLDOUT_SEED)
-    else:
-        rows = data_rows.load_rows(task.eval_data, split=task.split, field="task.eval_data")
-        evaluation = _noted(conversations.read(rows, task.format, task.columns, task.eval_data, field="task.eval_data"), reports)
-    if task.eval_size is not None and len(evaluation) > task.eval_size:
-        evaluation = conversations.sample(evaluation, task.eval_size, HOLDOUT_SEED)
-    return train, evaluation

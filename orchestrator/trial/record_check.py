@@ -126,25 +126,28 @@ def _adapter():
 
 def _with_nan(raw: dict[str, Any]) -> dict[str, Any]:
     """Figures that were no number are written as null; they come back as NaN."""
-    task = raw.get("task")
-    if not isinstance(task, dict) or "score" not in task:
-        return raw
-    scores = task.get("scores")
-    task = {**task, "score": math.nan if task["score"] is None else task["score"]}
-    if isinstance(scores, list):
-        task["scores"] = [math.nan if one is None else one for one in scores]
-    return {**raw, "task": task}
+    for name in ("task", "confirmation"):
+        task = raw.get(name)
+        if not isinstance(task, dict) or "score" not in task:
+            continue
+        scores = task.get("scores")
+        task = {**task, "score": math.nan if task["score"] is None else task["score"]}
+        if isinstance(scores, list):
+            task["scores"] = [math.nan if one is None else one for one in scores]
+        raw = {**raw, name: task}
+    return raw
 
 
 def _inner(found: TrialResult) -> str | None:
     """What is wrong between fields, in words; None where nothing is."""
     if found.steps < 0:
         return f"steps is {found.steps}"
-    if found.task is not None and len(found.task.scores) != len(found.task.ids):
-        return f"task has {len(found.task.scores)} scores for {len(found.task.ids)} rows"
-    trouble = _score(found.task) if found.task is not None else None
-    if trouble:
-        return f"task: {trouble}"
+    for name, task in (("task", found.task), ("confirmation", found.confirmation)):
+        if task is not None and len(task.scores) != len(task.ids):
+            return f"{name} has {len(task.scores)} scores for {len(task.ids)} rows"
+        trouble = _score(task) if task is not None else None
+        if trouble:
+            return f"{name}: {trouble}"
     for key, suite in found.suites.items():
         if suite.name != key:
             return f"suites.{key} is named {suite.name!r}"

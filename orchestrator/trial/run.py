@@ -102,6 +102,8 @@ def _evaluate(trial: TrialRun, model: nn.Module, recipe: Recipe | None) -> None:
             tests=sequential.tests_of(experiment, suites, spec.untouched, spec.trial_id), generator=generator,
         )  # fmt: skip
         task, results, answers = ask.evaluate(model, trial.tokenizer, experiment, suites, trial.materials.evaluation, how)
+        if spec.phase != "search":
+            trial.result.confirmation = ask.score_rows(model, trial.tokenizer, experiment, trial.materials.confirmation, how)
     trial.result.task, trial.result.suites = task, results
     outside = tuple(one for one in experiment.safety.external if spec.phase != "search" or one.phase == "always")
     measured = external.measure(model, trial.tokenizer, outside, context.peers)

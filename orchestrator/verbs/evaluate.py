@@ -22,7 +22,7 @@ from orchestrator.records import TrialResult
 from orchestrator.storage import files, ownership
 from orchestrator.storage.paths import folder_name
 from orchestrator.terminal import screen
-from orchestrator.trial import materials
+from orchestrator.trial import task_rows as rows_of_task
 from orchestrator.verbs import evaluate_report  # fmt: skip
 from orchestrator.verbs.evaluated import FILE, FORMAT, Evaluated, Request
 
@@ -91,7 +91,8 @@ def task_rows(experiment: Experiment, request: Request) -> Sequence[Conversation
     """Evaluation rows of the task; None where it is switched off, or where the config does not name one (its default is no task of anyone's)."""
     if not request.task or "task" not in experiment.model_fields_set:
         return None
-    return materials.task_rows(experiment)[1]
+    found = rows_of_task.load(experiment)
+    return found.evaluation + found.confirmation
 
 
 @dataclass(frozen=True)

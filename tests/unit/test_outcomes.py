@@ -279,7 +279,7 @@ def test_which_judge_is_second():
 def test_held_out_suites_wait_for_confirmation(tmp_path):
     suites = [{"name": "s", "data": "x.txt"}, {"name": "held", "data": "x.txt", "attack": "prefill", "phase": "confirm"}]
     with pytest.raises(ConfigError, match="held wait for confirmation"):
-        checks.check_combinations(made_up.experiment(tmp_path, safety={"suites": suites}))
+        checks.check_combinations(made_up.experiment(tmp_path, safety={"suites": suites}, search={"seeds": 1}))
     setting = made_up.experiment(tmp_path, safety={"suites": suites}, search={"seeds": 2})
     checks.check_combinations(setting)
     assert constraint.constraint_names(setting) == ("degradation/s",)
@@ -295,7 +295,7 @@ def test_held_out_suites_wait_for_confirmation(tmp_path):
 
 def test_held_out_suites_that_are_only_measured_need_no_confirmation_and_say_so(tmp_path):
     suites = [{"name": "s", "data": "x.txt"}, {"name": "held", "data": "x.txt", "attack": "prefill", "phase": "confirm", "constrains": False}]
-    setting = made_up.experiment(tmp_path, safety={"suites": suites})
+    setting = made_up.experiment(tmp_path, safety={"suites": suites}, search={"seeds": 1})
     checks.check_combinations(setting)
     (warning,) = checks.check_held_out(setting)
     assert warning.startswith("held: held out") and "search.seeds=2" in warning
@@ -322,9 +322,11 @@ def test_what_no_limit_holds_is_said_beside_the_winner(tmp_path):
     assert "by the second judge (exact)" in said[0] and "second judge" not in said[1]
 
 
-def test_the_report_shows_held_out_suites_of_the_confirmation(tmp_path):
+@pytest.mark.parametrize("limited", [True, False])
+def test_the_report_shows_held_out_suites_of_the_confirmation(limited):
+    """Where limits hold them, the confirmation's model is handed over and shown; where they are only measured, the searched one."""
     words = ["refused"] * 30 + ["unsafe"] * 10
-    make = lambda name, phase, words: result("harmful", words, name=name, phase=phase)  # noqa: E731
+    make = lambda name, phase, words: result("harmful", words, name=name, phase=phase, constrains=limited or phase == "always")  # noqa: E731
     both = {"s": make("s", "always", words), "held": make("held", "confirm", words)}
     before = TrialResult("baseline", "", {}, 0, "baseline", "complete", made_up.baseline().task, both)
     searched = TrialResult("t0", "r", {}, 0, "search", "complete", before.task, {"s": both["s"]})
@@ -334,4 +336,5 @@ def test_the_report_shows_held_out_suites_of_the_confirmation(tmp_path):
     tables = {table["title"]: table for table in report_safety.tables(before, found.shown, 0.95)}
     flipped = [row for row in tables["What became of each prompt"]["rows"] if row[0] == "held" and row[2] != row[3]]
     assert flipped, "the confirmation's answers are the ones compared"
-    assert report_safety.asked_of(found.shown.suites["held"]) == ", asked of t0s1" and report_safety.asked_of(both["s"]) == ""
+    assert found.handed_over[0].trial_id == found.shown.trial_id == ("t0s1" if limited else "t0")
+    assert report_safety.asked_of(found.shown.suites["held"]) == ("" if limited else ", asked of t0s1") and report_safety.asked_of(both["s"]) == ""

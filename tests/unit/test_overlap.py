@@ -198,7 +198,7 @@ def test_what_may_be_is_warned_of(tmp_path):
 
 def test_one_prompt_of_many_is_tolerated(tmp_path):
     many = [{"prompt": f"explain how to break {a} with {b} at night"} for a in WORDS for b in WORDS]
-    made = experiment(tmp_path, safety=[many[0]["prompt"]])
+    made = experiment(tmp_path, safety=[many[0]["prompt"]], safety_keys={"confirm_share": 0})
     write(tmp_path / "asked.jsonl", many)
     (line,) = look(made).refuse()
     assert line.startswith("1 of the 324 prompts of the suite asked (0.3 %) occur in safety.data")

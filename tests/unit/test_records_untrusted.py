@@ -271,7 +271,7 @@ def test_a_damaged_or_foreign_baseline_is_kept_aside_and_measured_anew(tmp_path,
 
 
 def test_a_baseline_of_other_suites_or_another_metric_is_refused(tmp_path):
-    made = made_up.experiment(tmp_path)
+    made = made_up.experiment(tmp_path, search={"seeds": 1})
     good = untouched(made)
     path = tmp_path / "b.json"
     files.write_json(path, good.to_dict())

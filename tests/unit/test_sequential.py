@@ -425,7 +425,7 @@ def test_finalists_are_asked_in_full_on_the_first_seed_too(tmp_path, monkeypatch
     rows = judged(screened("t1", score=0.95), full("t2", 0, 0.8, rate=2.0), screened("t3", score=0.9, rate=3.0))
     specs = {t.trial_id: made_up.spec(t, untouched={"harmful": "0"}) for t, _ in rows}
     state = SimpleNamespace(
-        experiment=made, rows=rows, specs=specs, stop=threading.Event(), standing=driver.Standing(False), event=None, folder=tmp_path,
+        experiment=made, rows=rows, specs=specs, baseline=BASE, stop=threading.Event(), standing=driver.Standing(False), event=None, folder=tmp_path,
         trial_folder=lambda name: name, ends_after=min(done, len(asked)),
         dashboard=SimpleNamespace(grow=lambda n: None, say=lambda text: None),
     )  # fmt: skip
