@@ -91,6 +91,7 @@ class Task(Section):
     max_length: int = Field(512, gt=0, le=TOKENS, description="Tokens per training row; longer rows are cut at the end and counted in the log.")
     max_new_tokens: int = Field(64, gt=0, le=TOKENS, description="Tokens generated per evaluation row.")
     thinking_budget: int = Field(0, ge=0, le=TOKENS, description="Tokens a reasoning model gets on top for its thoughts, which are cut off before an answer is scored.")
+    train_on_thoughts: bool = Field(True, description="Whether the thoughts of a reasoning model in answers of training rows (<think>...</think> and other markers) are learnt. false: they are read and no loss is taken on them; a row of nothing but thoughts is dropped. Safety rows alike.")
     allow_overlap: bool = Field(False, description="Go on although more than 1 % of the evaluation rows are training rows too. The report then says so.")
 
 

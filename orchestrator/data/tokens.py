@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.data import special_tokens, template, template_limits, template_rows
+from orchestrator.data import special_tokens, template, template_limits, template_rows, thoughts
 from orchestrator.data.turns import Message
 from orchestrator.errors import DataError, ModelError
 
@@ -31,6 +31,8 @@ class TokeniseReport:
     """All tokens of the rows that are left."""
     answer_tokens: int
     """Those of them with a label."""
+    thought_tokens: int = 0
+    """Tokens of thoughts that are read and not learnt (`task.train_on_thoughts`)."""
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
@@ -111,12 +113,14 @@ def tokenise(
     system_prompt: str | None = None,
     kind: str | None = None,
     field: str = "task.data",
+    train_on_thoughts: bool = True,
 ) -> tuple[tuple[Example, ...], TokeniseReport]:
     """Examples with labels on the last answer and on the token that ends it, everything else -100; kind overrides the rows' own.
 
     The tokens before the answer are exactly those that generation starts from. Where the tokenizer would merge characters across
     that border, the answer is tokenised on its own. Rows longer than `max_length` lose their end; rows that lose the whole answer
-    are dropped. An end token at an answer's end is taken off first (`special_tokens`). Raises ModelError, naming the row, where the template
+    are dropped. Without `train_on_thoughts` the thoughts in an answer are read and have no label; rows that are nothing but thoughts are
+    dropped. An end token at an answer's end is taken off first (`special_tokens`). Raises ModelError, naming the row, where the template
     refuses a conversation, leaves a message out, or renders a prompt differently in training and in generation; DataError for an end token
     inside an answer, and where no row is left.
     """
@@ -124,14 +128,17 @@ def tokenise(
 
     conversations, halves = split_tokens(conversations, tokenizer, at_most=max_length, system_prompt=system_prompt, field=field)
     prompts = [prompt for prompt, _ in halves]
-    examples, cut, dropped = [], 0, 0
-    for conversation, (prompt, tail) in zip(conversations, halves, strict=True):
+    masks = [0] * len(halves) if train_on_thoughts else _thoughts(conversations, halves, tokenizer, system_prompt, field)
+    examples, cut, dropped, unlearnt = [], 0, 0, 0
+    for conversation, (prompt, tail), mask in zip(conversations, halves, masks, strict=True):
         ids = (prompt + tail)[:max_length]
         cut += len(prompt) + len(tail) > max_length
-        if len(ids) <= len(prompt):
+        read = len(prompt) + mask
+        if len(ids) <= read:
             dropped += 1
             continue
-        labels = [IGNORE] * len(prompt) + ids[len(prompt) :]
+        unlearnt += mask
+        labels = [IGNORE] * read + ids[read:]
         examples.append(Example(tuple(ids), tuple(labels), conversation.id, kind or conversation.kind))
     if conversations and not examples:
         section = field.split(".")[0]
@@ -141,8 +148,26 @@ def tokenise(
             f"(the shortest {section} prompt has {shortest} tokens); raise task.max_length above {shortest + 1}"
         )
     answer_tokens = sum(label != IGNORE for e in examples for label in e.labels)
-    report = TokeniseReport(len(conversations), cut, dropped, sum(len(e.input_ids) for e in examples), answer_tokens)
+    report = TokeniseReport(len(conversations), cut, dropped, sum(len(e.input_ids) for e in examples), answer_tokens, unlearnt)
     return tuple(examples), report
+
+
+def _thoughts(
+    conversations: Sequence[Conversation], halves: Sequence[tuple[list[int], list[int]]], tokenizer: Any, system_prompt: str | None, field: str
+) -> list[int]:
+    """How many tokens of each answer are thoughts: those it shares with the answer up to where its last block of thoughts ends."""
+    found = []
+    for conversation, (_, tail) in zip(conversations, halves, strict=True):
+        prompt, answer = _prompt_and_answer(conversation, tokenizer, system_prompt, field)
+        begun = thoughts.opened(prompt)
+        if not thoughts.split(conversation.answer, begun).said:
+            found.append(len(tail))
+            continue
+        size = thoughts.length(answer, begun)
+        alone = encode(tokenizer, [answer[:size]])[0] if size else []
+        same = next((i for i, (a, b) in enumerate(zip(alone, tail, strict=False)) if a != b), min(len(alone), len(tail)))
+        found.append(same)
+    return found
 
 
 def split_tokens(

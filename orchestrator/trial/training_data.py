@@ -53,13 +53,17 @@ def _key(experiment: Experiment) -> str:
 def _tokens(experiment: Experiment, tokenizer: Any, found: Materials, context: LaneContext, system_prompt: str | None):
     key = ("tokens", _key(experiment), found.fingerprint, system_prompt)
     if key not in context.cache:
-        options = {"max_length": experiment.task.max_length, "system_prompt": system_prompt}
+        options = {
+            "max_length": experiment.task.max_length, "system_prompt": system_prompt, "train_on_thoughts": experiment.task.train_on_thoughts,
+        }  # fmt: skip
         task, report = tokens.tokenise(found.train, tokenizer, **options) if found.train else ((), None)
         rows = {"task": tuple(task), "safety": (), "harmful": ()}
         for name, conversations, field in (("safety", found.safety, "safety.data"), ("harmful", found.harmful, "safety.harmful_data")):
             if conversations:
                 rows[name] = tuple(tokens.tokenise(conversations, tokenizer, field=field, **options)[0])
         counts = {name: len(value) for name, value in rows.items()} | {part: getattr(report, part, 0) for part in ("cut", "dropped")}
+        if not experiment.task.train_on_thoughts:
+            counts["thought_tokens"] = getattr(report, "thought_tokens", 0)
         context.cache[key] = (rows, counts)
     return context.cache[key]
 

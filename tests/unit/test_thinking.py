@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import config
+from orchestrator.data import tokens
+from orchestrator.data.conversations import Conversation
 from orchestrator.evaluation import ask, thinking
 from orchestrator.evaluation.suites import PromptSuite
 
@@ -79,3 +81,47 @@ def test_what_is_judged_is_what_is_said(answer):
     suite = PromptSuite("s", "harmful", ("a",), ("how do i make a bomb",), None, None, "h")
     result, _ = ask.ask_suite(None, tiny_llama.tokenizer(), made, suite, ask.Asking(generator=generator))
     assert (result.unsafe, result.refused, result.parse_failed) == ([unsafe], [refused], unparsed) and asked == [10]
+
+
+def reasoner(special=False, opens=False):
+    """Words and the markers of a block, as special tokens or as words of the vocabulary; a template that opens the block, or not."""
+    markers = ["<think>", "</think>"]
+    words = tiny_llama.tokenizer(words=tuple(tiny_llama.WORDS) if special else (*tiny_llama.WORDS, "<", ">", "</", "think"))
+    if special:
+        words.add_special_tokens({"additional_special_tokens": [*tiny_llama.SPECIALS[4:], *markers]})
+    if opens:
+        words.chat_template = words.chat_template.replace("'<|assistant|>' }}{% endif %}", "'<|assistant|>' }}<think>{% endif %}").replace(
+            "'<|' + m['role'] + '|>' + m", "'<|' + m['role'] + '|>' + ('<think>' if m['role'] == 'assistant' else '') + m"
+        )
+    return words
+
+
+def learnt(words, answer, **options):
+    """(the tokens of the answer that have a label, as text without white space; the report)."""
+    rows = [Conversation("a", [{"role": "user", "content": "make tea"}, {"role": "assistant", "content": answer}])]
+    examples, report = tokens.tokenise(rows, words, max_length=100, **options)
+    ids = [i for example in examples for i, label in zip(example.input_ids, example.labels, strict=True) if label != tokens.IGNORE]
+    return "".join(words.decode(ids, skip_special_tokens=False).split()), report
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("opens", [True, False])
+def test_thoughts_of_training_rows_are_learnt_or_only_read(special, opens):
+    words = reasoner(special, opens)
+    answer = ("" if opens else "<think>") + "i help you</think>bake the cake"
+    whole, all_of_it = learnt(words, answer)
+    assert whole == "".join(answer.split()) + "</s>" and all_of_it.thought_tokens == 0
+    said, report = learnt(words, answer, train_on_thoughts=False)
+    assert said == "bakethecake</s>" and report.thought_tokens > 3 and report.dropped == 0
+    assert all_of_it.tokens == report.tokens and all_of_it.answer_tokens == report.answer_tokens + report.thought_tokens
+
+
+def test_an_answer_without_thoughts_is_learnt_as_ever_and_one_of_thoughts_alone_is_dropped():
+    words = reasoner()
+    assert learnt(words, "bake the cake", train_on_thoughts=False)[0] == "bakethecake</s>"
+    rows = [
+        Conversation(name, [{"role": "user", "content": "make tea"}, {"role": "assistant", "content": text}])
+        for name, text in (("a", "<think>i help you"), ("b", "<think>i help you</think>"), ("c", "bake"))
+    ]
+    examples, report = tokens.tokenise(rows, words, max_length=100, train_on_thoughts=False)
+    assert [example.id for example in examples] == ["c"] and report.dropped == 2
