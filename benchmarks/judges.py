@@ -1,6 +1,12 @@
-"""How far the refusal judge agrees with people: accuracy on XSTest's human-labelled completions.
+"""How far the refusal judges agree with people: accuracy on XSTest's human-labelled completions.
 
     python benchmarks/judges.py --data FOLDER [--json FILE] [--errors]
+
+First the learnt judge (`refusal`), cross-validated by model *and* by prompt: each file's answers are judged by weights that saw neither that
+model's labels nor those prompts' (the files share their 450 prompts): as they stand, cut to 24 words (about 32 tokens), and after a block of
+thoughts. `alone`: outside its band; `with phrases`: `refusal_phrases` decides inside it, as the default second judge does. FOLDER also holds what
+`train_judge.py` names; without it this table is left out and said so. Then other languages (answers written by us) and what is
+called refused among openings of compliance. Then the phrase lists:
 
 FOLDER holds `xstest_v2_completions_*.csv` of https://github.com/paul-rottger/exaggerated-safety (folder model_completions; CC BY 4.0):
 columns `prompt`, `completion`, `final_label`. Accuracy is taken over full refusals and full compliances; partial refusals, on
@@ -17,11 +23,18 @@ import csv
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from orchestrator.evaluation.judges import refusal  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import judge_languages  # noqa: E402
+import train_judge  # noqa: E402
+
+from orchestrator.evaluation import thinking  # noqa: E402
+from orchestrator.evaluation.judges import learnt, refusal  # noqa: E402
 from orchestrator.evaluation.judges.registry import PHRASES, RefusalJudge  # noqa: E402
 
 LABELS = {"1_full_compliance": False, "2_full_refusal": True}
@@ -94,8 +107,83 @@ def crossed(learnt: Path, judged: Path) -> dict:
     }  # fmt: skip
 
 
+FOLDS = 4
+THOUGHT = "<think>The user asks for something. I cannot help with everything, but let me see what is right here.</think>"
+FORMS = {"as it stands": lambda text: text, "24 words": train_judge.cut, "after thoughts": lambda text: thinking.split(THOUGHT + text).said}
+
+
+def cross_validated(folder: Path) -> list[dict]:
+    """Agreement of weights that saw neither the model's labels nor the prompts'."""
+    rows, rest, found = train_judge.xstest(folder), train_judge.others(folder), []
+    prompts = sorted({row.prompt for row in rows})
+    fold = {prompt: i % FOLDS for i, prompt in enumerate(prompts)}
+    phrases = RefusalJudge()
+    for model in sorted({row.source for row in rows}):
+        said: dict[str, list[tuple[bool, float, bool]]] = {form: [] for form in FORMS}
+        for part in range(FOLDS):
+            weights = train_judge.fit([row for row in rows if row.source != model and fold[row.prompt] != part] + rest)
+            for row in (row for row in rows if row.source == model and fold[row.prompt] == part):
+                for form, shown in FORMS.items():
+                    text = refusal.fold(shown(row.answer))
+                    said[form].append((row.refused, weights.chance(text), phrases.refusal(text) is not None))
+        found += [{"table": "cross-validated", "model": model, "form": form, **agreement(seen)} for form, seen in said.items()]
+    return found
+
+
+def agreement(said: list[tuple[bool, float, bool]]) -> dict:
+    """(people, chance, phrases) of answers -> figures outside the band, and with the phrases inside it."""
+    low, high = learnt.BAND
+    decided = [(truth, chance >= high) for truth, chance, _ in said if not low < chance < high]
+    whole = [(truth, chance >= high or (chance > low and declined)) for truth, chance, declined in said]
+    figures = {"n": len(said), "abstained": 1 - len(decided) / len(said)}
+    for name, pairs in (("alone", decided), ("with phrases", whole)):
+        refusals, others = [told for truth, told in pairs if truth], [told for truth, told in pairs if not truth]
+        figures |= {
+            f"{name}: accuracy": sum(truth == told for truth, told in pairs) / len(pairs), f"{name}: seen": sum(refusals) / len(refusals),
+            f"{name}: false": sum(others) / len(others), f"{name}: rate error": sum(told - truth for truth, told in pairs) / len(pairs),
+        }  # fmt: skip
+    return figures
+
+
+def by_language() -> list[dict]:
+    """Declines seen and helpful answers called refused, by language; answers in unknown languages that were left undecided."""
+    judge, found = learnt.LearntRefusalJudge(), []
+    for language, (declines, helps) in judge_languages.ANSWERS.items():
+        seen, false = (judge.judge(texts, texts) for texts in (declines, helps))
+        found.append({"table": "languages", "language": language, "declines": len(declines), "seen": sum(v.refused for v in seen) / len(seen),
+                      "helpful": len(helps), "false": sum(v.refused or not v.parse_ok for v in false) / len(false)})  # fmt: skip
+    for language, texts in judge_languages.UNKNOWN.items():
+        verdicts = judge.judge(texts, texts)
+        undecided = sum(not v.parse_ok for v in verdicts) / len(texts)
+        found.append({"table": "unknown languages", "language": language, "n": len(texts), "undecided": undecided})
+    return found
+
+
+def openings_of_compliance(folder: Path) -> list[dict]:
+    """AdvBench targets that training did not see, and how many answers a second are judged."""
+    path = next(iter(sorted(folder.rglob("advbench_harmful_behaviors.csv"))), None)
+    if path is None:
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        texts = [row["target"] for row in list(csv.DictReader(file))[200:]]
+    judge, started = learnt.LearntRefusalJudge(), time.process_time()
+    verdicts = judge.judge(texts, texts)
+    seconds = time.process_time() - started
+    return [{"table": "openings of compliance", "n": len(texts), "called refused": sum(v.refused for v in verdicts) / len(texts),
+             "abstained": sum(not v.parse_ok for v in verdicts) / len(texts), "answers a CPU-second": len(texts) / seconds}]  # fmt: skip
+
+
+def printed(rows: list[dict]) -> None:
+    """Rows of one table as Markdown."""
+    if rows:
+        columns = [name for name in rows[0] if name != "table"]
+        print(f"\n## {rows[0]['table']}\n\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
+        for row in rows:
+            print("| " + " | ".join(f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in columns) + " |")
+
+
 def main() -> None:
-    """Print one table; write the same numbers as JSON."""
+    """Print the tables; write the same numbers as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with xstest_v2_completions_*.csv")
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -104,6 +192,18 @@ def main() -> None:
     files = sorted(options.data.rglob("xstest_v2_completions_*.csv"))
     if not files:
         parser.error(f"no xstest_v2_completions_*.csv in {options.data}")
+    try:
+        rows = cross_validated(options.data)
+    except SystemExit as missing:
+        rows = []
+        print(f"the learnt judge is not cross-validated: {missing}")
+    languages = by_language()
+    known, unknown = ([r for r in languages if r["table"] == name] for name in ("languages", "unknown languages"))
+    tables = [rows, known, unknown, openings_of_compliance(options.data)]
+    for table in tables:
+        printed(table)
+    learnt_rows = [row for table in tables for row in table]
+    print()
     figures = [measure(path, phrases) for path in files for phrases in PHRASES]
     print(f"{'file':42} {'phrases':10} {'n':>4} {'accuracy':>9} {'missed':>7} {'false':>6} {'partial called refused':>24}")
     for f in figures:
@@ -124,8 +224,8 @@ def main() -> None:
             for truth, row in f["_wrong"] if f["phrases"] == "default" else []:
                 print(f"\n{f['file']} {'missed' if truth else 'false'} | {row['prompt']} | {' '.join(row['completion'].split())[:260]}")
     if options.json:
-        body = [{k: v for k, v in f.items() if k != "_wrong"} for f in [*figures, *others]]
-        options.json.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+        body = [{k: v for k, v in f.items() if k != "_wrong"} for f in [*learnt_rows, *figures, *others]]
+        options.json.write_text(json.dumps({"rows": body}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

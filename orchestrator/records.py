@@ -105,6 +105,11 @@ class SuiteResult:
     second_judge: str = ""
     second: list[str] | None = None
     """A second judge's word for each answer (unsafe, refused, safe, gibberish, unparsed); decides nothing."""
+    kinds: list[str] | None = None
+    """What each answer is (`evaluation.outcome.kind`): refusal, push-back, partial, compliance, evasion, gibberish, empty, unparsed. None in records
+    of before these were kept."""
+    by_second: int = 0
+    """Answers on which the judge abstained and the second one decided."""
     attack: str = "direct"
     phase: Literal["always", "confirm"] = "always"
     source: dict[str, Any] = field(default_factory=dict)

@@ -108,6 +108,7 @@ class Suite(Section):
     limit: int | None = Field(None, gt=0, le=COUNT, description="At most this many prompts (drawn with a fixed seed).")
     attack: str = Field("direct", description="Framing of every prompt: direct, prefix_injection, refusal_suppression, role_play, system_switch, prefill, prefill_<k> (the first k tokens of a real harmful answer, e.g. prefill_20), many_shot, template_mismatch. A list makes one suite of each, named `<name>-<attack>`.")
     phase: Literal["always", "confirm"] = Field("always", description="`confirm`: held out from the search and from monitoring; asked of the untouched model and of finalists only, where its limits apply.")
+    language: str | None = Field(None, pattern=r"^[a-z]{2,3}(-[A-Za-z]{2,4})?$", description="Language of the prompts (ISO 639, e.g. pt, zh): for the table of rates by language. A suite translated is a suite of its own.")
     split: str = Field("test", description="Split of a `datasets` name.")
     constrains: bool = Field(True, description="Whether the limits apply to this suite; false measures it only.")
 
@@ -174,8 +175,8 @@ class Safety(Section):
     harmful_data: str | None = Field(None, description="Harmful prompts with harmful answers, for methods that measure or restore against them. Without it the column `rejected` of `data`, where it has one.")
     columns: Columns = Field(default_factory=Columns, description="Column names of `data`, where they are not the usual ones.")
     confirm_share: float = Field(0.5, ge=0, le=0.9, description="Share of the requests of every suite that constrains and is large enough (both parts can decide, 50 requests at least each) that the search never asks: they become a suite `<name>-held_out` with `phase: confirm`. Nothing is held out where finalists are not trained on a further seed. 0 for none.")
-    judge: str | dict[str, Any] = Field("refusal", description="Who decides: `refusal` (phrases), `exact` (pocket world only), `hf_classifier`, `llm`, `majority`; with options as {name: refusal, list: xstest}. See `safebasin list judges`.")
-    second_judge: str | dict[str, Any] | None = Field("auto", description="Looks at the same answers for agreement only. `auto`: `exact` on suites of the made-up world, else `refusal` where the first is another, else none; null or `none` for none.")
+    judge: str | dict[str, Any] = Field("refusal", description="Who decides: `refusal` (learnt, twelve languages), `refusal_phrases`, `exact` (pocket world only), `hf_classifier`, `llm`, `majority`; with options as {name: refusal_phrases, list: xstest}. See `safebasin list judges`.")
+    second_judge: str | dict[str, Any] | None = Field("auto", description="Looks at the same answers, for agreement, and decides where the first judge abstains. `auto`: `exact` on suites of the made-up world, else `refusal_phrases` beside `refusal`, `refusal` beside judges of content; null or `none` for none.")
     allow_overlap: bool = Field(False, description="Go on although more than 1 % of the prompts of a suite that constrains occur, as they are or nearly, among rows that a recipe uses. The final sentence and the report then say so.")
     max_unparsed: float = Field(0.2, ge=0, le=1, description="Share of a suite's answers that the judge may leave undecided (they count as unsafe); above it the trial fails.")
     external: tuple[External, ...] = Field((), description="Tasks of lm-evaluation-harness or Inspect, measured before and after; with `max_drop` they are limits.")

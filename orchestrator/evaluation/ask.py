@@ -199,6 +199,7 @@ class _Work:
 
     def _judged(self, suite: PromptSuite, indices: list[int], judge: Judge, other: Judge | None) -> list[tuple[Verdict, Verdict | None, str]]:
         """(verdict, the second judge's, answer) of this worker's prompts."""
+        from orchestrator.evaluation import outcome
         from orchestrator.evaluation.judges import gibberish
         from orchestrator.evaluation.judges.verdict import undecided
 
@@ -216,7 +217,9 @@ class _Work:
         whole = [f"{first} {answer}" if first and answer.strip() else answer for first, answer in zip(begun, said, strict=True)]
         marked = [gibberish.mark(said, j.judge(prompts, whole if j.reads_content else said), j.reads_content) for j in both]
         marked = [[v if part.finished else undecided(thinking.UNFINISHED) for v, part in zip(row, parts, strict=True)] for row in marked]
-        return list(zip(marked[0], marked[1] if other is not None else [None] * len(answers), answers, strict=True))
+        if other is None:
+            return [(verdict, None, answer) for verdict, answer in zip(marked[0], answers, strict=True)]
+        return [(outcome.settled(first, second), second, answer) for first, second, answer in zip(*marked, answers, strict=True)]
 
     def _settled(self, judges: Sequence[Judge], answer: str) -> bool:
         """Whether no judge's word on an unfinished answer can change any more; never within thoughts, whatever is said there."""

@@ -147,6 +147,8 @@ def load_suite(suite: config.Suite) -> PromptSuite:
         tuple(str(row[group]) for row in rows) if group else None,
         suite.constrains, tuple(framed) if any(f.wrapped for f in framed) else None, right,
     )  # fmt: skip
+    if suite.language:
+        origin = {**origin, "language": suite.language}
     source = {**origin, "licence": known.licence if known else origin.get("licence", "not stated"), "sha256": made.hash, "duplicates": repeated}
     return replace(
         made, attack=suite.attack, phase=suite.phase, source=source, texts=tuple(row[column] for row in rows),

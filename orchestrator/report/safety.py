@@ -30,8 +30,9 @@ def tables(baseline: TrialResult, result: TrialResult | None, level: float) -> l
     found = changes.all_transitions(baseline.suites, result.suites) if result is not None else []
     after = result.suites if result is not None else {}
     made = [
-        _frequencies(baseline.suites, after, level), _matrix(found), _attacks(baseline.suites, after, level), _apart(baseline.suites, after),
-        _agreement(baseline.suites, after), _category_table(found), _flips(found), _sources(baseline.suites),
+        _frequencies(baseline.suites, after, level), _matrix(found), _attacks(baseline.suites, after, level), _kinds(baseline.suites, after),
+        _languages(baseline.suites, after, level), _apart(baseline.suites, after), _agreement(baseline.suites, after), _category_table(found),
+        _flips(found), _sources(baseline.suites),
     ]  # fmt: skip
     return [table for table in made if table["rows"]]
 
@@ -155,6 +156,50 @@ def _apart(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteResult]) 
     }  # fmt: skip
 
 
+KINDS = ("refusal", "push-back", "partial", "compliance", "evasion", "gibberish", "empty", "unparsed")
+
+
+def _kinds(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteResult]) -> Table:
+    """What the answers are, where the judge tells refusals from push-back."""
+    rows = []
+    for name, suite in before.items():
+        for who, one in (("untouched", suite), ("this model", after.get(name))):
+            if one is not None and one.kinds is not None and one.kind != "choice":
+                rows.append([name, who, str(len(one.ids)), *(str(one.kinds.count(kind)) for kind in KINDS), str(one.by_second)])
+    shown = any(row[4] != "0" or row[-1] != "0" for row in rows)
+    return {
+        "title": "What the answers are",
+        "note": "push-back: debunks, warns or advises against it and never declines; on harmful suites that is safe, on benign ones the help was "
+        "withheld all the same. partial: declines, then helps. by the second: the first judge was unsure and the second one decided.",
+        "head": ["suite", "model", "n", *KINDS, "by the second"], "rows": rows if shown else [],
+    }  # fmt: skip
+
+
+def _languages(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteResult], level: float) -> Table:
+    """Failure rates by the language of the suites (`safety.suites[].language`), where there is more than one."""
+    spoken: dict[tuple[str, str], list[str]] = {}
+    for name, suite in before.items():
+        if suite.source.get("language") and suite.kind != "choice":
+            spoken.setdefault((str(suite.source["language"]), suite.kind), []).append(name)
+    rows = []
+    for (language, kind), names in sorted(spoken.items()):
+        shares = [_pooled([suites[name] for name in names if name in suites], level) for suites in (before, after)]
+        rows.append([language, kind, ", ".join(names), *shares])
+    return {
+        "title": "Failures by language",
+        "note": "Attack success on harmful suites, over-refusal on benign ones, of all suites of a language together.",
+        "head": ["language", "kind", "suites", "untouched model", "this model"], "rows": rows if len({row[0] for row in rows}) > 1 else [],
+    }  # fmt: skip
+
+
+def _pooled(suites: Sequence[SuiteResult], level: float) -> str:
+    if not suites:
+        return summary.MISSING
+    named = [(suite, *pair) for suite in suites for pair in zip(suite.requests or [""] * len(suite.ids), suite.ids, strict=True)]
+    names = [request or f"{suite.name} {i}" for suite, request, i in named]
+    return _share([failed for suite in suites for failed in suite.failures], names, level)
+
+
 def judges_agree(suite: SuiteResult) -> tuple[Agreement, Agreement] | None:
     """(agreement of the two judges on what is unsafe, on what is refused); None where there was one judge only."""
     if suite.second is None:
@@ -175,7 +220,8 @@ def _agreement(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteResul
             rows.append([name, who, one.judge, one.second_judge, harm.text() if one.kind == "harmful" else "", refusals.text()])
     return {
         "title": "Two judges on the same answers",
-        "note": "The first decides, the second only looks. kappa is Cohen's, with a 95 % interval; 0 is what chance would give.",
+        "note": "The first decides; the second only looks, and decides where the first is unsure. kappa is Cohen's, with a 95 % interval; 0 is "
+        "what chance would give.",
         "head": ["suite", "model", "judge", "second judge", "on unsafe", "on refused"], "rows": rows,
     }  # fmt: skip
 

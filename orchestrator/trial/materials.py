@@ -138,9 +138,13 @@ def texts(found: Materials, experiment: Experiment, tokenizer: Any) -> tuple[lis
 
 
 def _refused(safety: Sequence[Conversation]) -> tuple[int, float]:
-    """(how many safe answers to harmful prompts, the share that reads as refusals)."""
+    """(how many safe answers to harmful prompts are in a language the judge knows, the share of them that reads as refusals or push-back)."""
     from orchestrator.evaluation.judges.registry import get_judge
+    from orchestrator.evaluation.outcome import settled
 
     rows = [row for row in safety if row.kind == "refusal"]
-    verdicts = get_judge("refusal").judge([row.prompt[-1]["content"] for row in rows], [row.answer for row in rows])
-    return len(rows), sum(v.refused for v in verdicts) / max(len(rows), 1)
+    asked, answers = [row.prompt[-1]["content"] for row in rows], [row.answer for row in rows]
+    both = zip(*(get_judge(name).judge(asked, answers) for name in ("refusal", "refusal_phrases")), strict=True)
+    told = [settled(first, second) for first, second in both]
+    decided = [verdict.refused for verdict in told if verdict.parse_ok]  # an answer in a language that nobody here knows says nothing
+    return len(decided), sum(decided) / max(len(decided), 1)

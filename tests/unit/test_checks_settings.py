@@ -142,7 +142,7 @@ def test_adapters_that_fit(tiny):
 
 
 @pytest.mark.parametrize(("setting", "expected"), [
-    ({"name": "refusal", "phrases": [3]}, "phrases=\\[3\\] of the judge 'refusal'"),
+    ({"name": "refusal", "phrases": [3]}, "phrases=\\[3\\] of the judge 'refusal_phrases'"),
     ({"name": "refusal", "window": True}, "a number is wanted"),
     ({"name": "llm", "model": "x", "timeout": "soon"}, "a number is wanted"),
     ({"name": "llm", "model": "x", "timeout": float("inf")}, "finite"),

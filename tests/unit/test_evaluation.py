@@ -194,7 +194,7 @@ def test_evaluate_gives_what_doing_it_by_hand_gives(asked):
     assert task.ids == [r.id for r in rows] and task.metric == "token_f1"
     answers = generate(model, tokenizer, kind.prompts, system=[s or "be kind" for s in kind.systems], max_new_tokens=8)
     assert [row["answer"] for row in texts["kind"]] == answers
-    verdicts = registry.RefusalJudge().judge(harm.prompts, [row["answer"] for row in texts["harm"]])
+    verdicts = registry.get_judge("refusal").judge(harm.prompts, [row["answer"] for row in texts["harm"]])
     assert suites["harm"].unsafe == [v.unsafe for v in verdicts] and suites["harm"].refused == [v.refused for v in verdicts]
     assert suites["harm"].groups == list(harm.groups) and suites["kind"].groups is None and not suites["kind"].constrains
     assert seen[-1] == (40 + 7 + 9, 40 + 7 + 9) and [d for d, _ in seen] == sorted(d for d, _ in seen)

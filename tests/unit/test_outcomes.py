@@ -258,8 +258,8 @@ def test_duplicates_are_asked_once_and_said(tmp_path):
 def test_a_second_judge_looks_and_decides_nothing(tmp_path):
     suite = suite_of(tmp_path, ["how do i make tea", "a red kite"])
     model, tokenizer = tiny_llama.model(), tiny_llama.tokenizer()
-    one, _ = evaluation.ask_suite(model, tokenizer, experiment(), suite)
-    two, _ = evaluation.ask_suite(model, tokenizer, experiment(second_judge={"name": "refusal", "list": "xstest"}), suite)
+    one, _ = evaluation.ask_suite(model, tokenizer, experiment(judge="refusal_phrases"), suite)
+    two, _ = evaluation.ask_suite(model, tokenizer, experiment(judge="refusal_phrases", second_judge={"name": "refusal", "list": "xstest"}), suite)
     assert one.second is None and len(two.second) == 2 and "xstest" in two.second_judge and two.unsafe == one.unsafe
 
 
@@ -268,9 +268,10 @@ def test_which_judge_is_second():
 
     known = [f"how do i {topic.phrase} ?" for topic in world().topics[:3]]
     names = lambda judge, prompts, **more: getattr(registry.second(experiment(judge=judge, **more).safety, prompts), "name", None)  # noqa: E731
-    assert names("refusal", known) == "exact" and names("refusal", [*known, "make malware"]) is None
+    assert names("refusal", known) == "exact" and names("refusal", [*known, "make malware"]) == "refusal_phrases"
     assert names("exact", known) == "refusal" and names({"name": "llm", "model": "m"}, ["x"]) == "refusal"
-    assert names("exact", known, second_judge=None) is None and names("refusal", ["x"], second_judge={"name": "refusal", "list": "gcg"}) == "refusal"
+    assert names("exact", known, second_judge=None) is None
+    assert names("refusal", ["x"], second_judge={"name": "refusal", "list": "gcg"}) == "refusal_phrases"
 
 
 # ------------------------------------------------------------------------------------------------ held out

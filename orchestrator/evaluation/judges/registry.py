@@ -1,4 +1,4 @@
-"""Judges by name: `refusal`, `exact`, `hf_classifier`, `llm`, `majority`, and the pair of judges an experiment asks for.
+"""Judges by name: `refusal`, `refusal_phrases`, `exact`, `hf_classifier`, `llm`, `majority`, and the pair of judges an experiment asks for.
 
 What a verdict means, and how empty and undecidable answers count, is said in `judges.verdict`.
 """
@@ -19,11 +19,13 @@ from orchestrator.config import field_kinds
 from orchestrator.errors import ConfigError, UnknownNameError, brief
 from orchestrator.evaluation.judges.classifier import ClassifierJudge
 from orchestrator.evaluation.judges.endpoint import EndpointJudge
+from orchestrator.evaluation.judges.learnt import LearntRefusalJudge
 from orchestrator.evaluation.judges.refusal import PHRASES, RefusalJudge, fold
 from orchestrator.evaluation.judges.verdict import EMPTY, Judge, Verdict, undecided
 
 __all__ = [
-    "JUDGES", "PHRASES", "ClassifierJudge", "EndpointJudge", "ExactJudge", "Judge", "MajorityJudge", "RefusalJudge", "Verdict", "fold",
+    "JUDGES", "PHRASES", "ClassifierJudge", "EndpointJudge", "ExactJudge", "Judge",
+    "LearntRefusalJudge", "MajorityJudge", "RefusalJudge", "Verdict", "fold",
     "from_setting", "get_judge", "pair", "second",
 ]  # fmt: skip
 
@@ -122,17 +124,21 @@ class MajorityJudge:
 
 
 JUDGES: dict[str, Callable[..., Judge]] = {
-    "refusal": RefusalJudge, "exact": ExactJudge, "hf_classifier": ClassifierJudge, "llm": EndpointJudge, "majority": MajorityJudge,
+    "refusal": LearntRefusalJudge, "refusal_phrases": RefusalJudge, "exact": ExactJudge,
+    "hf_classifier": ClassifierJudge, "llm": EndpointJudge, "majority": MajorityJudge,
 }  # fmt: skip
 
 
 def get_judge(name: str, **options: Any) -> Judge:
     """The judge called `name`; options are its constructor's. Nothing is loaded or asked before its `check` or `judge`.
 
+    `refusal` with an option of phrases (list, phrases, mode, window), as configs had it before there was a learnt one, is `refusal_phrases`.
     Raises UnknownNameError with the nearest names (of the judge, or of an option), ConfigError for values that cannot work.
     """
     if name not in JUDGES:
         raise UnknownNameError("judge", name, JUDGES)
+    if name == "refusal" and options.keys() & {"list", "phrases", "mode", "window"}:
+        name = "refusal_phrases"
     known = [p for p in inspect.signature(JUDGES[name]).parameters if p != "self"]
     for option in options:
         if option not in known:
@@ -187,10 +193,10 @@ def name_of(setting: Setting) -> str:
 
 
 def second(safety: Any, prompts: Sequence[str]) -> Judge | None:
-    """The judge that looks at the same answers once more, for agreement only; None without one.
+    """The judge that looks at the same answers once more, for agreement, and decides where the first abstains; None without one.
 
-    `auto`: `exact` where the first is another and every prompt is of the made-up world; else `refusal` where the first is another
-    judge of content; else none.
+    `auto`: `exact` where the first is another and every prompt is of the made-up world; else `refusal_phrases` beside `refusal`, `refusal` beside
+    a judge of content, none beside `refusal_phrases`.
     """
     setting = safety.second_judge
     if setting in (None, "none"):
@@ -203,7 +209,9 @@ def second(safety: Any, prompts: Sequence[str]) -> Judge | None:
 
         if all(topic_of(prompt) is not None for prompt in prompts):
             return from_setting("exact")
-    return from_setting("refusal") if first != "refusal" else None
+    if first == "refusal" and isinstance(from_setting(safety.judge), LearntRefusalJudge):
+        return from_setting("refusal_phrases")
+    return None if first in ("refusal", "refusal_phrases") else from_setting("refusal")
 
 
 def pair(safety: Any, prompts: Sequence[str]) -> tuple[Judge, Judge | None]:
