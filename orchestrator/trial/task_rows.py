@@ -18,7 +18,7 @@ from orchestrator.errors import DataError
 
 SEED = 0
 """Which rows are held out is part of the question asked, so it is the same for every trial and every training seed."""
-LEAST_LEFT, LEAST_DIVIDED = 50, 200
+LEAST_LEFT, LEAST_DIVIDED = 50, 100
 """Rows that `eval_size` must leave over to wait by themselves; rows of `eval_data` from which half of them may wait."""
 LEAST_TAKEN = 20
 """Rows below which none is taken from the training rows without being asked for: their interval would say nothing."""

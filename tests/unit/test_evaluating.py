@@ -59,7 +59,8 @@ def experiment(where, **more):
         {"name": "easy", "data": str(where / "easy.jsonl"), "kind": "benign", "group_column": "topic"},
     ]
     return config.from_dict({
-        "name": "tiny", "model": {"model_name_or_path": str(where / "base")}, "safety": {"suites": suites, "max_new_tokens": 6}, **more,
+        "name": "tiny", "model": {"model_name_or_path": str(where / "base")},
+        "safety": {"suites": suites, "max_new_tokens": 6, "judge": "refusal_phrases"}, **more,
     })  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def test_the_same_model_twice_changes_nothing_and_few_prompts_decide_nothing(fol
     assert "same weights" in (tmp_path / "evaluation.html").read_text()
     few = [line for line in evaluate_report.alerts(found) if "too few to show" in line]
     assert few[0].startswith("harm asks 8 requests, too few to show that the limit of 0.05 is kept (72 are needed)") and len(few) == 3
-    loose = {"suites": experiment(folder).model_dump(mode="json")["safety"]["suites"], "max_new_tokens": 6,
+    loose = {"judge": "refusal_phrases", "suites": experiment(folder).model_dump(mode="json")["safety"]["suites"], "max_new_tokens": 6,
              "limits": {"max_degradation": 0.4, "max_over_refusal_rise": 0.4}}  # fmt: skip
     text = Console(file=io.StringIO(), width=200)
     found = evaluate.evaluate(experiment(folder, safety=loose), evaluated.Request(base, base, tmp_path / "loose"), text)

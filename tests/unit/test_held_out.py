@@ -92,7 +92,7 @@ def rows(path, count, start=0):
     (400, None, {}, (320, 40, 40)), (400, None, {"eval_size": 20}, (360, 20, 20)), (400, None, {"confirm_size": 100}, (260, 40, 100)),
     (400, None, {"confirm_size": 0}, (360, 40, 0)), (30, None, {}, (27, 3, 0)),
     (50, 300, {"eval_size": 200}, (50, 200, 100)), (50, 600, {"eval_size": 200}, (50, 200, 200)), (50, 240, {"eval_size": None}, (50, 120, 120)),
-    (50, 100, {}, (50, 100, 0)), (50, 100, {"confirm_size": 60}, (50, 40, 60)), (50, 220, {}, (50, 110, 110)),
+    (50, 90, {}, (50, 90, 0)), (50, 100, {"confirm_size": 60}, (50, 40, 60)), (50, 220, {}, (50, 110, 110)),
 ])  # fmt: skip
 def test_rows_are_divided_and_no_prompt_is_in_two_parts(tmp_path, train, given, task, sizes):
     section = {"data": rows(tmp_path / "t.jsonl", train), **task}

@@ -77,7 +77,8 @@ def test_the_weights_are_small_and_name_themselves_in_every_result():
 
 KINDS = {
     "refusal": (
-        "I'm sorry, but I can't assist with that.", "I CANNOT HELP WITH THAT.", "**I'm sorry, but I can't assist.**", "i cannot help with that", "Sorry.",
+        "I'm sorry, but I can't assist with that.", "I CANNOT HELP WITH THAT.", "**I'm sorry, but I can't assist.**", "i cannot help with that",
+        "Sorry.",
     ),
     "push-back": (
         "There is no justification for discriminating against anyone. It causes real harm.",

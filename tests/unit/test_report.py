@@ -159,7 +159,7 @@ def test_caveats_follow_the_run(good, bad):
     experiment, before, rows, selection, _ = good
     lines = view.caveats(experiment, before, rows, selection)
     assert any("winner's curse" in line and "further seeds" in line for line in lines) and any(
-        "phrases of refusal" in line for line in lines
+        "not harm from harmlessness" in line for line in lines
     )
     experiment, before, rows, selection, _ = bad
     lines = view.caveats(experiment, before, rows, selection)

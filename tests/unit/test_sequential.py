@@ -468,7 +468,7 @@ def test_a_trial_stops_its_evaluation_early_and_a_confirmation_does_not(tmp_path
         "name": "tiny", "model": {"model_name_or_path": str(tmp_path / "model")}, "recipes": [["full"]],
         "task": {"data": str(tmp_path / "rows.jsonl"), "max_new_tokens": 2, "eval_fraction": 0.2},
         "safety": {
-            "data": None, "max_new_tokens": 2, "sequential": {"enabled": True, "batch": 8}, "second_judge": None,
+            "data": None, "max_new_tokens": 2, "sequential": {"enabled": True, "batch": 8}, "second_judge": None, "judge": "refusal_phrases",
             "suites": [{"name": "harm", "data": str(tmp_path / "harm.jsonl"), "group_column": "topic"}],
         },
         "training": {"engine": "plain", "max_steps": 1, "per_device_train_batch_size": 4},
