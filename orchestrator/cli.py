@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from orchestrator import __version__, texts
 from orchestrator.terminal import crash, streams
-from orchestrator.verbs import completion, measure
+from orchestrator.verbs import completion, decide, measure
 
 
 class _Verbs(TyperGroup):
@@ -248,6 +248,7 @@ def apply(
 
 
 measure.register(app)
+decide.register(app)
 
 
 @app.command()

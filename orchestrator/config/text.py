@@ -209,7 +209,7 @@ def _sentence(cls: type[BaseModel], detail: dict[str, Any]) -> str:
 def _model_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if typing.get_origin(annotation) in (tuple, list, typing.Union, types.UnionType):
+    if typing.get_origin(annotation) in (tuple, list, dict, typing.Union, types.UnionType):
         for inner in typing.get_args(annotation):
             found = _model_of(inner)
             if found:

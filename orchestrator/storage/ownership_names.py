@@ -19,6 +19,7 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     ),
     "comparison": ("comparison.csv", "comparison.html", *_PICTURES),
     "basin": ("basin.json", "basin.html", *_PICTURES),
+    "check": ("evidence.json",),
     "render": ("shared.yaml", "run.yaml"),
     "locate": ("safety_layers.json", "safety_layers.png"),
     "model": ("*",),

@@ -24,7 +24,7 @@ TRIAL_ID = re.compile(r"t([0-9]{4}|[1-9][0-9]{4,8})(s-?[0-9]{1,20})?")
 
 _FACTS: dict[str, tuple[type, ...]] = {
     "cancelled": (bool,), "started": (bool,), "storage": (list,), "external": (dict,), "template": (dict,), "monitor": (dict,), "strategies": (dict,),
-    "traceback": (str,), "rows": (dict,), "generation": (dict,), "untouched": (dict,), "peak_memory_mb": (int, float),
+    "traceback": (str,), "rows": (dict,), "generation": (dict,), "untouched": (dict,), "measured": (dict,), "peak_memory_mb": (int, float),
 }  # fmt: skip
 """Types of the facts that others read; None is allowed for each."""
 
@@ -115,6 +115,18 @@ def guarded(path: Path, check: Callable[[Any], str | None]) -> Any:
     if trouble:
         raise BadRecord(f"{path} is damaged: {trouble}")
     return raw
+
+
+def wrong_best(raw: Any) -> str | None:
+    """Why the content of best.json names no trial, in words; its ids name folders."""
+    if not isinstance(raw, dict) or not {"best", "nearest_miss"} <= set(raw):
+        return "it names neither a best nor a nearest trial"
+    for one in (raw["best"], raw["nearest_miss"]):
+        trials = one.get("trials") if isinstance(one, dict) and isinstance(one.get("recipe"), str) else None
+        first = trials[0] if isinstance(trials, list) and trials and isinstance(trials[0], dict) else {}
+        if one is not None and not TRIAL_ID.fullmatch(str(first.get("trial_id"))):
+            return f"it names {first.get('trial_id')!r:.60}, which is no trial id"
+    return None
 
 
 @functools.cache

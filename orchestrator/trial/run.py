@@ -16,7 +16,7 @@ from orchestrator.config import Experiment
 from orchestrator.data import system_prompts, tokens
 from orchestrator.errors import JudgeError, NonFiniteLossError
 from orchestrator.evaluation import ask, external, generate_vllm, sequential
-from orchestrator.models import copies, identity, saving
+from orchestrator.models import contents, copies, identity, saving
 from orchestrator.records import LaneContext, Reporter, TrialResult, TrialSpec
 from orchestrator.trial import files as trial_files
 from orchestrator.trial import materials
@@ -130,6 +130,7 @@ def _save(trial: TrialRun, model: nn.Module) -> None:
     folder = trial.folder / "model"
     if trial.context.rank == 0:
         saving.save(model, trial.tokenizer, folder)
+        trial.facts[contents.FACT] = contents.fact(folder)
     trial.result.model_dir = str(folder)
 
 

@@ -125,7 +125,7 @@ def _finished(path: Path) -> Entry:
 
 def _of_run(folder: Path) -> Entry:
     """The best configuration of a run, else its nearest miss; of the seed the search used."""
-    best = record_check.guarded(folder / "best.json", _wrong_best)
+    best = record_check.guarded(folder / "best.json", record_check.wrong_best)
     if best is None:
         raise ConfigError(f"{folder} has no best.json, so its run has not ended; finish it with `safebasin resume`")
     found = best["best"] or best["nearest_miss"]
@@ -148,18 +148,6 @@ def _of_run(folder: Path) -> Entry:
 
 def _settings(body: dict[str, Any], template: str | None) -> dict[str, Any]:
     return {key: body.get(key) for key in ("max_new_tokens", "system_prompt")} | {"chat template": template}
-
-
-def _wrong_best(raw: Any) -> str | None:
-    """Why the content of best.json names no trial, in words; its ids name folders."""
-    if not isinstance(raw, dict) or not {"best", "nearest_miss"} <= set(raw):
-        return "it names neither a best nor a nearest trial"
-    for one in (raw["best"], raw["nearest_miss"]):
-        trials = one.get("trials") if isinstance(one, dict) and isinstance(one.get("recipe"), str) else None
-        first = trials[0] if isinstance(trials, list) and trials and isinstance(trials[0], dict) else {}
-        if one is not None and not record_check.TRIAL_ID.fullmatch(str(first.get("trial_id"))):
-            return f"it names {first.get('trial_id')!r:.60}, which is no trial id"
-    return None
 
 
 def _told_apart(entries: Sequence[Entry]) -> tuple[Entry, ...]:

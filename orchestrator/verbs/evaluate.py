@@ -17,7 +17,7 @@ from orchestrator.decision import limits
 from orchestrator.evaluation import ask, external, generate_vllm
 from orchestrator.evaluation.suites import PromptSuite, load_suite
 from orchestrator.experiment import places
-from orchestrator.models import identity, subjects
+from orchestrator.models import contents, identity, loading, subjects
 from orchestrator.records import TrialResult
 from orchestrator.storage import files, ownership
 from orchestrator.storage.paths import folder_name
@@ -136,11 +136,19 @@ class _Measure:
             "hash": identity.template_hash(tokenizer), "evaluation_system_prompt": experiment.model.system_prompt, **subject.voice.facts,
             **({"template_of": "the model measured"} if self.like not in (None, experiment.model) else {}), "notes": told,
         }  # fmt: skip
+        result.facts[contents.FACT] = contents.fact(_folder(name, like, base))
         result.seconds = {"total": time.perf_counter() - started}
         if answers is not None:
             with ownership.active(self.folder, "evaluation"):
                 ask.write_generations(self.folder / ("generations.jsonl" if trial_id == "model" else f"generations-{trial_id}.jsonl"), answers)
         return result
+
+
+def _folder(name: str, like: config.Model, base: str | None) -> Path | None:
+    """Where the files of a model, or of an adapter, lie; None for what only the hub's cache holds."""
+    whole, adapter = subjects.files(name, like, base)
+    found = Path(adapter if adapter is not None else loading.resolve(whole))
+    return found if found.is_dir() else None
 
 
 class bar:
