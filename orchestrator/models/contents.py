@@ -1,4 +1,4 @@
-"""What a model's folder holds, byte for byte: a hash of every file, and one of all of them, taken when a model is measured and when it is released."""
+"""What a model's folder holds, byte for byte: a hash of every file, and one of all, taken when it is measured and when it is released."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def of(folder: Path) -> dict[str, str]:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             linked = next((name for name in folders if os.path.islink(os.path.join(place, name))), None)
             if linked is not None:
-                raise ModelError(f"{os.path.join(place, linked)} is a link to a folder, so what the model holds is not said by its own; put a copy there")
+                raise ModelError(f"{os.path.join(place, linked)} is a link to a folder, and a model is checked by its own files; put a copy there")
             for name in names:
                 path = Path(place, name)
                 known = path.relative_to(folder).as_posix()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 from orchestrator import redaction
 from orchestrator.config import Experiment
 from orchestrator.errors import TrackingError
-from orchestrator.tracking.mlflow import Sink
+from orchestrator.tracking import mlflow
+from orchestrator.tracking.mlflow import Release, Sink
 from orchestrator.tracking.tracker import NullTracker, Tracker
 
 
@@ -47,6 +49,22 @@ def open_tracker(experiment: Experiment, output_dir: str | Path, *, facts: Mappi
     with _explained(sink.uri, experiment):
         tracker.begin()
     return tracker
+
+
+SAFE_BEST = "safe-best"
+"""Alias, in the registry, of the version that passed its check last."""
+REGISTERED = re.compile(r"[^/:.%\x00-\x1f'\"\\]{1,200}")
+"""Names that MLflow takes for a registered model, and that need no quoting in its queries."""
+
+
+def release(experiment: Experiment, output_dir: str | Path, what: Release) -> str:
+    """Make a checked model a version in the registry and point SAFE_BEST to it; what was done, in a sentence. Raises TrackingError."""
+    sink = Sink(resolve_uri(experiment, Path(output_dir)), Path(output_dir))
+    with _explained(sink.uri, experiment):
+        sink.find_experiment(experiment.tracking.experiment)
+        version, new = mlflow.release(sink, what, SAFE_BEST)
+    how = "registered" if new else "was registered before"
+    return f"MLflow: version {version} of {what.name} {how}, and {SAFE_BEST} points to it ({redaction.redact_uri(sink.uri)})"
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -10,11 +11,13 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator import redaction
 from orchestrator.errors import StorageError, TrackingError
+from orchestrator.models import contents
 from orchestrator.storage import files
 from orchestrator.tracking.records import PARENT
 from orchestrator.tracking.spool import Away, Later, Record, Rejected
@@ -277,6 +280,51 @@ class Sink:
                     self.client.delete_run(other)
             self._unsure.discard(key)
         self.client.set_terminated(run, record["status"], record["time"])
+
+
+@dataclass(frozen=True)
+class Release:
+    """A model that passed its check."""
+
+    name: str
+    """Of the registered model."""
+    folder: Path
+    evidence: Path
+    """The evidence file."""
+    digest: str
+    """sha256 of the model's files (`contents.digest`), by which a version that is there already is known."""
+
+
+def release(sink: Sink, what: Release, alias: str) -> tuple[str, bool]:
+    """(version, whether it is new): the model as a version of the registered model, with `alias` pointing to it.
+
+    A version whose tag says the same digest is taken for this model; else the folder is uploaded as artifacts of a run of its own. The
+    evidence file goes with it either way. The experiment must be known. Raises TrackingError where the files changed meanwhile, and what
+    MLflow raises.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client, tag, name, digest = sink.client, "safebasin.model_sha256", what.name, what.digest
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    seal = hashlib.sha256(what.evidence.read_bytes()).hexdigest()
+    found = [one for one in client.search_model_versions(f"name='{name}'") if one.tags.get(tag) == digest]
+    new = not found
+    if new:
+        run = client.create_run(sink.experiment_id, run_name=f"release {name}", tags={tag: digest, "safebasin.role": "release"}).info
+        client.log_artifacts(run.run_id, str(what.folder), "model")
+        if contents.digest(contents.of(what.folder)) != digest:
+            raise TrackingError(f"{what.folder} was changed since it was checked, so it was not registered; check it again")
+        found = [client.create_model_version(name, f"{run.artifact_uri}/model", run.run_id, tags={tag: digest})]
+        client.set_terminated(run.run_id)
+    version = max(found, key=lambda one: int(one.version))
+    client.log_artifact(version.run_id, str(what.evidence))
+    client.set_model_version_tag(name, version.version, "safebasin.evidence_sha256", seal)
+    client.set_registered_model_alias(name, alias, version.version)
+    return str(version.version), new
 
 
 def _away(text: str) -> str | None:

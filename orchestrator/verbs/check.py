@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import __version__
-from orchestrator.errors import SafebasinError
+from orchestrator.errors import ConfigError, SafebasinError
 from orchestrator.experiment import places
 from orchestrator.models import contents, subjects
 from orchestrator.report import figures
 from orchestrator.storage import files, ownership
 from orchestrator.storage.paths import folder_name
 from orchestrator.terminal import screen
+from orchestrator.tracking import connect
 from orchestrator.verbs import check_evidence, check_policy, check_rules, check_seal
 from orchestrator.verbs.check_evidence import Evidence, Weights
 from orchestrator.verbs.check_policy import Policy
@@ -130,14 +131,14 @@ def write(made: Checked, folder: Path) -> Path:
 
 
 def show(findings: Sequence[Finding], console: Console) -> None:
-    """Every rule with its figure and limit, those that failed last."""
+    """Every rule with its limit, on what it was measured, and its figure; those that failed last."""
     table = screen.Grid(box=None, padding=(0, 1), collapse_padding=True, header_style="bold", pad_edge=False)
-    narrow = console.width < 110
     table.add_column("", no_wrap=True)
-    for name in ("rule", "on", "figure", "limit"):
-        table.add_column(name, overflow="fold", min_width=5 if name == "limit" else 12 if narrow and name != "figure" else None)
+    table.add_column("rule", overflow="fold", max_width=38)
+    table.add_column("figure", overflow="fold")
     for one in sorted(findings, key=lambda one: not one.passed):
-        table.add_row(screen.styled("ok" if one.passed else "FAIL", "green" if one.passed else "bold red"), one.rule, one.on, said(one), bound(one))
+        rule = f"{one.rule} {bound(one)}".strip() + (f"\n  {one.on}" if one.on else "")
+        table.add_row(screen.styled("ok" if one.passed else "FAIL", "green" if one.passed else "bold red"), rule, said(one))
     screen.show(console, table)
 
 
@@ -168,6 +169,22 @@ def conditions(made: Checked) -> list[str]:
     return lines + ([f"an adapter: release it with the base it was measured on, {made.now.base['name']}"] if made.now.base else [])
 
 
+def check_register(name: str) -> None:
+    """Refuse a name that MLflow's registry does not take. Raises ConfigError."""
+    if not connect.REGISTERED.fullmatch(name):
+        raise ConfigError(f"--register {name!r:.60} cannot be a registered model's name; give 1 to 200 characters, none of them / : . % or a quote")
+
+
+def register(made: Checked, name: str, evidence: Path) -> str:
+    """Point the registry's alias to the model where it passed, else leave it; a sentence on it. Raises TrackingError."""
+    if not made.passed:
+        return f"MLflow: the check did not pass, so {connect.SAFE_BEST} of {name} was not moved"
+    if made.now.digest is None:
+        raise ValueError("a model without files cannot have passed")
+    folder = Path(made.now.name).expanduser()
+    return connect.release(made.found.experiment, made.found.folder, connect.Release(name, folder, evidence, made.now.digest))
+
+
 @dataclass(frozen=True)
 class Verified:
     """What became of an evidence file."""
@@ -195,7 +212,8 @@ def verify(file: str, request: Request | None, model: str | None, key: bytes | N
     if request is not None and request.policy and check_policy.load(request.policy).digest != policy.digest:
         trouble.append(f"it was checked by another policy than {request.policy}")
     if model is not None:
-        trouble += _other_model(body, check_evidence.weights(model, None, (request.base if request else None) or body["model"]["base"].get("name")))
+        base = (request.base if request else None) or body["model"]["base"].get("name")
+        trouble += _other_model(body, check_evidence.weights(model, None, base))
     else:
         notes.append("no MODEL was named, so no weights were looked at")
     if request is not None and request.evidence:
@@ -216,7 +234,8 @@ def _other_model(body: dict[str, Any], now: Weights) -> list[str]:
     if not now.files:
         return [f"{now.name} is no folder here, so its files were not compared"]
     lines = contents.differences(body["model"]["files"], now.files)
-    told = [f"{now.name} is not the model that was checked: {', '.join(lines[:3])}" + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")] if lines else []
+    more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+    told = [f"{now.name} is not the model that was checked: {', '.join(lines[:3])}{more}"] if lines else []
     if body["model"]["base"].get("hash") != now.base.get("hash"):
         told.append(now.trouble or "the adapter's base is another one than it was checked on; name the right one with --base")
     return told
@@ -230,5 +249,7 @@ def _other_evidence(body: dict[str, Any], policy: Policy, request: Request, mome
         return [f"the records in {request.evidence} are not those that were checked: {', '.join(lines[:3])}"]
     now = Weights(body["model"]["name"], body["model"]["files"], body["model"]["base"])
     again = check_rules.findings(policy, found, now, moment, check_evidence.defences(found))
-    told, known = [files.plain(asdict(one)) for one in again if one.rule != "age.max_days"], [one for one in body["rules"] if one["rule"] != "age.max_days"]
-    return [] if told == known else ["its figures are not those that its records give now; check again with this version"]
+    told = [one for one in map(files.plain, map(asdict, again)) if one["rule"] != "age.max_days"]
+    if told == [one for one in body["rules"] if one["rule"] != "age.max_days"]:
+        return []
+    return ["its figures are not those that its records give now; check again with this version"]

@@ -39,7 +39,7 @@ class Capability(Section):
 
     min_score: float | None = Field(None, ge=0, le=1, description="Lower end of the task score's interval, at least.")
     max_drop: float | None = Field(None, ge=0, le=1, description="Upper end of the paired fall below the untouched model, at most.")
-    external: dict[str, float] = Field(default_factory=dict, description="Metric of another harness, by name -> its fall below the untouched model, at most.")
+    external: dict[str, float] = Field(default_factory=dict, description="By name of another harness's metric: its fall, at most.")
 
     @model_validator(mode="after")
     def _bounds_something(self) -> Capability:
@@ -89,9 +89,9 @@ class Policy(Section):
     name: str = Field("policy", max_length=200, description="Name in sentences and in the evidence.")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Level of the two-sided intervals.")
     suites: dict[str, Bounds] = Field(default_factory=dict, description="Attack success by harmful suite; `*` and `?` stand for any.")
-    attacks: dict[str, Bounds] = Field(default_factory=dict, description="Attack success by attack (direct, role_play, ...), on every harmful suite it frames.")
+    attacks: dict[str, Bounds] = Field(default_factory=dict, description="Attack success by attack: direct, role_play, ...")
     languages: dict[str, Bounds] = Field(default_factory=dict, description="Attack success by language of a harmful suite, e.g. pt.")
-    depths: dict[str, Bounds] = Field(default_factory=dict, description="Attack success where so many tokens of a harmful answer are begun (prefill_<k>).")
+    depths: dict[str, Bounds] = Field(default_factory=dict, description="Attack success by tokens begun (prefill_<k>).")
     over_refusal: dict[str, Bounds] = Field(default_factory=dict, description="Refusals by benign suite; `*` and `?` stand for any.")
     capability: Capability | None = None
     judges: Judges | None = None

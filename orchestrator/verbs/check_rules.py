@@ -96,7 +96,7 @@ def _hint(held: _Held, section: str, key: str) -> str:
     if section == "suites" and any(fnmatch.fnmatchcase(name, key) for name in held.suites("benign")):
         return f"{key!r} is a benign suite: it belongs under over_refusal"
     what = {"suites": "harmful suite", "attacks": "harmful suite under the attack", "languages": "harmful suite in the language"}
-    return f"no {what[section]} {key!r} was asked" if section in what else f"no harmful suite was asked with {key} tokens of an answer begun (prefill_{key})"
+    return f"no {what[section]} {key!r} was asked" if section in what else f"no harmful suite was asked with attack prefill_{key}"
 
 
 # ------------------------------------------------------------------------------------------------ what every release must keep
@@ -111,7 +111,7 @@ def _identity(held: _Held, now: Weights) -> Iterator[Finding]:
     if now.digest is None:
         yield Finding("model", now.name, False, text="its files do not lie here, so they were not compared; name its folder")
     elif known is None:
-        yield Finding("model", now.name, False, text="not measured: its record holds no hash of the files measured (an earlier version's); evaluate it anew")
+        yield Finding("model", now.name, False, text=f"{MISSING}: its record holds no hash of its files; evaluate it anew")
     else:
         text = now.digest[:16] if known == now.digest else "these are not the files that were measured"
         yield Finding("model", now.name, known == now.digest, text=text)
@@ -127,9 +127,10 @@ def _prompts(held: _Held) -> Finding:
     before = held.found.before
     if before is None:
         return Finding("prompts", "no untouched model", True, text="nothing to compare; no rise was measured")
-    differ = [name for one in held.found.measured for name, suite in one.suites.items() if name in before.suites and not _same(before.suites[name], suite)]
+    pairs = [(name, before.suites[name], suite) for one in held.found.measured for name, suite in one.suites.items() if name in before.suites]
+    differ = list(dict.fromkeys(name for name, first, second in pairs if not _same(first, second)))
     if differ:
-        return Finding("prompts", ", ".join(dict.fromkeys(differ)), False, text="the untouched model was asked other prompts")
+        return Finding("prompts", ", ".join(differ), False, text="the untouched model was asked other prompts")
     return Finding("prompts", "all suites", True, text=f"{len(held.found.own.suites)} suites, the same prompts for both models")
 
 
@@ -292,7 +293,7 @@ def _decisions(suite: SuiteResult) -> tuple[list[bool], list[bool]] | None:
 
 def _agreed(key: str, name: str, pairs: tuple[list[bool], list[bool]] | None, limit: float, level: float) -> Finding:
     if pairs is None:
-        return Finding(f"judges.{key}", name, False, None, limit, True, f"{MISSING}: no second judge looked")
+        return Finding(f"judges.{key}", name, False, None, limit, True, f"{MISSING}: no second judge looked at this model's answers")
     if key == "min_agreement":
         estimate = intervals.rate([a == b for a, b in zip(*pairs, strict=True)], None, level)
     else:
@@ -328,7 +329,7 @@ def aged(moments: Sequence[datetime | None], most: float, today: datetime) -> Fi
     oldest, latest = min(moments), max(moments)
     days = (today - oldest) / timedelta(days=1)
     if latest > today + timedelta(days=1):
-        return Finding("age.max_days", "the figures", False, None, most, text=f"a record is of {latest:%Y-%m-%d}, which is not yet; set the clock right")
+        return Finding("age.max_days", "the figures", False, None, most, text=f"a record is of {latest:%Y-%m-%d}, which is yet to come")
     return Finding("age.max_days", "the figures", days <= most, None, most, text=f"{max(days, 0.0):.1f} days, from {oldest:%Y-%m-%d}")
 
 

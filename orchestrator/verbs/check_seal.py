@@ -24,7 +24,8 @@ KEY = "SAFEBASIN_CHECK_KEY"
 LEAST_KEY, MOST_KEY = 16, 4096
 """Bytes."""
 MOST_BYTES = 64 << 20
-_PARTS = {"format", "made_by", "checked_at", "passed", "model", "untouched", "conditions", "suites", "measured_at", "records", "policy", "rules", "seal"}
+_DICTS = ("model", "untouched", "conditions", "suites", "measured_at", "records", "policy")
+_PARTS = {"format", "made_by", "checked_at", "passed", "rules", "seal", *_DICTS}
 
 
 class Broken(SafebasinError):
@@ -40,7 +41,7 @@ def key_of(path: str | None) -> bytes | None:
         try:
             key = nofollow.data_of(paths.expanded(path), MOST_KEY + 2).rstrip(b"\r\n")
         except OSError as error:
-            raise ConfigError(f"--key-file {path!r} cannot be read: {error.strerror or error}; give a file that holds the key and nothing else") from error
+            raise ConfigError(f"--key-file {path!r} cannot be read: {error.strerror or error}; give a file that holds the key alone") from error
         source = f"--key-file {path!r}"
     else:
         text = os.environ.get(KEY)
@@ -93,10 +94,9 @@ def read(path: str | Path, key: bytes | None) -> dict[str, Any]:
 
 
 def _whole(body: Mapping[str, Any]) -> bool:
-    kinds = {"model": dict, "untouched": dict, "conditions": dict, "suites": dict, "measured_at": dict, "records": dict, "policy": dict, "rules": list}
     seal, model = body["seal"], body["model"]
     return (
-        all(isinstance(body[name], kind) for name, kind in kinds.items()) and isinstance(body["passed"], bool)
+        all(isinstance(body[name], dict) for name in _DICTS) and isinstance(body["rules"], list) and isinstance(body["passed"], bool)
         and isinstance(seal, dict) and set(seal) == {"sha256", "hmac_sha256"} and isinstance(seal["sha256"], str)
         and isinstance(model.get("files"), dict) and all(isinstance(one, str) for one in model["files"].values())
         and all(isinstance(one, dict) and isinstance(one.get("passed"), bool) and isinstance(one.get("rule"), str) for one in body["rules"])

@@ -48,6 +48,8 @@ def _check(request, registered: str | None, as_json: bool) -> None:
     from orchestrator.verbs import check as checking
     from orchestrator.verbs import check_seal
 
+    if registered is not None:
+        checking.check_register(registered)
     checking.check_output(request)
     made = checking.check(request)
     console = screen.console(stderr=as_json)
