@@ -289,3 +289,37 @@ def test_a_driver_that_died_before_it_knew_its_run_finds_it_again(folder):
     tracker.close("FINISHED")
     assert json.loads(state.read_text())["runs"] == known["runs"]
     assert {run.info.run_id for run in client_of(folder).search_runs([known["experiment_id"]])} == set(known["runs"].values())
+
+
+def test_a_release_is_registered_once_and_the_alias_points_to_it(folder):
+    from orchestrator.models import contents
+    from orchestrator.tracking.connect import Release
+
+    experiment = made_up.experiment(folder, tracking={"experiment": "releases"})
+    client = client_of(folder)
+
+    def model(name: str, weights: bytes) -> Path:
+        (folder / name).mkdir()
+        (folder / name / "model.safetensors").write_bytes(weights)
+        return folder / name
+
+    def release(where: Path) -> str:
+        evidence = folder / "evidence.json"
+        evidence.write_text(json.dumps({"of": where.name}))
+        return connect.release(experiment, folder / "out", Release("bot", where, evidence, contents.digest(contents.of(where))))
+
+    def at() -> int:
+        return int(client.get_model_version_by_alias("bot", connect.SAFE_BEST).version)
+
+    one, other = model("one", b"1"), model("two", b"2")
+    assert "version 1 of bot registered" in release(one)
+    found = client.get_model_version_by_alias("bot", connect.SAFE_BEST)
+    assert (Path(found.source.removeprefix("file://")) / "model.safetensors").read_bytes() == b"1"
+    assert {f.path for f in client.list_artifacts(found.run_id)} == {"model", "evidence.json"}
+    assert "version 2 of bot registered" in release(other) and at() == 2
+    assert "version 1 of bot was registered before" in release(one), "the same files are the same version"
+    assert at() == 1 and len(client.search_model_versions("name='bot'")) == 2
+    changed = Release("bot", other, folder / "evidence.json", "0" * 64)
+    with pytest.raises(TrackingError, match="was changed since it was checked"):
+        connect.release(experiment, folder / "out", changed)
+    assert at() == 1

@@ -17,7 +17,7 @@ from orchestrator.decision import intervals, limits
 from orchestrator.errors import ConfigError, ModelError
 from orchestrator.evaluation import ask
 from orchestrator.evaluation.suites import load_suite
-from orchestrator.models import loading, saving, subjects
+from orchestrator.models import contents, loading, saving, subjects
 from orchestrator.records import SuiteResult, TrialResult
 from orchestrator.verbs import compare, evaluate, evaluate_report, evaluated
 
@@ -74,6 +74,7 @@ def test_figures_are_those_of_the_evaluation(folder, tmp_path):
     model, tokenizer = loading.load(config.Model(model_name_or_path=str(folder / "tuned")))
     _, wanted, _ = ask.evaluate(model, tokenizer, made, suites=[load_suite(s) for s in made.safety.suites], task_rows=None)
     assert {n: (s.unsafe, s.refused) for n, s in found.result.suites.items()} == {n: (s.unsafe, s.refused) for n, s in wanted.items()}
+    assert found.result.facts["measured"]["folder_sha256"] == contents.digest(contents.of(folder / "tuned"))
     assert found.result.task is None, "a config without a task names none to measure"
     judged = limits.judge(found.result, found.before, made.safety.limits)
     assert found.constraints == judged.constraints and {c.name for c in found.constraints} == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import tiny_llama
@@ -11,7 +12,7 @@ import torch
 
 from orchestrator import config
 from orchestrator.experiment import baseline
-from orchestrator.models import loading, saving
+from orchestrator.models import contents, loading, saving
 from orchestrator.records import LaneContext, TrialResult
 from orchestrator.search import tune
 from orchestrator.storage import files
@@ -73,6 +74,7 @@ def test_every_recipe_runs_from_start_to_model(folder, tmp_path, recipe):
     assert set(result.seconds) >= {"setup", "train", "evaluate", "save", "total"}
     losses = [e["loss"] for e in recorder.events if e["kind"] == "train"]
     assert losses[-1] < losses[0]
+    assert result.facts["measured"]["folder_sha256"] == contents.digest(contents.of(Path(result.model_dir))), "what was measured is what was saved"
     restored, _ = saving.attach(result.model_dir, made.model)
     assert any(not torch.equal(a, b) for a, b in zip(restored.parameters(), loading.load(made.model)[0].parameters(), strict=False))
     assert TrialResult.from_dict(json.loads(json.dumps(files.plain(result.to_dict())))) is not None
