@@ -93,9 +93,11 @@ def submit(
     shared_paths: Annotated[bool, typer.Option("--shared-paths", help="Upload nothing: every path exists on the cluster.")] = False,
 ) -> None:
     """Run an experiment as a job of a Ray cluster."""
+    from orchestrator.data import made_up
     from orchestrator.verbs import submit as jobs
 
     settings = _load(config, overrides)
+    made_up.refuse(settings, elsewhere=True)
     raise typer.Exit(jobs.submit(settings, address=address, submission_id=submission_id, follow=follow, shared_paths=shared_paths))
 
 
@@ -117,8 +119,11 @@ def _run(settings, exit_zero: bool = False, retry_failed: bool = False) -> None:
 def _load(path: str | None, overrides: list[str] | None):
     """The experiment; libraries that would look for a GPU are told when none is wanted, so that they do not warn."""
     from orchestrator import config as configuration
+    from orchestrator.data import made_up
 
-    return _without_gpu_warnings(configuration.load(path, overrides or []))
+    settings = configuration.load(path, overrides or [])
+    made_up.refuse(settings)
+    return _without_gpu_warnings(settings)
 
 
 def _without_gpu_warnings(settings):

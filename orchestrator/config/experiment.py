@@ -53,7 +53,7 @@ MOST_RECIPES, MOST_SUITES, MOST_VARIABLES = 1000, 200, 1000
 
 
 class _Origin(tuple):
-    """Files a config was read from. No part of what it says: all are equal."""
+    """Files a config was read from, keys a preset brought. No part of what it says: all are equal."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Origin)
@@ -66,6 +66,7 @@ class Experiment(Section):
     """Everything that decides what a run does."""
 
     _origin: _Origin = PrivateAttr(default_factory=_Origin)
+    _lent: _Origin = PrivateAttr(default_factory=_Origin)
 
     variables: dict[str, str] = Field(
         default_factory=dict,
@@ -178,6 +179,17 @@ class Experiment(Section):
         return bool(self.search.finalists) and len(self.search.seeds) > 1
 
     @property
+    def lent(self) -> frozenset[str]:
+        """Dotted keys of data whose value a preset brought, and that the user did not write."""
+        return frozenset(self._lent)
+
+    def with_lent(self, keys: Iterable[str]) -> Experiment:
+        """The same experiment, these keys said to be a preset's."""
+        found = self.model_copy()
+        found._lent = _Origin(sorted(keys))
+        return found
+
+    @property
     def zero_stage(self) -> int:
         return int((self.deepspeed.get("zero_optimization") or {}).get("stage", 0))
 
@@ -249,11 +261,12 @@ def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
     from orchestrator.config import text as config_text
 
     raw, folder = config_text.read(path)
+    lent = config_text.lent(path, raw, overrides)
     named = raw.get("deepspeed")  # an override of a key in it reads it in
     config_text.override(raw, overrides, folder, Experiment)
     raw = config_text.expand(raw)
     origin = [file for text in (path, named, raw.get("deepspeed")) for file in config_text.files_of(text, folder)]
-    return config_text.build(Experiment, config_text.resolve_paths(raw, folder)).with_origin(origin)
+    return config_text.build(Experiment, config_text.resolve_paths(raw, folder)).with_origin(origin).with_lent(lent)
 
 
 def from_dict(raw: dict[str, Any]) -> Experiment:

@@ -47,6 +47,20 @@ def read(path: str | Path | None) -> tuple[dict[str, Any], Path]:
     return raw, folder
 
 
+def is_preset(path: str | Path | None) -> bool:
+    """Whether `read` takes this for a shipped experiment rather than a file of the user's."""
+    return path is None or str(path) in presets() and not paths.is_file(path) or paths.expanded(path).parent == PRESETS
+
+
+def lent(path: str | Path | None, raw: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Dotted keys, of two parts, that a preset gives and no override touches; [] for a file of the user's."""
+    if not is_preset(path):
+        return []
+    given = [text.partition("=")[0].strip() for text in overrides]
+    keys = [f"{section}.{name}" for section, block in raw.items() if isinstance(block, dict) for name in block]
+    return [key for key in keys if not any(one == key or one.startswith(f"{key}.") or key.startswith(f"{one}.") for one in given)]
+
+
 def override(raw: dict[str, Any], texts: Sequence[str], folder: Path, root: type[BaseModel]) -> None:
     """Apply `key=value` texts in place; a file of DeepSpeed's settings is read in first where one of its keys is set."""
     defaults = root().model_dump(mode="json") if texts else None

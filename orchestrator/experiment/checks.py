@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import Experiment, deepspeed, recipe_items
+from orchestrator.data import made_up
 from orchestrator.errors import ConfigError, StorageError, UnknownNameError
 from orchestrator.evaluation import held_out
 from orchestrator.experiment import checks_settings, places
@@ -42,7 +43,9 @@ def check(experiment: Experiment, *, build_pocket: bool = True, resumed: bool = 
 
     found = Checked()
     check_names(experiment)
+    made_up.refuse(experiment)
     check_combinations(experiment)
+    found.facts += made_up.facts(experiment)
     if experiment.training.engine == "deepspeed":
         found.warnings += deepspeed.warnings(experiment.deepspeed) + _slow_host(experiment)
     if not (experiment.ray.address or os.environ.get("RAY_ADDRESS")):

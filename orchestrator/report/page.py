@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator import redaction
 from orchestrator.config import Experiment
+from orchestrator.pocket import likeness
 from orchestrator.report import fill, provenance
 from orchestrator.report.plots.canvas import Plot
 from orchestrator.storage import files
@@ -47,7 +48,7 @@ class Page:
 
 def pocket_note(experiment: Experiment) -> list[str]:
     """POCKET_NOTE where a suite asks prompts of the made-up world, else nothing."""
-    return [POCKET_NOTE] if any(suite.data.startswith("pocket:") for suite in experiment.safety.suites) else []
+    return [POCKET_NOTE] if any(likeness.is_pocket(suite.data) for suite in experiment.safety.suites) else []
 
 
 def write(page: Page, path: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator import redaction
 from orchestrator.config import Experiment, dump_yaml
-from orchestrator.data import counted, system_prompts
+from orchestrator.data import counted, made_up, system_prompts
 from orchestrator.decision.limits import Judgement
 from orchestrator.decision.selection import Configuration, Selection
 from orchestrator.errors import DataError
@@ -43,6 +43,7 @@ def view(
         "alerts": [
             *system_prompts.alerts([baseline, *(result for result, _ in rows)]), *counted.alerts(baseline.facts), *reach.alerts(r for r, _ in rows),
         ],
+        "made_up": made_up.sentence(experiment),
         "sentence": summary.headline(selection, baseline, experiment),
         "level": f"{limits.confidence:.0%}",
         "metric": experiment.task.metric,

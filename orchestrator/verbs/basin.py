@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import Experiment
+from orchestrator.data import made_up
 from orchestrator.decision.intervals import rate
 from orchestrator.errors import ConfigError, ModelError, NonFiniteLogitsError
 from orchestrator.evaluation import ask as evaluation
@@ -84,9 +85,10 @@ def measure(experiment: Experiment, request: Request, console: Console) -> dict[
         raise ConfigError(f"basin: {error}") from error
     if request.directions < 1 or request.prompts < 1:
         raise ConfigError(f"basin: --directions {request.directions} and --prompts {request.prompts} must be at least 1")
+    subjects.voice(request.model, experiment.model)  # what cannot be asked is said before the tuned model is loaded
+    made_up.refuse(experiment, [request.model], ["safety.suites"])
     suite = chosen_suite(experiment, request)
     device = "cuda" if experiment.ray.use_gpu else "cpu"
-    subjects.voice(request.model, experiment.model)  # what cannot be asked is said before the tuned model is loaded
     tuned = _end(experiment, request, device)
     subject = subjects.opened(request.model, experiment.model, device=device, merge=True)
     model, tokenizer = subject.network, subject.voice.tokenizer

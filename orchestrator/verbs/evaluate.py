@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import config
 from orchestrator.config import Experiment
+from orchestrator.data import made_up
 from orchestrator.decision import limits
 from orchestrator.evaluation import ask, external, generate_vllm
 from orchestrator.evaluation.suites import PromptSuite, load_suite
 from orchestrator.experiment import places
 from orchestrator.models import contents, identity, loading, subjects
 from orchestrator.records import TrialResult
+from orchestrator.report import page
 from orchestrator.storage import files, ownership
 from orchestrator.storage.paths import folder_name
 from orchestrator.terminal import screen
@@ -69,6 +71,10 @@ def run(experiment: Experiment, request: Request, console: Console) -> Evaluated
 
     checks.check_names(experiment)
     checks.check_generation(experiment)
+    asked = subjects.voice(request.model, experiment.model, request.baseline)
+    made_up.refuse(experiment, [request.model, *([request.baseline] if request.baseline else [])], ["safety.suites"])
+    for line in page.pocket_note(experiment):
+        screen.say(console, f"note: {line}", "yellow")
     suites = tuple(load_suite(suite) for suite in experiment.safety.suites)
     for suite in suites:
         if suite.kind != "choice":
@@ -76,7 +82,6 @@ def run(experiment: Experiment, request: Request, console: Console) -> Evaluated
     rows = task_rows(experiment, request)
     own = subjects.identity(request.model, experiment.model, request.baseline)
     base = subjects.identity(request.baseline, experiment.model) if request.baseline is not None else None
-    asked = subjects.voice(request.model, experiment.model, request.baseline)
     measure = _Measure(experiment, suites, rows, request.folder, console)
     before = None
     if request.baseline is not None:
@@ -88,8 +93,10 @@ def run(experiment: Experiment, request: Request, console: Console) -> Evaluated
 
 
 def task_rows(experiment: Experiment, request: Request) -> Sequence[Conversation] | None:
-    """Evaluation rows of the task; None where it is switched off, or where the config does not name one (its default is no task of anyone's)."""
-    if not request.task or "task" not in experiment.model_fields_set:
+    """Evaluation rows of the task; None where it is switched off, or where nobody named one (a default, or a preset's made-up one for
+    another model, is no task of anyone's)."""
+    lent = made_up.strayed(experiment, [request.model], ["task.data", "task.eval_data"])
+    if not request.task or "task" not in experiment.model_fields_set or lent:
         return None
     found = rows_of_task.load(experiment)
     return found.evaluation + found.confirmation

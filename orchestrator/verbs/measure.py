@@ -86,5 +86,7 @@ def _settings(path: str | None, overrides: list[str] | None, model: str, baselin
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # libraries that would look for a GPU are told that none is wanted
     named = baseline if baseline is not None else model
     kept = settings.model.revision if named == settings.model.model_name_or_path else None
+    if path is not None:  # a preset that was named is meant
+        settings = settings.with_lent(())
     about = settings.model.model_copy(update={"model_name_or_path": named, "unaligned_name_or_path": None, "revision": kept})
     return settings.model_copy(update={"model": about})
