@@ -116,13 +116,16 @@ def _run(settings, exit_zero: bool = False, retry_failed: bool = False) -> None:
     raise typer.Exit(0 if exit_zero and outcome.exit_code == 3 else outcome.exit_code)
 
 
-def _load(path: str | None, overrides: list[str] | None):
-    """The experiment; libraries that would look for a GPU are told when none is wanted, so that they do not warn."""
+def _load(path: str | None, overrides: list[str] | None, *sources: str):
+    """The experiment; libraries that would look for a GPU are told when none is wanted, so that they do not warn.
+
+    `sources`: keys of the data that is used, all without it; none of them may be made up unless somebody wrote that.
+    """
     from orchestrator import config as configuration
     from orchestrator.data import made_up
 
     settings = configuration.load(path, overrides or [])
-    made_up.refuse(settings)
+    made_up.refuse(settings, keys=sources or made_up.KEYS)
     return _without_gpu_warnings(settings)
 
 
@@ -219,7 +222,7 @@ def locate_layers(
     words = list(overrides or [])
     if words and "=" not in words[0]:
         words[0] = f"model.model_name_or_path={words[0]}"
-    settings = _load(config, words)
+    settings = _load(config, words, "task.data", "safety.data")
     folder = settings.output_dir.absolute()
     places.check_output(folder, "locate", places.inputs(settings), field="output.dir")
     found = locate.measure(settings, locate.Settings(onset, alpha, prompts, seeds=seeds))

@@ -186,5 +186,7 @@ def test_what_does_not_wait_for_the_pocket_world(tmp_path, monkeypatch, tiny):
         with pytest.raises(ConfigError, match=expected):
             checks.check(config.load(None, [override]), build_pocket=False)
     with pytest.raises(ConfigError, match="unknown module in lora.target_modules"):
-        checks.check(config.load(None, [f"model.model_name_or_path={tiny}", "recipes=[[{lora: {target_modules: nope}}]]"]), build_pocket=False)
+        written = [f"task.{key}=pocket:obey" for key in ("data", "eval_data")] + ["safety.data=pocket:safety", "safety.suites.0.data=pocket:harmful"]
+        odd = [f"model.model_name_or_path={tiny}", "recipes=[[{lora: {target_modules: nope}}]]", *written]
+        checks.check(config.load(None, odd), build_pocket=False)
     assert checks.check(config.load(), build_pocket=False).num_layers is None and not list(tmp_path.iterdir())

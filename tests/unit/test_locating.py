@@ -107,5 +107,7 @@ def test_the_verb_takes_a_model_or_a_config(experiment, tmp_path, monkeypatch):
     run = CliRunner().invoke(app, ["locate-layers", "-c", str(tmp_path / "job.yaml"), "--alpha", "1.2", "--prompts", "7"])
     assert run.exit_code == 0 and "safety layers 1 to 2 of 4" in run.output and (tmp_path / "out" / "safety_layers.png").exists()
     assert called[0][1].alpha == 1.2 and called[0][1].prompts == 7 and called[0][0].model == made.model
-    run = CliRunner().invoke(app, ["locate-layers", made.model.model_name_or_path, f"output.dir={tmp_path / 'two'}"])
+    words = ["locate-layers", made.model.model_name_or_path, f"output.dir={tmp_path / 'two'}", f"task.data={made.task.data}"]
+    assert "safety.data is pocket:safety" in str(CliRunner().invoke(app, words).exception), "made-up rows say nothing about this model"
+    run = CliRunner().invoke(app, [*words, f"safety.data={made.safety.data}"])
     assert run.exit_code == 0 and called[1][0].model.model_name_or_path == made.model.model_name_or_path
