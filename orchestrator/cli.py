@@ -44,6 +44,7 @@ app = typer.Typer(
 ConfigOption = Annotated[
     str | None, typer.Option("--config", "-c", metavar="FILE", help="YAML file or preset name; the pocket preset without it.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, e.g. search.trials=3")]
 
 
@@ -58,16 +59,32 @@ class Kind(enum.StrEnum):
     presets = "presets"
 
 
+def _version(given: bool) -> None:
+    if given:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def top(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")] = False) -> None:
+    """Options of the program itself; its help is the app's."""
+
+
 @app.command()
 def run(
     config: ConfigOption = None,
     overrides: Overrides = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="DIR", help="The same as output.dir=DIR.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything that can be checked without a device, and end.")] = False,
     exit_zero: Annotated[
         bool, typer.Option("--exit-zero", help="Exit with 0 also when nothing is feasible: for schedulers that repeat what fails.")
     ] = False,
 ) -> None:
     """Run an experiment: baseline, search, confirmation, report."""
-    _run(_load(config, overrides), exit_zero)
+    settings = _load(config, [*(overrides or []), *([f"output.dir={output}"] if output is not None else [])])
+    if dry_run:
+        return _validate(settings)
+    _run(settings, exit_zero)
 
 
 @app.command()
@@ -102,17 +119,26 @@ def submit(
 
 
 def _run(settings, exit_zero: bool = False, retry_failed: bool = False) -> None:
-    from orchestrator.experiment import driver
+    from orchestrator.experiment import driver, endings
     from orchestrator.experiment.stop import StopFlag
     from orchestrator.terminal import screen
 
     crash.keep_in(settings.output_dir.absolute())
     stop = StopFlag()
     console = screen.console(steady=True)
-    outcome = driver.run(settings, console, stop, on_checked=stop.listen, retry_failed=retry_failed)
+    again = f"go on with: safebasin resume {shlex.quote(settings.output_place)}"
+    try:
+        outcome = driver.run(settings, console, stop, on_checked=stop.listen, retry_failed=retry_failed)
+    except KeyboardInterrupt:
+        if stop.is_set():  # there is something by then
+            streams.tell(again, sys.stderr)
+        raise
     style = {0: "bold green", 3: "bold yellow"}.get(outcome.exit_code, "bold red")
     screen.say(console, outcome.sentence, style)
-    screen.say(console, f"report: {settings.place_of('report.html')}", whole=True)
+    for line in endings.lines(settings, outcome):
+        screen.say(console, line, whole=True)
+    if stop.is_set():
+        screen.say(console, again, "bold", whole=True)
     raise typer.Exit(0 if exit_zero and outcome.exit_code == 3 else outcome.exit_code)
 
 
@@ -136,16 +162,22 @@ def _without_gpu_warnings(settings):
 
 
 @app.command()
-def validate(config: ConfigOption = None, overrides: Overrides = None) -> None:
+def validate(config: ConfigOption = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check a config, its data and its model without taking a device."""
+    _validate(_load(config, overrides), as_json)
+
+
+def _validate(settings, as_json: bool = False) -> None:
     from orchestrator.experiment import checks
     from orchestrator.lanes import capacity
     from orchestrator.terminal import screen
 
     console = screen.console()
-    settings = _load(config, overrides)
     found = checks.check(settings, build_pocket=False)
     checks.check_destination(settings)
+    if as_json:
+        body = {"name": settings.name, "valid": True, "recipes": list(settings.recipe_names), "trials": settings.search.trials}
+        return _print_json(body | {"facts": found.facts, "warnings": found.warnings})
     for line in found.facts:
         screen.say(console, line)
     for line in found.warnings:
@@ -163,19 +195,25 @@ def config_schema() -> None:
 
 
 @app.command("list")
-def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], as_json: AsJson = False) -> None:
     """List recipes, strategies, suites, attacks, judges or presets."""
     from orchestrator.verbs import listing
 
+    if as_json:
+        return _print_json(listing.rows(kind.value))
     listing.show(kind.value)
 
 
+def _print_json(body: object) -> None:
+    print(json.dumps(body, indent=2))
+
+
 @app.command()
-def doctor(config: ConfigOption = None, overrides: Overrides = None) -> None:
+def doctor(config: ConfigOption = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what this machine and cluster offer, and what of a config would not fit."""
     from orchestrator.verbs import doctor as examination
 
-    raise typer.Exit(examination.show(config, overrides or []))
+    raise typer.Exit(examination.show(config, overrides or [], as_json))
 
 
 @app.command()
@@ -234,7 +272,7 @@ def apply(
     strategy: Annotated[str, typer.Argument(help="A method that acts after training, e.g. safe_lora.")],
     model: Annotated[str, typer.Option(help="The tuned model: folder or hub id of a whole model, or a PEFT adapter folder.")],
     aligned: Annotated[str, typer.Option(help="The model the tuning started from.")],
-    output: Annotated[str, typer.Option(help="New folder for the result.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="New folder for the result.")],
     knobs: Annotated[list[str] | None, typer.Argument(metavar="[KNOB=VALUE]...", help="The method's settings.")] = None,
     unaligned: Annotated[str | None, typer.Option(help="The aligned model before its alignment.")] = None,
     safety: Annotated[str | None, typer.Option(help="Safety rows: prompts with refusals.")] = None,

@@ -263,10 +263,13 @@ def _conclude(state: Run, started: float) -> Outcome:
     waited = len(state.baseline.confirmation.ids) if state.baseline.confirmation is not None else 0
     handover.write_best(state.folder, state.experiment, selection, state.specs, card, waited)
     paths = report.write_report(state.folder, state.experiment, state.baseline, state.rows, selection, facts)
-    state.tracker.finish(selection, [state.folder / "config.resolved.yaml", state.folder / "best.json", state.folder / "trials.csv", *paths])
-    sentence = report.sentence(state.experiment, state.baseline, selection)
+    files_of_it = [state.folder / "config.resolved.yaml", state.folder / "best.json", state.folder / "trials.csv", *paths]
+    state.tracker.finish(selection, files_of_it, stopped=facts["stopped"])
+    sentence = report.sentence(state.experiment, state.baseline, selection, stopped=facts["stopped"])
     if state.tracker.uri:
         screen.say(state.console, f"MLflow: {state.tracker.ui_hint()}", whole=True)
-    if state.stop.is_set():
-        return Outcome(1, selection, state.folder, f"stopped after {len(state.rows)} trials ({duration(facts['seconds'])}); {sentence}")
+    if facts["stopped"]:
+        done = sum(result.phase == "search" and result.final for result, _ in state.rows)
+        told = f"stopped after {done} of {state.experiment.search.trials} trials ({duration(facts['seconds'])}): {sentence}"
+        return Outcome(1, selection, state.folder, told)
     return Outcome({"feasible": 0, "nothing feasible": 3}.get(selection.outcome, 1), selection, state.folder, sentence)

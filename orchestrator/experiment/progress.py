@@ -37,6 +37,9 @@ def outcome_line(result: TrialResult, judgement: Judgement, best: bool = False) 
     rise = judgement.over_refusal_rise
     if rise is not None and any(c.verdict != "feasible" and c.estimate == rise for c in judgement.constraints):
         text.append(f"over-refusal {rise.value:+.3f} [{rise.lower:+.3f}, {rise.upper:+.3f}]  ")
+    if result.facts.get("cancelled"):  # by the user: no fault of the trial's, and no verdict
+        text.append("stopped on request, `safebasin resume` goes on with it", style="yellow")
+        return text
     text.append(result.state if result.state != "complete" else judgement.verdict, style=VERDICT_STYLE[judgement.verdict])
     if result.error:
         text.append(f"  {result.error}", style="red")

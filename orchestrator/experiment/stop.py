@@ -31,4 +31,4 @@ class StopFlag(threading.Event):
             raise KeyboardInterrupt
         self.signum = signum
         self.set()
-        streams.tell(f"{signal.Signals(signum).name}: finishing what runs and writing the report; again to abort", sys.stderr)
+        streams.tell(f"{signal.Signals(signum).name}: running trials stop at their next step, then the report is written; again to abort", sys.stderr)

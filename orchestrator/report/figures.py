@@ -126,8 +126,11 @@ def _rates(result: TrialResult, baseline: TrialResult | None, kind: str) -> str:
     return ", ".join(parts) or MISSING
 
 
-def headline(selection: Selection, baseline: TrialResult | None, experiment: Experiment) -> str:
-    """The outcome in one sentence: the best trial with score, attack success before and after and the limit, or the nearest miss."""
+def headline(selection: Selection, baseline: TrialResult | None, experiment: Experiment, *, stopped: bool = False) -> str:
+    """The outcome in one sentence: the best trial with score, attack success before and after and the limit, or the nearest miss.
+
+    `stopped`: the search was cut short, so what is said holds so far.
+    """
     confidence = experiment.safety.limits.confidence
     if selection.best is not None:
         result, judgement = selection.best.handed_over
@@ -138,7 +141,7 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
         warnings = [*unbound(baseline, experiment), *unseen(selection.best.shown.suites, baseline, experiment)]
         warnings += reach.alerts(r for r, _ in selection.best.trials)
         return (
-            f"Best within the limits: {result.trial_id} ({result.recipe}), {_scored(selection, baseline, experiment)}, "
+            f"{'Best so far' if stopped else 'Best'} within the limits: {result.trial_id} ({result.recipe}), {_scored(selection, baseline, experiment)}, "
             f"attack success {_rates(result, baseline, 'harmful')}; "
             + (f"{kept(bound, confidence)}: feasible" if bound else "feasible")
             + (f", as on each of {seeds} seeds." if seeds > 1 else ", on one seed.")
@@ -148,9 +151,10 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
         )
     miss = selection.nearest_miss
     if not selection.measured:
-        return unmeasured(selection)
+        return unmeasured(selection) if not stopped or selection.configurations else "Nothing was measured yet."
+    nothing = "No model to hand over so far" if stopped else "Nothing feasible"
     if miss is None:
-        return f"Nothing feasible: none of {_count(selection.configurations)} could be measured on the safety suites."
+        return f"{nothing}: none of {_count(selection.configurations)} could be measured on the safety suites."
     result, judgement = _worst_seed(miss)
     bound = tightest(judgement)
     by = (
@@ -160,7 +164,7 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
     )
     standing = "within the limits as far as it was asked, but never asked in full" if miss.promising else judgement.verdict
     return (
-        f"Nothing feasible: none of {_count(selection.configurations)} keeps every limit at {confidence:.0%} confidence. Nearest miss: "
+        f"{nothing}: none of {_count(selection.configurations)} keeps every limit at {confidence:.0%} confidence. Nearest miss: "
         f"{result.trial_id} ({result.recipe}), task score {figure(task_score(result, confidence))}, {standing}{by}."
         + contaminated(baseline)
     )
@@ -295,10 +299,11 @@ def plan(experiment: Experiment) -> str:
     )
 
 
-def note(selection: Selection, baseline: TrialResult | None, experiment: Experiment) -> str:
-    """The outcome as Markdown for the description of the parent run."""
+def note(selection: Selection, baseline: TrialResult | None, experiment: Experiment, *, stopped: bool = False) -> str:
+    """The outcome as Markdown for the description of the parent run; `stopped` as for `headline`."""
+    told = markdown(headline(selection, baseline, experiment, stopped=stopped))
     return (
-        f"**{markdown(headline(selection, baseline, experiment))}**\n\nCompare trials: open the experiment, select the child runs, *Compare*; "
+        f"**{told}**\n\nCompare trials: open the experiment, select the child runs, *Compare*; "
         "`task/score` against `safety_delta/degradation` is the trade-off, `constraint/excess <= 0` keeps every limit. "
         "The report is among this run's artifacts (`report.html`, `report.md`)."
     )

@@ -61,9 +61,9 @@ def _written(folder, experiment, baseline, content, pictures, selection) -> list
     return [html, files.write_text(folder / "report.md", filled("report.md.j2", content)), *paths]
 
 
-def sentence(experiment: Experiment, baseline: TrialResult, selection: Selection) -> str:
+def sentence(experiment: Experiment, baseline: TrialResult, selection: Selection, *, stopped: bool = False) -> str:
     """The outcome in one sentence, for the terminal and for MLflow."""
-    return figures.headline(selection, baseline, experiment)
+    return figures.headline(selection, baseline, experiment, stopped=stopped)
 
 
 def model_card(experiment: Experiment, baseline: TrialResult, selection: Selection) -> str:

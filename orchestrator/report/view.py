@@ -44,7 +44,7 @@ def view(
             *system_prompts.alerts([baseline, *(result for result, _ in rows)]), *counted.alerts(baseline.facts), *reach.alerts(r for r, _ in rows),
         ],
         "made_up": made_up.sentence(experiment),
-        "sentence": summary.headline(selection, baseline, experiment),
+        "sentence": summary.headline(selection, baseline, experiment, stopped=bool(facts.get("stopped"))),
         "level": f"{limits.confidence:.0%}",
         "metric": experiment.task.metric,
         "shown": _shown(shown, baseline, experiment) if shown else None,

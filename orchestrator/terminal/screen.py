@@ -100,6 +100,12 @@ def show(on: Console, what: Table) -> None:
     on.print(what, highlight=False, markup=False, emoji=False)
 
 
+def texts_of(table: Table) -> list[dict[str, str]]:
+    """The rows of a table of texts, each {heading: cell}, for programs to read."""
+    columns = [(str(column.header), [str(cell) for cell in column.cells]) for column in table.columns]
+    return [dict(zip([head for head, _ in columns], cells, strict=True)) for cells in zip(*(cells for _, cells in columns), strict=True)]
+
+
 class Grid(Table):
     """A table whose title, headings and cells are texts."""
 

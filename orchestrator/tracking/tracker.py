@@ -172,15 +172,15 @@ class Tracker:
         self._put("status", key, status=STATUS[result.state], time=now)
         self._open.discard(key)
 
-    def finish(self, selection: Selection | None, artifacts: Sequence[str | Path] = ()) -> None:
+    def finish(self, selection: Selection | None, artifacts: Sequence[str | Path] = (), *, stopped: bool = False) -> None:
         """The outcome on the parent run: verdict, figures of the best trial, description, files (report, plots, tables).
 
         The parent run ends with `close`. Artifacts that do not exist are reported in the log and left out.
         """
         tags: dict[str, Any] = {}
         if selection is not None:
-            tags["mlflow.note.content"] = values.text_of(figures.note(selection, self.baseline, self.experiment))
-            tags["safebasin.verdict"] = selection.outcome
+            tags["mlflow.note.content"] = values.text_of(figures.note(selection, self.baseline, self.experiment, stopped=stopped))
+            tags["safebasin.verdict"] = "stopped" if stopped and selection.best is None else selection.outcome
         if selection is not None and selection.best is not None:
             result, judgement = selection.best.trials[0]
             tags |= {"safebasin.best_trial_id": result.trial_id, "safebasin.best_run_id": {"run": result.trial_id}}
@@ -264,7 +264,7 @@ class NullTracker:
 
     def finish_trial(self, result: TrialResult, judgement: Judgement | None) -> None: ...
 
-    def finish(self, selection: Selection | None, artifacts: Sequence[str | Path] = ()) -> None: ...
+    def finish(self, selection: Selection | None, artifacts: Sequence[str | Path] = (), *, stopped: bool = False) -> None: ...
 
     def close(self, status: str = "FINISHED", timeout: float = CLOSE_SECONDS) -> int:
         return 0

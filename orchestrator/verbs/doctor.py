@@ -31,8 +31,11 @@ class Finding:
     detail: str
 
 
-def show(path: str | None, overrides: list[str]) -> int:
+def show(path: str | None, overrides: list[str], as_json: bool = False) -> int:
     """Print the findings; 0 when nothing fails, else 1 (2 where the config itself is wrong)."""
+    import dataclasses
+    import json
+
     from orchestrator import config
 
     experiment = config.load(path, overrides)
@@ -43,7 +46,10 @@ def show(path: str | None, overrides: list[str]) -> int:
     style = {"ok": "green", "warn": "yellow", "fail": "red"}
     for finding in found:
         table.add_row(finding.what, screen.styled(finding.state, style[finding.state]), finding.detail)
-    screen.show(screen.console(), table)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
+    else:
+        screen.show(screen.console(), table)
     return 1 if any(finding.state == "fail" for finding in found) else 0
 
 

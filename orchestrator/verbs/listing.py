@@ -8,8 +8,16 @@ from orchestrator.terminal.screen import Grid
 
 def show(kind: str) -> None:
     """Print one of recipes, strategies, suites, attacks, judges, presets."""
-    table = {"recipes": _recipes, "strategies": _strategies, "suites": _suites, "attacks": _attacks, "judges": _judges, "presets": _presets}[kind]()
-    screen.show(screen.console(), table)
+    screen.show(screen.console(), _made(kind))
+
+
+def rows(kind: str) -> list[dict[str, str]]:
+    """The same, a mapping of column to text for each row."""
+    return screen.texts_of(_made(kind))
+
+
+def _made(kind: str) -> Grid:
+    return {"recipes": _recipes, "strategies": _strategies, "suites": _suites, "attacks": _attacks, "judges": _judges, "presets": _presets}[kind]()
 
 
 def _table(*columns: str) -> Grid:

@@ -42,16 +42,21 @@ def compare(
     baseline: Annotated[str | None, typer.Option(help="What adapter folders are put on; without it their own base.")] = None,
     config: Config = None,
     output: Output = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows of comparison.csv as JSON instead of the table.")] = False,
 ) -> None:
     """Put several models side by side; what is no finished evaluation or run is evaluated now. Differences are against the first."""
-    from orchestrator.storage import paths
+    import json
+
+    from orchestrator.storage import files, paths
     from orchestrator.terminal import screen
     from orchestrator.verbs import compare as comparing
 
     overrides = [word for word in names if "=" in word and not paths.exists(word)]
     chosen = [word for word in names if word not in overrides]
     settings = _settings(config, overrides, chosen[0] if chosen else "pocket", baseline)
-    comparing.compare(settings, chosen, output or Path("outputs") / "comparison", screen.console(), baseline)
+    found = comparing.compare(settings, chosen, output or Path("outputs") / "comparison", screen.console(stderr=as_json), baseline)
+    if as_json:
+        print(json.dumps(files.plain(comparing.rows(found)), indent=2))
 
 
 def basin(

@@ -115,7 +115,9 @@ def test_ctrl_c_in_mid_search_leaves_what_was_finished_and_nothing_running(confi
     finally:
         process.kill()
     said = log.read_text()
-    assert "SIGINT: finishing what runs" in said and "stopped after" in said, said[-3000:]
+    assert "SIGINT: running trials stop at their next step" in said and "stopped after" in said, said[-3000:]
+    assert f"go on with: safebasin resume {folder}" in said and "of 50 trials" in said and "Nothing feasible" not in said, said[-3000:]
+    assert "stopped stopped" not in said and "stopped on request, `safebasin resume` goes on with it" in said, said[-3000:]
     with (folder / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert 2 <= len(rows) < 50 and rows[0]["state"] == "complete" and rows[-1]["state"] == "stopped", rows

@@ -1,0 +1,19 @@
+"""What the command line says last of a run: where the model, its config and the report are, and what of it was made up."""
+
+from __future__ import annotations
+
+from orchestrator.config import Experiment
+from orchestrator.data import made_up
+from orchestrator.experiment.driver import Outcome
+
+
+def lines(experiment: Experiment, outcome: Outcome) -> list[str]:
+    """Lines to print after an outcome's sentence; files that are not there are not named."""
+    told = []
+    if outcome.selection is not None and outcome.selection.best is not None:
+        known = [("model", "model", "the model handed over"), ("best.yaml", "best.yaml", "trains it again")]
+        told += [f"{name}: {experiment.place_of(file)} ({what})" for name, file, what in known if (outcome.folder / file).exists()]
+    if (outcome.folder / "report.html").exists():
+        told.append(f"report: {experiment.place_of('report.html')}")
+    world = made_up.sentence(experiment)
+    return told + ([world] if world else [])
