@@ -1,4 +1,4 @@
-"""Verbs that decide on what was measured: check. Heavy imports only inside verbs."""
+"""Verbs for deciding: check, init, recommend. Heavy imports only inside verbs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,98 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (check,):
+    for verb in (check, init, recommend):
         app.command()(verb)
+
+
+Risk = Annotated[str | None, typer.Option("--risk", metavar="high|medium|experimental", help="high: health, finance, law; medium: customer service, education.")]  # fmt: skip  # noqa: E501
+Gpus = Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs there are.")]
+Harmful = Annotated[bool | None, typer.Option("--harmful-answers/--no-harmful-answers", help="Whether the safety rows have harmful answers too (a column `rejected`).")]  # fmt: skip  # noqa: E501
+Api = Annotated[bool, typer.Option("--api", help="The model is behind an API: its weights are not to be had.")]
+
+
+def recommend(
+    risk: Risk = None,
+    gpus: Gpus = None,
+    safety: Annotated[bool | None, typer.Option("--safety-data/--no-safety-data", help="Whether there are safety rows.")] = None,
+    harmful: Harmful = None,
+    unaligned: Annotated[bool | None, typer.Option("--base-model/--no-base-model", help="Whether there is the model before its alignment.")] = None,
+    api: Api = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of sentences.")] = False,
+) -> None:
+    """Which recipes to search, by risk and by what there is, with the reasons; asks on a terminal for what no flag says."""
+    import dataclasses
+    import json
+
+    from orchestrator.terminal import screen
+    from orchestrator.verbs import recommend as recommending
+
+    advice = recommending.advise(_situation(risk, gpus, safety, harmful, unaligned, api))
+    if as_json:
+        print(json.dumps(dataclasses.asdict(advice), indent=2))
+        return
+    for line in recommending.lines(advice):
+        screen.say(screen.console(), line)
+
+
+def init(
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of the model to tune.")] = None,
+    task: Annotated[str | None, typer.Option(help="Training rows: a file or a `datasets` name.")] = None,
+    safety: Annotated[str | None, typer.Option(help="Safety rows, a file; none without it.")] = None,
+    unaligned: Annotated[str | None, typer.Option(help="The model before its alignment.")] = None,
+    risk: Risk = None,
+    gpus: Gpus = None,
+    harmful: Harmful = None,
+    api: Api = False,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write; never one that is there.")] = Path("job.yaml"),
+) -> None:
+    """Write a config to start from, with the reason beside each choice; asks on a terminal for what no flag says."""
+    from orchestrator.terminal import screen
+    from orchestrator.verbs import init as writing
+
+    model = _asked(model, "--model", "Model to tune (folder or hub id)")
+    task = _asked(task, "--task", "Training rows (file)")
+    if safety is None and _interactive():
+        safety = typer.prompt("Safety rows (file; empty for none)", default="", show_default=False) or None
+    if unaligned is None and not api and _interactive():
+        unaligned = typer.prompt("Model before its alignment (empty for none)", default="", show_default=False) or None
+    situation = _situation(risk, gpus, safety is not None, harmful, unaligned is not None, api)
+    path = writing.write(writing.Request(situation, model, task, safety, unaligned), output)
+    screen.say(screen.console(), f"{path}: next, safebasin validate -c {path}", whole=True)
+
+
+def _interactive() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _asked(value: str | None, flag: str, question: str) -> str:
+    from orchestrator.errors import ConfigError
+
+    if value is None and not _interactive():
+        raise ConfigError(f"{flag} is wanted, and there is no terminal to ask on; give {flag} ...")
+    return value if value is not None else str(typer.prompt(question))
+
+
+def _situation(risk: str | None, gpus: int | None, safety: bool | None, harmful: bool | None, unaligned: bool | None, api: bool):
+    """What no flag says is asked on a terminal; elsewhere it is medium risk, no GPU and no such data."""
+    from orchestrator.errors import UnknownNameError
+    from orchestrator.verbs import recommend as recommending
+
+    asking = _interactive()
+    if risk is None:
+        told = ", ".join(f"{name} ({what})" for name, what in recommending.RISKS.items())
+        risk = str(typer.prompt(f"Risk: {told}", default="medium")) if asking else "medium"
+    if risk not in recommending.RISKS:
+        raise UnknownNameError("risk", risk, recommending.RISKS)
+    if gpus is None:
+        gpus = int(typer.prompt("GPUs", default=0, type=int)) if asking else 0
+    if safety is None:
+        safety = asking and typer.confirm("Are there safety rows (harmful prompts with safe answers)?")
+    if harmful is None:
+        harmful = bool(safety and asking and typer.confirm("Do they have harmful answers too?"))
+    if unaligned is None:
+        unaligned = bool(asking and not api and typer.confirm("Is there the model before its alignment?"))
+    return recommending.Situation(risk, gpus, safety, harmful, unaligned, api)
 
 
 def check(
