@@ -27,17 +27,20 @@ def write_report(
     rows: Sequence[Row],
     selection: Selection,
     facts: Mapping[str, Any] | None = None,
+    kind: str | None = None,
 ) -> list[Path]:
     """Write report.html, report.md and the plots into `folder`; returns their paths, the HTML first.
 
-    `facts` (each optional): "seconds" the run took, "stopped" whether it was ended early, "hashes" {"model": ..., "template": ...}.
+    `facts` (each optional): "seconds" the run took, "stopped" whether it was ended early, "hashes" {"model": ..., "template": ...},
+    "place" of the run, with a slash, where the report lies elsewhere, "other_limits" whether the experiment's are not those it was searched
+    under. `kind` of the folder; a run's own without it.
     No rows are no error: the report then says that nothing was tried. Raises StorageError.
     """
     from orchestrator.report.plots import refusals, trials
 
     folder, facts = Path(folder), facts or {}
     pictures = [*trials.all_plots(experiment, baseline, rows, selection), *refusals.report_plots(experiment, baseline, selection)]
-    with ownership.active(folder, "run" if experiment.output_address is None else "mirror"):
+    with ownership.active(folder, kind or ("run" if experiment.output_address is None else "mirror")):
         return _written(folder, experiment, baseline, view(experiment, baseline, rows, selection, facts), pictures, selection)
 
 

@@ -41,6 +41,7 @@ def view(
         "feasible": selection.best is not None,
         "stopped": bool(facts.get("stopped")),
         "alerts": [
+            *(["OTHER LIMITS: these verdicts are under limits that the run was not searched under"] if facts.get("other_limits") else []),
             *system_prompts.alerts([baseline, *(result for result, _ in rows)]), *counted.alerts(baseline.facts), *reach.alerts(r for r, _ in rows),
         ],
         "made_up": made_up.sentence(experiment),
@@ -63,6 +64,7 @@ def view(
         "config_hash": experiment.digest(),
         "caveats": caveats(experiment, baseline, rows, selection),
         "base_model": experiment.model.model_name_or_path,
+        "place": facts.get("place", ""),
     }
 
 

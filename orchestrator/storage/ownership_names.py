@@ -20,6 +20,7 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "comparison": ("comparison.csv", "comparison.html", *_PICTURES),
     "basin": ("basin.json", "basin.html", *_PICTURES),
     "check": ("evidence.json",),
+    "report": ("report.html", "report.md", *_CHANGES, *_PICTURES),
     "render": ("shared.yaml", "run.yaml"),
     "locate": ("safety_layers.json", "safety_layers.png"),
     "model": ("*",),

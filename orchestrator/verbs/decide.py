@@ -1,4 +1,4 @@
-"""Verbs for deciding: check, init, recommend. Heavy imports only inside verbs."""
+"""Verbs for deciding: check, status, report, init, recommend. Heavy imports only inside verbs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (check, init, recommend):
+    for verb in (check, status, report, init, recommend):
         app.command()(verb)
 
 
@@ -103,6 +103,44 @@ def _situation(risk: str | None, gpus: int | None, safety: bool | None, harmful:
     if unaligned is None:
         unaligned = bool(asking and not api and typer.confirm("Is there the model before its alignment?"))
     return recommending.Situation(risk, gpus, safety, harmful, unaligned, api)
+
+
+def status(
+    place: Annotated[str, typer.Argument(metavar="DIR|URI", help="Output folder or address of a run, also of one that goes on.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of sentences.")] = False,
+) -> None:
+    """How far a run is: trials done, the best so far, whether anybody drives it. Nothing of it is touched."""
+    import json
+
+    from orchestrator.terminal import screen
+    from orchestrator.verbs import status as looking
+
+    found = looking.look(place)
+    if as_json:
+        print(json.dumps(looking.plain(found), indent=2))
+        return
+    for line in looking.lines(found):
+        screen.say(screen.console(), line)
+
+
+def report(
+    names: Annotated[list[str], typer.Argument(metavar="DIR|URI ... [safety.limits.KEY=VALUE]...", help="Runs; other limits among them.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder for the files; below outputs/ without it.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report there.")] = False,
+) -> None:
+    """Write a run's report anew from its records, under its own limits or others, or one page of several runs."""
+    from orchestrator.storage import paths
+    from orchestrator.terminal import screen
+    from orchestrator.verbs import reporting
+
+    overrides = [word for word in names if "=" in word and not paths.exists(word)]
+    read, written = reporting.write([word for word in names if word not in overrides], overrides, output, overwrite)
+    console = screen.console()
+    for one in read:
+        for line in one.found.troubles:
+            screen.say(console, f"warning: {line}", "yellow")
+        screen.say(console, one.sentence if len(read) == 1 else f"{one.name}: {one.sentence}")
+    screen.say(console, str(written[0]), whole=True)
 
 
 def check(
