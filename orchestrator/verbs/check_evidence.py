@@ -40,6 +40,8 @@ class Evidence:
     """Name and hash of the untouched model; {} where none was measured."""
     base: dict[str, str]
     """Name and hash of what an adapter was measured on; {} for a whole model."""
+    itself: bool = False
+    """Whether the model was compared with the same weights."""
     records: dict[str, str] = field(default_factory=dict)
     """sha256 of every file that was read, by its name below `folder`."""
 
@@ -94,7 +96,8 @@ def _evaluation(folder: Path) -> Evidence:
     base = {"name": body["model"]["base"], "hash": body["model"]["base_hash"]} if {"base", "base_hash"} <= set(body["model"]) else {}
     known = {"name": str(body["baseline"]["name"]), "hash": str(body["baseline"]["hash"])} if body.get("baseline") else {}
     name = body["model"]["name"]
-    return Evidence(folder, "evaluation", made, own, (), before, name, known, base, _hashes(folder, [evaluated.FILE]))
+    itself = bool(known) and known["hash"] == body["model"].get("hash")
+    return Evidence(folder, "evaluation", made, own, (), before, name, known, base, itself, _hashes(folder, [evaluated.FILE]))
 
 
 def _run(folder: Path) -> Evidence:
@@ -114,7 +117,7 @@ def _run(folder: Path) -> Evidence:
     adapter = folders.is_folder(model) and folders.examine(model).adapter
     files = [f"trials/{row.trial_id}/result.json" for row in rows] + ["baseline.json", "best.json", run_identity.FILE]
     return Evidence(
-        folder, "run", made, rows[0], tuple(rows[1:]), before, str(model), untouched, untouched if adapter else {}, _hashes(folder, files)
+        folder, "run", made, rows[0], tuple(rows[1:]), before, str(model), untouched, untouched if adapter else {}, False, _hashes(folder, files)
     )
 
 

@@ -72,6 +72,7 @@ class Hashes(Section):
     """What is pinned by its sha256."""
 
     model: str | None = Field(None, pattern=SHA256, description="Of the model's files, as an evidence file says it (`model.sha256`).")
+    untouched: str | None = Field(None, max_length=100, description="Of the untouched model, as an evidence file says it (`untouched.hash`).")
     suites: dict[str, str] = Field(default_factory=dict, description="Of a suite's prompts, by its name, as an evidence file says it.")
 
     @field_validator("suites")

@@ -127,6 +127,8 @@ def _prompts(held: _Held) -> Finding:
     before = held.found.before
     if before is None:
         return Finding("prompts", "no untouched model", True, text="nothing to compare; no rise was measured")
+    if held.found.itself:
+        return Finding("prompts", held.found.untouched["name"], False, text="the model was compared with itself, so no rise was measured")
     pairs = [(name, before.suites[name], suite) for one in held.found.measured for name, suite in one.suites.items() if name in before.suites]
     differ = list(dict.fromkeys(name for name, first, second in pairs if not _same(first, second)))
     if differ:
@@ -338,6 +340,10 @@ def _pinned(held: _Held, now: Weights) -> Iterator[Finding]:
     if pinned.model is not None:
         known = now.digest or MISSING
         yield Finding("hashes.model", now.name, known == pinned.model, text=known[:16] + ("" if known == pinned.model else ", not the one pinned"))
+    if pinned.untouched is not None:
+        known = held.found.untouched.get("hash", MISSING)
+        text = known + ("" if known == pinned.untouched else ", not the one pinned")
+        yield Finding("hashes.untouched", held.found.untouched.get("name", ""), known == pinned.untouched, text=text)
     for name, wanted in pinned.suites.items():
         suite = held.found.own.suites.get(name)
         known = str(suite.source.get("sha256", MISSING)) if suite is not None else MISSING
