@@ -119,6 +119,7 @@ def submit(
 
 
 def _run(settings, exit_zero: bool = False, retry_failed: bool = False) -> None:
+    from orchestrator.data import made_up
     from orchestrator.experiment import driver, endings
     from orchestrator.experiment.stop import StopFlag
     from orchestrator.terminal import screen
@@ -135,6 +136,8 @@ def _run(settings, exit_zero: bool = False, retry_failed: bool = False) -> None:
         raise
     style = {0: "bold green", 3: "bold yellow"}.get(outcome.exit_code, "bold red")
     screen.say(console, outcome.sentence, style)
+    if world := made_up.sentence(settings):
+        screen.say(console, world)
     for line in endings.lines(settings, outcome):
         screen.say(console, line, whole=True)
     if stop.is_set():

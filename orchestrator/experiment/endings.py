@@ -1,9 +1,8 @@
-"""What the command line says last of a run: where the model, its config and the report are, and what of it was made up."""
+"""What the command line says last of a run: where the model, its config and the report are."""
 
 from __future__ import annotations
 
 from orchestrator.config import Experiment
-from orchestrator.data import made_up
 from orchestrator.experiment.driver import Outcome
 
 
@@ -15,5 +14,4 @@ def lines(experiment: Experiment, outcome: Outcome) -> list[str]:
         told += [f"{name}: {experiment.place_of(file)} ({what})" for name, file, what in known if (outcome.folder / file).exists()]
     if (outcome.folder / "report.html").exists():
         told.append(f"report: {experiment.place_of('report.html')}")
-    world = made_up.sentence(experiment)
-    return told + ([world] if world else [])
+    return told
