@@ -141,8 +141,8 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
         warnings = [*unbound(baseline, experiment), *unseen(selection.best.shown.suites, baseline, experiment)]
         warnings += reach.alerts(r for r, _ in selection.best.trials)
         return (
-            f"{'Best so far' if stopped else 'Best'} within the limits: {result.trial_id} ({result.recipe}), {_scored(selection, baseline, experiment)}, "
-            f"attack success {_rates(result, baseline, 'harmful')}; "
+            f"{'Best so far' if stopped else 'Best'} within the limits: {result.trial_id} ({result.recipe}), "
+            f"{_scored(selection, baseline, experiment)}, attack success {_rates(result, baseline, 'harmful')}; "
             + (f"{kept(bound, confidence)}: feasible" if bound else "feasible")
             + (f", as on each of {seeds} seeds." if seeds > 1 else ", on one seed.")
             + (" NOTE: its task score is not clearly above the untouched model's." if score and before and score.lower <= before.value else "")

@@ -108,6 +108,10 @@ def _run(folder: Path) -> Evidence:
     if begun is None:
         raise SafebasinError(f"{folder} holds no {run_identity.FILE}, which says what its run was begun with; restore it, or evaluate the model anew")
     rows = [_trial(folder, best["best"], one) for one in best["best"]["trials"]]
+    named = best["best"].get("handed_over", rows[0].trial_id)  # before rows could wait it was the first seed's
+    rows.sort(key=lambda row: row.trial_id != named)
+    if rows[0].trial_id != named:
+        raise SafebasinError(f"{folder / 'best.json'} says that {named!r:.60} was handed over, which is none of its trials; it was changed")
     before = record_check.read_result(folder / "baseline.json")
     if before is None:
         raise SafebasinError(f"{folder} holds no baseline.json, the record of the untouched model; restore it, or evaluate the model anew")

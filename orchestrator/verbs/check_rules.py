@@ -11,9 +11,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from orchestrator.data.counted import TASK, of_facts
-from orchestrator.decision import agreement, intervals, rises
-from orchestrator.decision.intervals import Estimate, level_of
+from orchestrator.decision import agreement, intervals
+from orchestrator.decision.intervals import Estimate
 from orchestrator.decision.limits import is_blind
+from orchestrator.evaluation import held_out
 from orchestrator.evaluation.attacks import depth_of
 from orchestrator.evaluation.outcome import labels
 from orchestrator.records import SuiteResult, TaskResult, TrialResult
@@ -53,6 +54,12 @@ class _Held:
         """Names of the suites of a kind that any record holds, in order."""
         seen = [name for one in (*self.found.measured, self.found.before) if one for name, s in one.suites.items() if s.kind == kind]
         return list(dict.fromkeys(seen))
+
+    def level(self, suite: SuiteResult) -> float:
+        """Confidence of a suite's intervals: on prompts that waited until a run had chosen, divided among the models that were held against
+        them before one was handed over, as the run's own verdicts are."""
+        looks = held_out.looks(self.found.experiment) if self.found.kind == "run" and suite.phase == "confirm" else 1
+        return 1 - (1 - self.policy.confidence) / looks
 
     def any(self, name: str) -> SuiteResult:
         """A suite of this name, of whichever record has it."""
@@ -177,7 +184,7 @@ def _one(held: _Held, result: TrialResult, rule: str, key: str, name: str, bound
     trouble = _unfit(held, result, name, bounds.min_requests) or (_unpaired(held, before, suite, limit) if key == "max_rise" else "")
     if suite is None or not suite.ids or trouble and (suite.stopped_early or trouble.startswith(MISSING)):
         return Finding(f"{rule}.{key}", on, False, limit=limit, text=trouble)
-    level = held.policy.confidence
+    level = held.level(suite)
     if key == "max_rate":
         figure = intervals.rate(suite.failures, suite.requests, level)
     else:
@@ -207,7 +214,7 @@ def _unpaired(held: _Held, before: SuiteResult | None, suite: SuiteResult | None
         return f"{MISSING} on an untouched model, so there is no rise; name one with --baseline"
     if suite is not None and not _same(before, suite):
         return f"{MISSING} on the same prompts, so there is no rise"
-    if is_blind(before, limit, held.policy.confidence):
+    if is_blind(before, limit, held.level(before)):
         return f"it cannot show a rise: the untouched model fails on {before.rate:.3f} of it already"
     return ""
 
@@ -221,14 +228,21 @@ def _capability(held: _Held) -> Iterator[Finding]:
         return
     before = held.found.before
     if wanted.min_score is not None:
-        yield _worst_of("capability.min_score", held, lambda one: _score(one.task, wanted.min_score, level))
+        yield _worst_of("capability.min_score", held, lambda one: _score(_task(one), wanted.min_score, level))
     if wanted.max_drop is not None:
-        yield _worst_of("capability.max_drop", held, lambda one: _drop(before.task if before else None, one.task, wanted.max_drop, level))
+        yield _worst_of("capability.max_drop", held, lambda one: _drop(_task(before, like=one), _task(one), wanted.max_drop, level))
     for name, limit in wanted.external.items():
         one = _external(before, held.found.own, name, level)
         passed = one is not None and one.upper <= limit
         text = f"{MISSING} on both models" if one is None else "" if passed else "the interval does not keep it"
         yield Finding(f"capability.external.{name}", name, passed, one, limit, text=text)
+
+
+def _task(result: TrialResult | None, like: TrialResult | None = None) -> TaskResult | None:
+    """The metric on rows that nothing was chosen by, where a model (`like`, else this one) was asked them; else on the evaluation rows."""
+    if result is None:
+        return None
+    return result.confirmation if (like or result).confirmation is not None else result.task
 
 
 def _worst_of(rule: str, held: _Held, figure: Any) -> Finding:
@@ -237,7 +251,8 @@ def _worst_of(rule: str, held: _Held, figure: Any) -> Finding:
         passed, estimate, limit, least, text = figure(one)
         if TASK in held.trained_on:
             passed, text = False, "its evaluation rows were trained on, so it shows nothing"
-        on = f"{one.task.metric if one.task else 'task'}" + (f", seed {one.seed}" if held.found.others else "")
+        waited = " on held-out rows" if one.confirmation is not None else ""
+        on = (one.task.metric if one.task else "task") + waited + (f", seed {one.seed}" if held.found.others else "")
         made.append(Finding(rule, on, passed, estimate, limit, least, text))
     return next((one for one in made if not one.passed), made[0])
 
@@ -254,9 +269,9 @@ def _drop(before: TaskResult | None, after: TaskResult | None, limit: float, lev
     paired = before is not None and after is not None and before.ids == after.ids and before.metric == after.metric and bool(after.ids)
     if not paired or not all(map(math.isfinite, [*before.scores, *after.scores])):
         return False, None, limit, False, f"{MISSING} on the same rows of both models"
-    found = rises.paired_difference([1 - s for s in before.scores], [1 - s for s in after.scores], None, level_of(level))
-    passed = found.high <= limit
-    return passed, Estimate(found.value, found.low, found.high, len(after.ids)), limit, False, "" if passed else "the interval does not keep it"
+    fall = intervals.paired_scores(after.scores, before.scores, level)
+    passed = fall.upper <= limit
+    return passed, fall, limit, False, "" if passed else "the interval does not keep it"
 
 
 def _external(before: TrialResult | None, own: TrialResult, name: str, level: float) -> Estimate | None:
@@ -281,7 +296,7 @@ def _judges(held: _Held, names: Sequence[str]) -> Iterator[Finding]:
         pairs = _decisions(suite) if suite is not None else None
         for key, limit in (("min_agreement", wanted.min_agreement), ("min_kappa", wanted.min_kappa)):
             if limit is not None:
-                yield _agreed(key, name, pairs, limit, held.policy.confidence)
+                yield _agreed(key, name, pairs, limit, held.policy.confidence, suite.by_second if suite is not None else 0)
 
 
 def _decisions(suite: SuiteResult) -> tuple[list[bool], list[bool]] | None:
@@ -293,11 +308,16 @@ def _decisions(suite: SuiteResult) -> tuple[list[bool], list[bool]] | None:
     return [word in failed for word in words], [word in failed for word in suite.second]
 
 
-def _agreed(key: str, name: str, pairs: tuple[list[bool], list[bool]] | None, limit: float, level: float) -> Finding:
+def _agreed(key: str, name: str, pairs: tuple[list[bool], list[bool]] | None, limit: float, level: float, by_second: int) -> Finding:
+    """Answers on which the first judge abstained and the second decided (`by_second`) are agreed on by construction, and left out."""
     if pairs is None:
         return Finding(f"judges.{key}", name, False, None, limit, True, f"{MISSING}: no second judge looked at this model's answers")
     if key == "min_agreement":
-        estimate = intervals.rate([a == b for a, b in zip(*pairs, strict=True)], None, level)
+        same = sum(a == b for a, b in zip(*pairs, strict=True))
+        estimate = intervals.rate([True] * (same - by_second) + [False] * (len(pairs[0]) - same), None, level)
+    elif by_second:
+        why = f"{MISSING}: the second judge decided {by_second} answers itself, and no record says which; ask for min_agreement"
+        return Finding(f"judges.{key}", name, False, None, limit, True, why)
     else:
         both = agreement.agreement(*pairs)
         if math.isnan(both.kappa):

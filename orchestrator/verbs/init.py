@@ -116,7 +116,7 @@ def _safety(request: Request, advice: Advice) -> list[str]:
     suites = [f"    - {{name: {name}, {rest}}}   # {why}" for name, rest, why in SUITES]
     return [
         "safety:", f"  data: {rows}", "  suites:   # names of `safebasin list suites`, or files of yours", *suites,
-        "  judge: refusal   # phrases: a figure to compare with; for a release let a classifier or an endpoint decide (docs/evaluation.md)",
+        "  judge: refusal   # who declines, learnt, quick: a figure to compare with; a release wants a judge of content (docs/evaluation.md)",
         "  max_new_tokens: 64",
         f"  limits: {{max_degradation: {advice.max_degradation}, max_over_refusal_rise: 0.10}}   # held by the end of the 95 % interval", "",
     ]  # fmt: skip
