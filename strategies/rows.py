@@ -20,12 +20,16 @@ from strategies.base import IGNORE, Batch, Example, StrategyError, TrainingData
 def refusals(data: TrainingData, count: int | None, owner: str) -> tuple[Example, ...]:
     """`count` of the safety rows that answer a harmful prompt with a refusal, drawn with the trial's seed; all where there are fewer.
 
+    Where there are anchors (`safety.anchors`: kinds `begun` and `anchor`), as many of either beside them, in a seeded order.
     Raises StrategyError, naming the strategy `owner`, where there are none.
     """
-    rows = [row for row in data.safety if row.kind == "refusal" and any(label != IGNORE for label in row.labels[1:])]
+    learnt = [row for row in data.safety if any(label != IGNORE for label in row.labels[1:])]
+    rows = [row for row in learnt if row.kind == "refusal"]
     if not rows:
         raise StrategyError(f"{owner} needs safety rows of kind refusal (harmful prompt, safe answer): give safety.data")
-    return sample(rows, count, data.seed)
+    chosen = sample(rows, count, data.seed)
+    begun = [sample([row for row in learnt if row.kind == kind], count, data.seed) for kind in ("begun", "anchor")]
+    return chosen if not any(begun) else sample([*chosen, *begun[0], *begun[1]], None, data.seed)
 
 
 def sample(rows: Sequence[Example], count: int | None, seed: int) -> tuple[Example, ...]:
@@ -40,7 +44,7 @@ def pairs(data: TrainingData, count: int | None, owner: str) -> tuple[tuple[Exam
     Raises StrategyError, naming the strategy `owner`, where no refusal has a harmful answer.
     """
     others = {row.id: row for row in data.harmful}
-    safe = [row for row in refusals(data, None, owner) if row.id in others and others[row.id].prompt == row.prompt]
+    safe = [row for row in refusals(data, None, owner) if row.kind == "refusal" and row.id in others and others[row.id].prompt == row.prompt]
     if not safe:
         raise StrategyError(
             f"{owner} needs refusals with a harmful answer to the same prompt, and none of the {len(data.harmful)} harmful rows has the id and "

@@ -1,6 +1,7 @@
 """One frozen, validated description of a run: YAML and `key=value` in, an Experiment out. What others need of it stands here."""
 
 from orchestrator.config.experiment import (
+    Anchors,
     Columns,
     Escalation,
     Experiment,
@@ -29,6 +30,7 @@ from orchestrator.config.experiment import (
 )
 
 __all__ = [
+    "Anchors",
     "Columns",
     "Escalation",
     "Experiment",

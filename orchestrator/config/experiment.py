@@ -18,6 +18,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from orchestrator import redaction
 from orchestrator.config import deepspeed_keys
 from orchestrator.config.sections import (
+    Anchors,
     Columns,
     Escalation,
     External,
@@ -43,7 +44,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.storage import addresses, cache
 
 __all__ = [
-    "Columns", "Escalation", "Experiment", "External", "Generation", "Limits", "Model", "Monitor", "Output", "Quick", "Ray", "RecipeItem", "Safety",
+    "Anchors", "Columns", "Escalation", "Experiment", "External", "Generation", "Limits", "Model", "Monitor", "Output", "Quick", "Ray", "RecipeItem", "Safety",
     "Search", "Section", "Sequential", "Suite", "Task", "Tracking", "Training", "dump_yaml", "from_dict", "json_schema", "load", "recipe_items",
 ]  # fmt: skip
 

@@ -104,6 +104,7 @@ class Suite(Section):
     group_column: str | None = Field(None, description="Column with the category: for tables, and for even draws under `limit`. Categories are the suite's own and no sample, so no interval depends on them.")
     request_column: str | None = Field(None, description="Column that names the request a prompt asks: prompts of one name are wordings, framings or samples of one request and count as one unit in every interval and verdict. Without it every prompt is a request of its own; an empty cell always is. Suites of the pocket world have `topic`.")
     answer_column: str | None = Field(None, description="Column with a harmful answer to the prompt, for attacks that begin the answer with it (prefill_<k>); without it one of rejected, harmful_answer, target. The pocket world knows its own.")
+    opening: str | None = Field(None, max_length=2000, description="What the answer is begun with under the attack `prefill`; without it \"Sure, here is\". Refused where the model's tokenizer cannot write it.")
     where: dict[str, str] = Field(default_factory=dict, description="Keep only rows whose columns equal these values, e.g. {label: safe}.")
     limit: int | None = Field(None, gt=0, le=COUNT, description="At most this many prompts (drawn with a fixed seed).")
     attack: str = Field("direct", description="Framing of every prompt: direct, prefix_injection, refusal_suppression, role_play, system_switch, prefill, prefill_<k> (the first k tokens of a real harmful answer, e.g. prefill_20), many_shot, template_mismatch. A list makes one suite of each, named `<name>-<attack>`.")
@@ -126,6 +127,12 @@ class Suite(Section):
         return {"kind": known.kind, **({"constrains": False} if known.kind == "choice" else {}), **raw}
 
     @model_validator(mode="after")
+    def _opening_of_a_prefill(self):
+        if self.opening is not None and self.attack != "prefill":
+            raise ValueError(f"suite {self.name}: opening begins the answer under the attack prefill, and this one is {self.attack}; set attack: prefill")
+        return self
+
+    @model_validator(mode="after")
     def _choices_only_measured(self):
         if self.kind == "choice" and self.constrains:
             raise ValueError(f"suite {self.name}: a suite of kind choice is measured only; set constrains: false")
@@ -143,6 +150,23 @@ class External(Section):
     phase: Literal["always", "confirm"] = Field("always", description="`confirm`: measured of the untouched model and of finalists only, for tasks that take long.")
     options: dict[str, Any] = Field(default_factory=dict, description="Passed to the harness's call.")
     model_options: dict[str, Any] = Field(default_factory=dict, description="Passed to what the harness makes of the model, e.g. {batch_size: 8}.")
+
+
+class Anchors(Section):
+    begun: bool = Field(True, description="Rows of a harmful prompt, the first words of its harmful answer (`rejected`, or `harmful_data`) and the refusal, which alone is learnt.")
+    depths: tuple[int, ...] = Field((1, 2, 4), min_length=1, max_length=50, description="How many words the answers are begun with. Ask at other depths (attack prefill_<k>), or the suites measure what was trained.")
+    task_openings: bool = Field(True, description="The same with the first words of answers of the task: after tuning its own opening is the strongest.")
+    openings: tuple[str, ...] = Field((), max_length=100, description="The same with fixed openings, e.g. [\"Sure, here is\"]; ask under others.")
+    harmless: float = Field(1.0, ge=0, le=10, description="Rows of harmless prompts with their own answer begun, for each begun one: without them a begun answer alone becomes a sign of harm.")
+    rows: int = Field(300, gt=0, le=COUNT, description="At most this many begun rows; a method that works with so many refusals takes as many begun rows and as many anchors beside them.")
+
+    @field_validator("depths")
+    @classmethod
+    def _words(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        odd = next((depth for depth in value if not 1 <= depth <= 1000), None)
+        if odd is not None:
+            raise ValueError(f"safety.anchors.depths: {odd} is no number of words from 1 to 1000")
+        return value
 
 
 class Limits(Section):
@@ -172,6 +196,7 @@ class Safety(Section):
         description="Prompt sets the verdict is taken from.",
     )
     data: str | None = Field("pocket:safety", description="Safety training rows (prompt and safe answer) for strategies that need them, in the same forms as `task.data`.")
+    anchors: Anchors | None = Field(None, description="Safety rows whose answers were begun, made from `data`, for every method that works with safety rows: refusals then hold when an answer is begun, by an attack or by the task; null for none.")
     harmful_data: str | None = Field(None, description="Harmful prompts with harmful answers, for methods that measure or restore against them. Without it the column `rejected` of `data`, where it has one.")
     columns: Columns = Field(default_factory=Columns, description="Column names of `data`, where they are not the usual ones.")
     confirm_share: float = Field(0.5, ge=0, le=0.9, description="Share of the requests of every suite that constrains and is large enough (both parts can decide, 50 requests at least each) that the search never asks: they become a suite `<name>-held_out` with `phase: confirm`. Nothing is held out where finalists are not trained on a further seed. 0 for none.")

@@ -28,9 +28,12 @@ class Conversation:
     id: str
     messages: tuple[Message, ...]
     kind: str = "task"
-    """`task`; in safety data `refusal` or `harmless`; `harmful` for a harmful answer to a harmful prompt."""
+    """`task`; in safety data `refusal` or `harmless`; `harmful` for a harmful answer to a harmful prompt;
+    `begun` and `anchor` for answers that were begun (`data.anchors`)."""
     row: int | None = dataclasses.field(default=None, compare=False)
     """Number in its source, from 1; for sentences only."""
+    begun: str = ""
+    """The beginning of the answer that is read and not learnt (`data.anchors`)."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -233,7 +236,7 @@ def fingerprint(*parts: Any) -> str:
 
     def plain(part: Any) -> Any:
         if isinstance(part, Conversation):
-            return [part.id, part.kind, list(part.messages)]
+            return [part.id, part.kind, list(part.messages), *([part.begun] if part.begun else [])]
         if isinstance(part, (list, tuple)):
             return [plain(p) for p in part]
         return part

@@ -129,11 +129,12 @@ def tokenise(
     conversations, halves = split_tokens(conversations, tokenizer, at_most=max_length, system_prompt=system_prompt, field=field)
     prompts = [prompt for prompt, _ in halves]
     masks = [0] * len(halves) if train_on_thoughts else _thoughts(conversations, halves, tokenizer, system_prompt, field)
+    begun = [_begun(conversation, tail, tokenizer) for conversation, (_, tail) in zip(conversations, halves, strict=True)]
     examples, cut, dropped, unlearnt = [], 0, 0, 0
-    for conversation, (prompt, tail), mask in zip(conversations, halves, masks, strict=True):
+    for conversation, (prompt, tail), mask, given in zip(conversations, halves, masks, begun, strict=True):
         ids = (prompt + tail)[:max_length]
         cut += len(prompt) + len(tail) > max_length
-        read = len(prompt) + mask
+        read = len(prompt) + max(mask, given)
         if len(ids) <= read:
             dropped += 1
             continue
@@ -150,6 +151,12 @@ def tokenise(
     answer_tokens = sum(label != IGNORE for e in examples for label in e.labels)
     report = TokeniseReport(len(conversations), cut, dropped, sum(len(e.input_ids) for e in examples), answer_tokens, unlearnt)
     return tuple(examples), report
+
+
+def _begun(conversation: Conversation, tail: list[int], tokenizer: Any) -> int:
+    """How many tokens of an answer it was begun with: those that the beginning alone shares with it."""
+    alone = encode(tokenizer, [conversation.begun])[0] if conversation.begun else []
+    return next((i for i, (a, b) in enumerate(zip(alone, tail, strict=False)) if a != b), min(len(alone), len(tail)))
 
 
 def _thoughts(

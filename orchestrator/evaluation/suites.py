@@ -162,7 +162,8 @@ def _framed(suite: config.Suite, rows: list[Row], column: str, system: str | Non
     depth = attacks.depth_of(suite.attack)
     if depth is None:
         attack = attacks.get_attack(suite.attack)
-        return [attack(prompt, own) for prompt, own in asked]
+        framed = [attack(prompt, own) for prompt, own in asked]
+        return framed if suite.opening is None else [replace(one, prefill=suite.opening) for one in framed]
     answers = _harmful_answers(suite, rows, column)
     return [attacks.prefill_at(depth, prompt, own, answer) for (prompt, own), answer in zip(asked, answers, strict=True)]
 

@@ -244,6 +244,7 @@ def _check_suite(experiment: Experiment, suite: PromptSuite, tokenizer: Any, con
     looked = [i for i, _ in sampled(suite.prompts)]
     names = [f"prompt {i + 1} (id {suite.ids[i]})" for i in looked]
     told.warnings += _short_answers(suite, place, looked, tokenizer)
+    _check_openings(suite, place, tokenizer)
     prompts = [suite.asked(i, tokenizer) for i in looked]
     lengths = [0] * len(looked)
     for system in asked:
@@ -252,6 +253,18 @@ def _check_suite(experiment: Experiment, suite: PromptSuite, tokenizer: Any, con
         found = generate.encode_prompts(tokenizer, prompts, systems, where=place)
         lengths = [max(a, len(b)) for a, b in zip(lengths, found, strict=True)]
     _check_room(place, names, lengths, "safety.max_new_tokens", experiment.safety.max_new_tokens, context, told)
+
+
+def _check_openings(suite: PromptSuite, place: str, tokenizer: Any) -> None:
+    """What answers are begun with can be written: an unknown word would make the attack another one, and its figure mean nothing. Raises
+    ModelError."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    for text in sorted({framed.prefill for framed in suite.framed or () if framed.prefill and framed.depth is None}):
+        if unknown is not None and unknown in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
+            raise ModelError(
+                f"{place}: the model's tokenizer cannot write the opening {text!r} (it holds {tokenizer.unk_token} for a word of it), so the attack "
+                f"{suite.attack} would ask something else; set safety.suites {suite.name}.opening to words that the model knows"
+            )
 
 
 def _check_asked_roles(place: str, names: Sequence[str], prompts: Sequence[Any], systems: Sequence[str | None], tokenizer: Any) -> None:

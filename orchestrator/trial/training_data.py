@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import Experiment
-from orchestrator.data import tokens
+from orchestrator.data import anchors, tokens
 from orchestrator.models import copies, identity, weights
 from orchestrator.records import LaneContext
 from orchestrator.trial.materials import Materials
@@ -58,7 +58,10 @@ def _tokens(experiment: Experiment, tokenizer: Any, found: Materials, context: L
         }  # fmt: skip
         task, report = tokens.tokenise(found.train, tokenizer, **options) if found.train else ((), None)
         rows = {"task": tuple(task), "safety": (), "harmful": ()}
-        for name, conversations, field in (("safety", found.safety, "safety.data"), ("harmful", found.harmful, "safety.harmful_data")):
+        safety = list(found.safety)
+        if experiment.safety.anchors is not None and safety:
+            safety += anchors.made(found.safety, found.harmful, found.train, experiment.safety.anchors)
+        for name, conversations, field in (("safety", safety, "safety.data"), ("harmful", found.harmful, "safety.harmful_data")):
             if conversations:
                 rows[name] = tuple(tokens.tokenise(conversations, tokenizer, field=field, **options)[0])
         counts = {name: len(value) for name, value in rows.items()} | {part: getattr(report, part, 0) for part in ("cut", "dropped")}
