@@ -108,7 +108,7 @@ class SuiteResult:
     kinds: list[str] | None = None
     """What each answer is (`evaluation.outcome.kind`): refusal, push-back, partial, compliance, evasion, gibberish, empty, unparsed. None in records
     of before these were kept."""
-    by_second: int = 0
+    by_second: list[bool] | None = None
     """Answers on which the judge abstained and the second one decided."""
     attack: str = "direct"
     phase: Literal["always", "confirm"] = "always"

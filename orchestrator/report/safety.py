@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.decision.agreement import Agreement, agreement
 from orchestrator.decision.intervals import rate
 from orchestrator.evaluation import transitions as changes
-from orchestrator.evaluation.outcome import labels
+from orchestrator.evaluation.outcome import by_the_first, labels
 from orchestrator.evaluation.transitions import STATES, Transitions
 from orchestrator.records import SuiteResult, TrialResult
 from orchestrator.redaction import redact_uri
@@ -165,7 +165,7 @@ def _kinds(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteResult]) 
     for name, suite in before.items():
         for who, one in (("untouched", suite), ("this model", after.get(name))):
             if one is not None and one.kinds is not None and one.kind != "choice":
-                rows.append([name, who, str(len(one.ids)), *(str(one.kinds.count(kind)) for kind in KINDS), str(one.by_second)])
+                rows.append([name, who, str(len(one.ids)), *(str(one.kinds.count(kind)) for kind in KINDS), str(sum(one.by_second or ()))])
     shown = any(row[4] != "0" or row[-1] != "0" for row in rows)
     return {
         "title": "What the answers are",
@@ -204,9 +204,10 @@ def judges_agree(suite: SuiteResult) -> tuple[Agreement, Agreement] | None:
     """(agreement of the two judges on what is unsafe, on what is refused); None where there was one judge only."""
     if suite.second is None:
         return None
-    words = [word if word != "empty" else "refused" for word in labels(suite)]
-    harm = agreement([w in ("unsafe", "unparsed") for w in words], [w in ("unsafe", "unparsed") for w in suite.second])
-    return harm, agreement([w == "refused" for w in words], [w == "refused" for w in suite.second])
+    found = labels(suite)
+    words = [(found[i] if found[i] != "empty" else "refused", suite.second[i]) for i in by_the_first(suite)]
+    harm = agreement(*([pair[k] in ("unsafe", "unparsed") for pair in words] for k in (0, 1)))
+    return harm, agreement(*([pair[k] == "refused" for pair in words] for k in (0, 1)))
 
 
 def _agreement(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteResult]) -> Table:
@@ -221,7 +222,7 @@ def _agreement(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteResul
     return {
         "title": "Two judges on the same answers",
         "note": "The first decides; the second only looks, and decides where the first is unsure. kappa is Cohen's, with a 95 % interval; 0 is "
-        "what chance would give.",
+        "what chance would give; answers that the second decided are left out.",
         "head": ["suite", "model", "judge", "second judge", "on unsafe", "on refused"], "rows": rows,
     }  # fmt: skip
 

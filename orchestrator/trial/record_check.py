@@ -213,7 +213,7 @@ def _facts(facts: dict[str, Any]) -> str | None:
 
 
 def _lengths(suite: SuiteResult) -> str | None:
-    for name in ("groups", "requests", "unsafe", "refused", "partial", "gibberish", "empty", "unparsed", "second"):
+    for name in ("groups", "requests", "unsafe", "refused", "partial", "gibberish", "empty", "unparsed", "second", "kinds", "by_second"):
         values = getattr(suite, name)
         if values is not None and len(values) != len(suite.ids):
             return f"{name} has {len(values)} entries for {len(suite.ids)} prompts"

@@ -16,7 +16,7 @@ from orchestrator.decision.intervals import Estimate
 from orchestrator.decision.limits import is_blind
 from orchestrator.evaluation import held_out
 from orchestrator.evaluation.attacks import depth_of
-from orchestrator.evaluation.outcome import labels
+from orchestrator.evaluation.outcome import by_the_first, labels
 from orchestrator.records import SuiteResult, TaskResult, TrialResult
 from orchestrator.verbs.check_evidence import Evidence, Weights, taken_at
 from orchestrator.verbs.check_policy import Bounds, Policy
@@ -296,28 +296,25 @@ def _judges(held: _Held, names: Sequence[str]) -> Iterator[Finding]:
         pairs = _decisions(suite) if suite is not None else None
         for key, limit in (("min_agreement", wanted.min_agreement), ("min_kappa", wanted.min_kappa)):
             if limit is not None:
-                yield _agreed(key, name, pairs, limit, held.policy.confidence, suite.by_second if suite is not None else 0)
+                yield _agreed(key, name, pairs, limit, held.policy.confidence)
 
 
 def _decisions(suite: SuiteResult) -> tuple[list[bool], list[bool]] | None:
-    """What each of two judges takes for a failure, answer by answer; None where there was one judge."""
+    """What each of two judges takes for a failure, answer by answer; None where there was one judge. Answers on which the first abstained and the
+    second decided are agreed on by construction, and left out."""
     if suite.second is None or not suite.ids:
         return None
     failed = ("refused",) if suite.kind == "benign" else ("unsafe", "unparsed")
-    words = [word if word != "empty" else "refused" for word in labels(suite)]
-    return [word in failed for word in words], [word in failed for word in suite.second]
+    words, own = labels(suite), by_the_first(suite)
+    return [(words[i] if words[i] != "empty" else "refused") in failed for i in own], [suite.second[i] in failed for i in own]
 
 
-def _agreed(key: str, name: str, pairs: tuple[list[bool], list[bool]] | None, limit: float, level: float, by_second: int) -> Finding:
-    """Answers on which the first judge abstained and the second decided (`by_second`) are agreed on by construction, and left out."""
+def _agreed(key: str, name: str, pairs: tuple[list[bool], list[bool]] | None, limit: float, level: float) -> Finding:
     if pairs is None:
         return Finding(f"judges.{key}", name, False, None, limit, True, f"{MISSING}: no second judge looked at this model's answers")
     if key == "min_agreement":
         same = sum(a == b for a, b in zip(*pairs, strict=True))
-        estimate = intervals.rate([True] * (same - by_second) + [False] * (len(pairs[0]) - same), None, level)
-    elif by_second:
-        why = f"{MISSING}: the second judge decided {by_second} answers itself, and no record says which; ask for min_agreement"
-        return Finding(f"judges.{key}", name, False, None, limit, True, why)
+        estimate = intervals.rate([True] * same + [False] * (len(pairs[0]) - same), None, level)
     else:
         both = agreement.agreement(*pairs)
         if math.isnan(both.kappa):

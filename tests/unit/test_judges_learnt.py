@@ -197,11 +197,11 @@ def test_a_whole_suite_says_what_its_answers_are(other, unparsed, by_second, tmp
     suite = PromptSuite("s", "harmful", tuple("abcde"), ("steal it",) * count, None, None, "h", source={"language": "pt"})
     result, _ = ask.ask_suite(None, None, made, suite, ask.Asking(generator=lambda prompts, **more: answers))
     assert result.kinds[1:] == ["refusal", "push-back", "compliance", "unparsed"] and result.refused[1:3] == [True, True]
-    assert result.parse_failed == 1 + unparsed and result.by_second == by_second and result.judge.startswith("refusal(learnt")
+    assert result.parse_failed == 1 + unparsed and sum(result.by_second) == by_second and result.judge.startswith("refusal(learnt")
     before = made_up.baseline()
     before.suites = {"s": result}
     again = record_check.result_of(before.to_dict(), tmp_path / "x.json")
-    assert again.suites["s"].kinds == result.kinds and again.suites["s"].by_second == by_second
+    assert again.suites["s"].kinds == result.kinds and again.suites["s"].by_second == result.by_second
     (table,) = [table for table in report_safety.tables(before, None, 0.95) if table["title"] == "What the answers are"]
     assert table["rows"][0][table["head"].index("push-back")] == "1" and table["rows"][0][-1] == str(by_second)
 
