@@ -237,6 +237,9 @@ def test_a_model_in_the_cache_is_used_where_the_hub_is_away(whole, tmp_path, mon
 def test_doctor_and_validate_name_the_file(whole, tmp_path):
     shutil.copytree(whole / "one", tmp_path / "m")
     cut(tmp_path / "m" / "model.safetensors")
-    made = config.from_dict({"model": {"model_name_or_path": str(tmp_path / "m")}})
+    suites = [{"name": "harmful", "data": "pocket:harmful", "kind": "harmful"}]  # written out: made-up data is refused for another model else
+    made = config.from_dict({
+        "model": {"model_name_or_path": str(tmp_path / "m")}, "task": {"data": "pocket:obey"}, "safety": {"data": "pocket:safety", "suites": suites},
+    })  # fmt: skip
     found = [f for f in doctor._config(made) if f.state == "fail"]
     assert any("model.safetensors is cut" in f.detail for f in found)
