@@ -63,7 +63,7 @@ def settings(inputs: Path, output: Path, **sections: dict[str, Any]) -> dict[str
     raw: dict[str, Any] = {
         "name": "tiny",
         "model": {"model_name_or_path": str(inputs / "model")},
-        "task": {"data": str(inputs / "task.jsonl"), "max_new_tokens": 6, "max_length": 64, "eval_size": 10},
+        "task": {"data": str(inputs / "task.jsonl"), "max_new_tokens": 6, "max_length": 64, "eval_size": 10, "confirm_size": 0},
         "safety": {"data": None, "max_new_tokens": 6, "suites": [
             {"name": "harm", "data": str(inputs / "harm.jsonl"), "kind": "harmful", "request_column": "request"},
             {"name": "easy", "data": str(inputs / "easy.jsonl"), "kind": "benign", "request_column": "request"},
