@@ -223,7 +223,7 @@ class Search(Section):
     trials: int = Field(15, gt=0, le=100_000, description="Trials of the search, over all recipes together (each recipe gets an equal share).")
     seeds: tuple[int, ...] = Field((0, 1), min_length=1, max_length=seed_range.MOST, description="Training seeds: the search uses the first, finalists are confirmed on the others. A number n means 0..n-1. Each 0 to 2147483647.")
     finalists: int = Field(2, ge=0, le=10_000, description="How many of the best configurations are trained again on the further seeds.")
-    sampler: Literal["tpe", "gp", "random", "nsga2"] = Field("tpe", description="Optuna sampler; every one is told the constraint.")
+    sampler: Literal["auto", "joint", "tpe", "gp", "random", "nsga2"] = Field("auto", description="`joint` is one model over all recipes: what a learning rate, a rank or a freeze range does in one recipe counts for the others too. `auto` is `joint` (`tpe` for a single trial). `tpe`, `gp`, `random` and `nsga2` are Optuna's, one for each recipe. Every one is told the constraint.")
     sampler_seed: int = Field(0, ge=0, le=seed_range.LARGEST, description="Seed of the sampler, 0 to 2147483647.")
     time_budget_s: float | None = Field(None, gt=0, le=SECONDS, description="No new trial starts after this many seconds of search.")
     max_concurrent_trials: int | None = Field(None, gt=0, le=10_000, description="Trials at a time; without it, as many as there are lanes (plus one waiting per lane).")

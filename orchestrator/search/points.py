@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -53,3 +55,8 @@ def _shown(distribution: BaseDistribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
         return f"the choices {list(distribution.choices)}"
     return f"{distribution.low:g} to {distribution.high:g}"
+
+
+def key(params: Mapping[str, Any]) -> str:
+    """A point as text, equal for equal points."""
+    return json.dumps(dict(params), sort_keys=True, default=str)

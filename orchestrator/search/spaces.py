@@ -41,6 +41,8 @@ class RecipeSpace:
     """First point tried: the papers' settings, moved inside the ranges. A parameter that has none is sampled."""
     after_training: frozenset[str] = frozenset()
     """Sampled parameters that do not change the training: trials that differ in them alone share one."""
+    ends_early: bool = False
+    """Whether a training of the recipe is ended where its probes prove it unsafe (`search.early_end`)."""
 
     @property
     def size(self) -> float:

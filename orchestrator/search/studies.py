@@ -14,135 +14,44 @@ failed, cancelled or without a score -> FAIL, which samplers ignore.
 from __future__ import annotations
 
 import functools
-import json
-import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.config import Experiment, seeds
-from orchestrator.errors import ConfigError, StorageError, UnknownNameError
+from orchestrator.config import Experiment
+from orchestrator.errors import StorageError
+from orchestrator.search import points
+from orchestrator.search.asked import Asked, Earlier, Outcome, Past
+from orchestrator.search.joint_search import ENDED, INFEASIBLE, UNMEASURED, JointSearch
 from orchestrator.search.journal import open_storage, reopen, storage_path
+from orchestrator.search.recipe_study import RecipeStudy
+from orchestrator.search.samplers import JOINT, SAMPLERS, JointSampler, make_sampler
 from orchestrator.search.spaces import RecipeSpace
 from orchestrator.trial.record_check import next_number, number_of
 
-__all__ = ["SAMPLERS", "Asked", "Earlier", "Past", "Studies", "make_sampler", "open_storage", "past_of_journal", "storage_path"]
-
-log = logging.getLogger(__name__)
-
-INFEASIBLE = 1.0
-"""Told for a constraint that was not measured. Rates differ by at most 1, so nothing measured looks worse."""
+__all__ = [
+    "INFEASIBLE", "SAMPLERS", "Asked", "Earlier", "Outcome", "Past", "Studies", "make_sampler", "open_storage", "past_of_journal", "storage_path",
+]  # fmt: skip
 
 RE_ASKS = 5
 """How often a study is asked again when it proposes what was tried."""
-
-SAMPLERS = ("tpe", "gp", "random", "nsga2")
-
-
-Outcome = tuple[str, float | None, dict[str, float | None]]
-"""(state, score, constraints) of a finished trial, as `Studies.tell` takes them."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One trial to run."""
-
-    trial_id: str
-    recipe: str
-    params: dict[str, Any]
-    """Sampled and pinned parameters together."""
-    resumed: bool = False
-    """Whether an interrupted driver had started it already: it may go on from its checkpoint."""
-    passed_over: tuple[dict[str, Any], ...] = ()
-    """Points that the sampler proposed before this one and that were known: {params, of: trial id, complete, sampler}."""
-    sampler: dict[str, int] = field(default_factory=dict)
-    """What the sampler noted of the trial itself (nsga2: its generation)."""
-
-
-@dataclass(frozen=True)
-class Past:
-    """One trial that an earlier driver asked, as its records say."""
-
-    trial_id: str
-    recipe: str
-    params: dict[str, Any]
-    """Of every parameter that is sampled; others are left out of account."""
-    outcome: Outcome | None
-    """None: it was interrupted and is asked again."""
-    passed_over: tuple[dict[str, Any], ...] = ()
-    sampler: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """What an earlier driver's search came to."""
-
-    past: Sequence[Past]
-    next_id: int = 1
-    """Above every id that was ever given."""
-    say: Callable[[str], None] = log.warning
-    """Told, a sentence each, what was found wrong with the journal."""
-
-
-@dataclass
-class _Recipe:
-    space: RecipeSpace
-    study: optuna.Study
-    sampler: Callable[[int], optuna.samplers.BaseSampler]
-    """Seed -> sampler."""
-    seed: int
-    per_training: int = 1
-    """Trials that share one training, where the recipe has parameters that act after it."""
-    seen: dict[str, int] = field(default_factory=dict)
-    """Point (canonical JSON of the sampled parameters) -> number of the trial that ran it."""
-    accepted: list[int] = field(default_factory=list)
-    """Numbers of the trials that ran, in the order they were asked."""
-    passed_over: list[dict[str, Any]] = field(default_factory=list)
-    """Of the trial that is asked next."""
-    exhausted: bool = False
-
-    @property
-    def count(self) -> int:
-        return len(self.accepted)
-
-
-def make_sampler(name: str, seed: int, budget: int, *, early_stopping: bool = False) -> optuna.samplers.BaseSampler:
-    """Sampler by name for a study that will see about `budget` trials.
-
-    Random start-up trials are at most a third of the budget (Optuna's 10 would leave small searches random). Raises
-    UnknownNameError, and ConfigError for `nsga2` with early stopping: it cannot learn from a trial that has no score.
-    """
-    if name not in SAMPLERS:
-        raise UnknownNameError("search.sampler", name, SAMPLERS)
-    startup, seed = min(10, max(2, budget // 3)), seeds.of_32_bits(seed)
-    if name == "nsga2" and early_stopping:
-        raise ConfigError("search.sampler=nsga2 cannot use trials that monitor.on_breach=stop ends; use tpe, or monitor.on_breach=log")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if name == "tpe":
-            return optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=startup)
-        if name == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
-        if name == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, budget // 4)))
 
 
 class Studies:
     """The search of one experiment. Build with `create` or `restore`; then `ask` and `tell` until `ask` returns None."""
 
-    def __init__(self, recipes: dict[str, _Recipe], trials: int, constraint_names: Sequence[str], next_id: int = 1):
+    def __init__(self, recipes: dict[str, RecipeStudy], trials: int, constraint_names: Sequence[str], next_id: int = 1):
         self._recipes = recipes
         self._trials = trials
         self._names = tuple(constraint_names)
         self._running: dict[str, tuple[str, optuna.Trial]] = {}
         self._again: list[Asked] = []
         self._next = next_id
+        self._joint: JointSearch | None = None
 
     @classmethod
     def create(cls, experiment: Experiment, spaces: dict[str, RecipeSpace], constraint_names: Sequence[str]) -> Studies:
@@ -174,7 +83,8 @@ class Studies:
         search = experiment.search
         budget = max(1, search.trials // len(spaces))
         early = bool(experiment.monitor.actions - {"log"})
-        make = functools.partial(make_sampler, search.sampler, budget=budget, early_stopping=early)
+        named = {"auto": "tpe", JOINT: "random"}.get(search.sampler, search.sampler)  # where the joint model asks, no study's own sampler is used
+        make = functools.partial(make_sampler, named, budget=budget, early_stopping=early)
         recipes = {}
         for position, (name, space) in enumerate(spaces.items()):
             study_name = f"{experiment.name}/{name}"
@@ -184,8 +94,9 @@ class Studies:
             except optuna.exceptions.DuplicatedStudyError as error:
                 raise StorageError(f"{storage_path(experiment)} holds a study {study_name!r} already; set "
                                    "search.storage or output.dir to another place") from error
-            recipes[name] = _Recipe(space, study, make, seed, search.trials_per_training if space.after_training else 1)
+            recipes[name] = RecipeStudy(space, study, make, seed, search.trials_per_training if space.after_training else 1)
         studies = cls(recipes, search.trials, constraint_names, next_id)
+        studies._joint = JointSearch.of(experiment, recipes, constraint_names)
         for one in past:
             studies._rebuild(one)
         for recipe in recipes.values():
@@ -196,79 +107,90 @@ class Studies:
     # -- asking ------------------------------------------------------------------------------------------------------
 
     def ask(self) -> Asked | None:
-        """The next trial: one that was interrupted, else of the recipe with the fewest so far. None when the budget or every recipe's
-        space is used up."""
+        """The next trial: one that was interrupted, else the joint model's, else of the recipe with the fewest so far. None when the budget
+        or every recipe's space is used up."""
         if self._again:
             return self._again.pop(0)
         while sum(recipe.count for recipe in self._recipes.values()) < self._trials:
             open_recipes = [name for name, recipe in self._recipes.items() if not recipe.exhausted]
             if not open_recipes:
                 return None
-            name = min(open_recipes, key=lambda key: self._recipes[key].count)
-            trial = self._ask_new(self._recipes[name])
+            if self._joint is not None:
+                name, trial = self._ask_joint(self._joint, open_recipes)
+            else:
+                name = min(open_recipes, key=lambda key: self._recipes[key].count)
+                trial = self._ask_new(self._recipes[name])
             if trial is not None:
                 return self._accept(name, trial)
             self._recipes[name].exhausted = True
         return None
+
+    def _ask_joint(self, joint: JointSearch, open_recipes: list[str]) -> tuple[str, optuna.Trial | None]:
+        """(recipe, its new trial); (recipe, None) for a recipe without a new point."""
+        used = [name for name in open_recipes if len(self._recipes[name].seen) >= self._recipes[name].space.size]
+        if used:
+            return used[0], None
+        asked = sum(recipe.count for recipe in self._recipes.values())
+        found = joint.next(open_recipes, asked)
+        if found is None:  # nothing new among the points it looked at: a small space that is nearly used up
+            name = min(open_recipes, key=lambda key: self._recipes[key].count)
+            return name, self._ask_random(self._recipes[name])
+        recipe, params = self._recipes[found.recipe], found.params
+        given = recipe.space.defaults if params is None else params
+        propose = functools.cache(functools.partial(joint.completed, found.recipe, given, asked))
+        recipe.study.sampler = JointSampler(recipe.space.distributions, propose)
+        return found.recipe, recipe.study.ask(recipe.space.distributions)
 
     def _accept(self, name: str, trial: optuna.Trial) -> Asked:
         recipe = self._recipes[name]
         trial_id = f"t{self._next:04d}"
         self._next += 1
         trial.set_user_attr("trial_id", trial_id)
-        recipe.seen[_point(trial.params)] = trial.number
+        recipe.seen[points.key(trial.params)] = trial.number
         recipe.accepted.append(trial.number)
         self._running[trial_id] = (name, trial)
         passed_over, recipe.passed_over = tuple(recipe.passed_over), []
         return Asked(trial_id, name, {**recipe.space.fixed, **trial.params}, False, passed_over, _noted(recipe, trial.number))
 
-    def _ask_new(self, recipe: _Recipe) -> optuna.Trial | None:
+    def _ask_new(self, recipe: RecipeStudy) -> optuna.Trial | None:
         if len(recipe.seen) >= recipe.space.size:
             return None
         for attempt in range(RE_ASKS):
             recipe.study.sampler = self._sampler(recipe, RE_ASKS * recipe.count + attempt)
             trial = recipe.study.ask(recipe.space.distributions)
-            if _point(trial.params) not in recipe.seen:
+            if points.key(trial.params) not in recipe.seen:
                 return trial
             self._tell_duplicate(recipe, trial)
         return self._ask_random(recipe)
 
-    def _ask_random(self, recipe: _Recipe) -> optuna.Trial | None:
+    def _ask_random(self, recipe: RecipeStudy) -> optuna.Trial | None:
         """A random point that is new, with the group's training where that has settings left; the sampler insists on what it knows."""
         random = optuna.samplers.RandomSampler(seed=len(recipe.study.get_trials(deepcopy=False)))
         frozen = recipe.study.get_trials(deepcopy=False)[-1]
-        shared = self._shared(recipe)
+        shared = recipe.shared()
         for fixed in (shared, {}) if shared else ({},):
             for _ in range(500):
                 point = {
                     key: fixed[key] if key in fixed else random.sample_independent(recipe.study, frozen, key, distribution)
                     for key, distribution in recipe.space.distributions.items()
                 }
-                if _point(point) not in recipe.seen:
+                if points.key(point) not in recipe.seen:
                     recipe.study.enqueue_trial(point)
                     return recipe.study.ask(recipe.space.distributions)
         return None
 
-    def _sampler(self, recipe: _Recipe, turn: int) -> optuna.samplers.BaseSampler:
+    def _sampler(self, recipe: RecipeStudy, turn: int) -> optuna.samplers.BaseSampler:
         """A fresh sampler; inside a group of trials that share one training, the training's parameters are those of the group's first."""
-        sampler, shared = recipe.sampler(recipe.seed + turn), self._shared(recipe)
+        sampler, shared = recipe.sampler(recipe.seed + turn), recipe.shared()
         if not shared:
             return sampler
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.samplers.PartialFixedSampler(shared, sampler)
 
-    def _shared(self, recipe: _Recipe) -> dict[str, Any]:
-        """The training's parameters that the next trial takes over from the first of its group; empty for the first."""
-        place = recipe.count % recipe.per_training
-        if not place:
-            return {}
-        first = recipe.study.get_trials(deepcopy=False)[recipe.accepted[recipe.count - place]]
-        return {key: value for key, value in first.params.items() if key not in recipe.space.after_training}
-
-    def _tell_duplicate(self, recipe: _Recipe, trial: optuna.Trial) -> None:
+    def _tell_duplicate(self, recipe: RecipeStudy, trial: optuna.Trial) -> None:
         """A point that was tried is not run again: the study is told what is known of it, or FAIL while that still runs."""
-        number = recipe.seen[_point(trial.params)]
+        number = recipe.seen[points.key(trial.params)]
         twin = recipe.study.get_trials(deepcopy=False)[number]
         trial.set_user_attr("duplicate_of", number)
         self._constrain(trial, dict(twin.constraints))
@@ -296,6 +218,8 @@ class Studies:
         name, trial = self._running[trial_id]
         study = self._recipes[name].study
         self._constrain(trial, constraints)
+        trial.set_user_attr(ENDED, state)
+        trial.set_user_attr(UNMEASURED, self._unmeasured(constraints))
         told = _end(state, score)
         study.tell(trial, float(score)) if told == TrialState.COMPLETE else study.tell(trial, state=told)
         del self._running[trial_id]
@@ -309,6 +233,10 @@ class Studies:
         """Every announced constraint; what is not there is infeasible."""
         found = {name: values.get(name) for name in self._names}
         return {name: float(value) if value is not None and math.isfinite(value) else INFEASIBLE for name, value in found.items()}
+
+    def _unmeasured(self, values: dict[str, float | None]) -> list[str]:
+        """Announced constraints that are told without having been measured."""
+        return [name for name in self._names if (value := values.get(name)) is None or not math.isfinite(value)]
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
@@ -331,16 +259,17 @@ class Studies:
         number = self._add(recipe, one.params, one.outcome, {"trial_id": one.trial_id}, one.sampler)
         recipe.accepted.append(number)
         frozen = recipe.study.get_trials(deepcopy=False)[number]
-        recipe.seen.setdefault(_point(frozen.params), number)
+        recipe.seen.setdefault(points.key(frozen.params), number)
         if one.outcome is None:
             self._running[one.trial_id] = (one.recipe, optuna.Trial(recipe.study, frozen._trial_id))
             params = {**recipe.space.fixed, **frozen.params}
             self._again.append(Asked(one.trial_id, one.recipe, params, True, one.passed_over, one.sampler))
 
-    def _add(self, recipe: _Recipe, params: dict[str, Any], outcome: Outcome | None, attrs: dict[str, Any], noted: dict[str, int]) -> int:
+    def _add(self, recipe: RecipeStudy, params: dict[str, Any], outcome: Outcome | None, attrs: dict[str, Any], noted: dict[str, int]) -> int:
         """Add a trial to a study, RUNNING without an outcome; returns its number."""
         distributions = recipe.space.distributions
         state, score, constraints = outcome or ("running", None, {})
+        attrs = attrs if outcome is None else {**attrs, ENDED: state, UNMEASURED: self._unmeasured(constraints)}
         told = TrialState.RUNNING if outcome is None else _end(state, score)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -375,10 +304,6 @@ def _end(state: str, score: float | None) -> TrialState:
     return TrialState.PRUNED if state == "stopped" else TrialState.FAIL
 
 
-def _noted(recipe: _Recipe, number: int) -> dict[str, int]:
+def _noted(recipe: RecipeStudy, number: int) -> dict[str, int]:
     attrs = recipe.study.get_trials(deepcopy=False)[number].system_attrs
     return {key: value for key, value in attrs.items() if key.endswith(":generation")}
-
-
-def _point(params: dict[str, Any]) -> str:
-    return json.dumps(params, sort_keys=True, default=str)

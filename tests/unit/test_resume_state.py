@@ -126,7 +126,10 @@ def same_end(folder, running, rest, told, say=lambda line: None):
     assert driver.rest() == rest and driver.told() == told
 
 
-@pytest.mark.parametrize(("sampler", "stop"), [(sampler, stop) for sampler in SAMPLERS for stop in (1, 4, 9) if sampler != "gp"] + [("gp", 4)])
+STOPS = [(sampler, stop) for sampler in (*SAMPLERS, "joint") for stop in (1, 4, 9) if sampler != "gp"] + [("gp", 4)]
+
+
+@pytest.mark.parametrize(("sampler", "stop"), STOPS)
 def test_a_resumed_search_goes_on_as_an_undisturbed_one_with_every_sampler(tmp_path, sampler, stop):
     """The journal is gone; small spaces, so that points known are proposed again."""
     trials = 6 if sampler == "gp" else 12

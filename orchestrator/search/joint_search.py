@@ -1,0 +1,131 @@
+"""The model over all recipes beside the studies: what it knows is read from them, what it proposes is put into one of them.
+
+Nothing is kept here that the trial records do not hold, so a restored search asks what an undisturbed one would have: the random numbers of the
+nth trial are those of (search.sampler_seed, n), and trials are read in the order of their ids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from orchestrator.config import Experiment
+from orchestrator.search.joint import Joint, Known, Proposal, Recipe
+from orchestrator.search.recipe_study import RecipeStudy
+from orchestrator.search.samplers import JOINT
+
+INFEASIBLE = 1.0
+"""Told for a constraint that was not measured. Rates differ by at most 1, so nothing measured looks worse."""
+ENDED, UNMEASURED = "ended", "unmeasured"
+"""Attributes of a trial in its study: how it ended (`Studies.tell`), and constraints that were told and not measured."""
+LEAST_LIMIT = 0.02
+"""A limit below this is taken as this when violations are measured in limits."""
+REUSED = 0.3
+"""Cost of a trial that takes over another one's training, of one that trains."""
+ENDED_COST = 0.3
+"""Cost of a training that its probes end, of one that goes to its end and is evaluated."""
+
+
+@dataclass(frozen=True)
+class Next:
+    """The next trial: of which recipe, and its point; None: the recipe's defaults, which wait in its study."""
+
+    recipe: str
+    params: dict[str, Any] | None
+
+
+class JointSearch:
+    """Chooses recipe and point of each next trial. Build with `of`."""
+
+    def __init__(self, recipes: Mapping[str, RecipeStudy], scales: Mapping[str, float], seed: int, adaptive: bool):
+        self._recipes, self._scales, self._seed, self.adaptive = dict(recipes), dict(scales), seed, adaptive
+        self._kinds = tuple(dict.fromkeys(kind_of(name) for name in scales))
+        self._spaces = {name: recipe.space.distributions for name, recipe in recipes.items()}
+        names = list(recipes)
+        self._first = [names[i] for i in np.random.default_rng([seed, 0]).permutation(len(names))]
+        """Recipes in the order their defaults are tried: which one comes first must favour none."""
+
+    @classmethod
+    def of(cls, experiment: Experiment, recipes: Mapping[str, RecipeStudy], names: Sequence[str]) -> JointSearch | None:
+        """The model that `search.sampler` asks for; None for one of Optuna's, and for a search of one trial."""
+        search = experiment.search
+        if search.sampler not in (JOINT, "auto") or search.sampler == "auto" and search.trials < 2:
+            return None
+        return cls(recipes, limits_of(experiment, names), search.sampler_seed, False)
+
+    def next(self, open_recipes: Sequence[str], asked: int) -> Next | None:
+        """The trial after `asked` ones, of one of these recipes; None where none of them has a new point."""
+        fresh = [name for name in self._first if name in open_recipes and not self._recipes[name].count]
+        if fresh and self._recipes[fresh[0]].space.defaults:
+            return Next(fresh[0], None)
+        least = min(self._recipes[name].count for name in open_recipes)
+        chosen = [name for name in open_recipes if self.adaptive or self._recipes[name].count == least]
+        found = self.model().propose({name: self._offer(name) for name in chosen}, np.random.default_rng([self._seed, 1, asked]))
+        return None if found is None else Next(found.recipe, found.params)
+
+    def model(self) -> Joint:
+        """With everything that is known now."""
+        return Joint(self._spaces, self._kinds, self._known())
+
+    def completed(self, name: str, given: Mapping[str, Any], asked: int) -> dict[str, Any]:
+        """A point of the recipe with these values, the rest by the model; for defaults that name a part of the parameters."""
+        space = self._recipes[name].space
+        if set(given) >= set(space.distributions):
+            return dict(given)
+        found: Proposal | None = self.model().propose({name: Recipe(fixed=given)}, np.random.default_rng([self._seed, 2, asked]))
+        assert found is not None, "a point with nothing left out can always be drawn"
+        return found.params
+
+    def _offer(self, name: str) -> Recipe:
+        recipe = self._recipes[name]
+        fixed = recipe.shared()
+        cost = REUSED if fixed else 1.0
+        return Recipe(fixed, frozenset(recipe.seen), cost, ENDED_COST if recipe.space.ends_early and not fixed else cost)
+
+    def _known(self) -> list[Known]:
+        found: list[tuple[int, Known]] = []
+        for name, recipe in self._recipes.items():
+            for trial in recipe.study.get_trials(deepcopy=False):
+                known = self._trial(name, trial) if "trial_id" in trial.user_attrs else None
+                if known is not None:
+                    found.append((int(trial.user_attrs["trial_id"][1:]), known))
+        return [known for _, known in sorted(found, key=lambda pair: pair[0])]
+
+    def _trial(self, name: str, trial: FrozenTrial) -> Known | None:
+        """What a study's trial says; None for one that says nothing: cancelled, or failed by no fault of its own."""
+        if trial.state == TrialState.RUNNING:
+            return Known(name, trial.params, running=True)
+        if trial.state == TrialState.COMPLETE:
+            return Known(name, trial.params, self._violations(trial), float(trial.value))
+        ended = trial.user_attrs.get(ENDED)
+        if ended not in ("stopped", "failed", "complete"):
+            return None
+        violations = self._violations(trial)  # a training that broke down is as good as an unsafe one: nothing to go back to
+        return Known(name, trial.params, violations or {self._kinds[0]: INFEASIBLE / min(self._scales.values())}, ended_early=True)
+
+    def _violations(self, trial: FrozenTrial) -> dict[str, float]:
+        """Kind -> largest measured violation of that kind, in limits."""
+        found: dict[str, float] = {}
+        for name, value in trial.constraints.items():
+            if name not in trial.user_attrs.get(UNMEASURED, ()):
+                kind = kind_of(name)
+                found[kind] = max(found.get(kind, -math.inf), value / self._scales[name])
+        return found
+
+
+def kind_of(name: str) -> str:
+    """`degradation` of `degradation/<suite>`: limits of one kind are broken together more often than not, and are modelled by the worst."""
+    return name.partition("/")[0]
+
+
+def limits_of(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:
+    """Constraint -> its limit, at least LEAST_LIMIT: the unit that its violations are measured in."""
+    limits = experiment.safety.limits
+    drops = {f"external/{one.name}": one.max_drop for one in experiment.safety.external}
+    own = {"degradation": limits.max_degradation, "over_refusal_rise": limits.max_over_refusal_rise}
+    return {name: max(LEAST_LIMIT, drops.get(name) or own.get(kind_of(name)) or limits.max_degradation) for name in names}
