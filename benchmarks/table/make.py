@@ -70,7 +70,6 @@ def experiment_of(task: str) -> Any:
         f"monitor.every_steps={EIGHTH}", f"monitor.num_prompts={PROBED}", "training.save_steps=0", "tracking.enabled=false",
     ]).model_dump(mode="json")  # fmt: skip
     suites = [suite for suite in raw["safety"]["suites"] if suite["name"] in ("harmful", "borderline")]
-    #raw["search"]["early_end"] = False  # the table holds whole trainings; who ends them early is simulated
     return config.from_dict(raw | {"recipes": RECIPES, "safety": raw["safety"] | {"suites": suites}})
 
 
