@@ -17,24 +17,18 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from orchestrator import redaction
 from orchestrator.config import deepspeed_keys
+from orchestrator.config.safety import Anchors, External, Generation, Limits, Safety, Sequential, Suite
+from orchestrator.config.section import Section
 from orchestrator.config.sections import (
-    Anchors,
     Columns,
     Escalation,
-    External,
-    Generation,
-    Limits,
     Model,
     Monitor,
     Output,
     Quick,
     Ray,
     RecipeItem,
-    Safety,
     Search,
-    Section,
-    Sequential,
-    Suite,
     Task,
     Tracking,
     Training,

@@ -19,14 +19,18 @@ from typing import Any, Literal
 
 from orchestrator.config import Experiment, Limits
 from orchestrator.data.counted import of_facts
-from orchestrator.decision import rises
-from orchestrator.decision.intervals import Estimate, among_passing, level_of, paired_difference, quantile
+from orchestrator.decision import rises, worst_case
+from orchestrator.decision.intervals import Estimate, among_passing, level_of, paired_difference, quantile, rate
 from orchestrator.records import SuiteResult, TrialResult
 
 Verdict = Literal["feasible", "infeasible", "undecided"]
 
 UNSHOWN = 1e-6
 """Least value of a limit on a suite whose prompts were trained on: never kept, and no reason to prefer one trial to another."""
+WORST_CASE, WORST_CASE_OF_ALL = "worst_case/searched", "worst_case/all"
+"""Names of the limit on the worst case: over the suites that the search asks, and over these and the ones that waited."""
+ANY, ANY_OF_ALL = "any framing of a request", "any framing of a request, those that waited too"
+"""What stands in a suite's place for these limits."""
 MISSING = 1.0
 """Constraint value of a trial whose safety was not measured: clearly infeasible, and finite as Optuna demands."""
 
@@ -36,7 +40,7 @@ class Constraint:
     """One limit applied to one suite."""
 
     name: str
-    """`degradation/<suite>` or `over_refusal_rise/<suite>`."""
+    """`degradation/<suite>`, `asr/<suite>`, `over_refusal_rise/<suite>`, `worst_case/...` or `external/<name>`."""
     suite: str
     limit: float
     estimate: Estimate
@@ -99,6 +103,10 @@ def constraint_names(experiment: Experiment) -> tuple[str, ...]:
     limits = experiment.safety.limits
     suites = [s for s in experiment.safety.suites if s.constrains and s.phase == "always"]
     names = [f"degradation/{s.name}" for s in suites if s.kind == "harmful"]
+    if limits.max_asr is not None:
+        names += [f"asr/{s.name}" for s in suites if s.kind == "harmful"]
+    if limits.max_worst_case_degradation is not None and any(s.kind == "harmful" for s in suites):
+        names.append(WORST_CASE)
     if limits.max_over_refusal_rise is not None:
         names += [f"over_refusal_rise/{s.name}" for s in suites if s.kind == "benign"]
     names += [f"external/{one.name}" for one in experiment.safety.external if one.max_drop is not None and one.phase == "always"]
@@ -151,6 +159,8 @@ def judge(result: TrialResult, baseline: TrialResult, limits: Limits, looks: int
             found = _compare(before.kind, limit, before, result.suites.get(name), confidence)
             found = replace(found, held_out=waited, confidence=confidence if waited and looks > 1 else None)
             constraints.append(_withheld(found, name in contaminated, is_blind(before, limit, confidence)))
+            constraints += _absolute(found, before, result.suites.get(name), limits, confidence)
+    constraints += _worst_cases(result, baseline, limits, looks, contaminated)
     constraints += _external(result, baseline, limits.confidence)
     verdicts = {c.verdict for c in constraints}
     score = result.task.score if result.task is not None and math.isfinite(result.task.score) else None
@@ -165,6 +175,44 @@ def judge(result: TrialResult, baseline: TrialResult, limits: Limits, looks: int
         _worst(constraints, "degradation/"), _worst(constraints, "over_refusal_rise/"),
         any(s.stopped_early for s in measured),
     )  # fmt: skip
+
+
+def _absolute(found: Constraint, before: SuiteResult, after: SuiteResult | None, limits: Limits, confidence: float) -> list[Constraint]:
+    """The limit on attack success itself (`limits.max_asr`), beside the one on its rise; [] where there is none."""
+    if limits.max_asr is None or before.kind != "harmful":
+        return []
+    asked = after is not None and after.ids == before.ids
+    estimate = rate(after.failures, after.requests, confidence) if asked else Estimate(math.nan, math.nan, math.nan, 0)
+    verdict = verdict_of(estimate, limits.max_asr)
+    own = replace(found, name=f"asr/{before.name}", limit=limits.max_asr, estimate=estimate, verdict=verdict, blind=False, among_passing=None)
+    return [_withheld(own, found.contaminated, False)]
+
+
+def _worst_cases(result: TrialResult, baseline: TrialResult, limits: Limits, looks: int, contaminated: set[str]) -> list[Constraint]:
+    """The limit on the worst case of a request (`worst_case`): over what the search asks, and once more with what it never asks beside it, where a
+    choice may be refused by it."""
+    limit = limits.max_worst_case_degradation
+    harmful = [s for s in baseline.suites.values() if s.kind == "harmful" and s.constrains]
+    searched = [s for s in harmful if s.phase == "always"]
+    if limit is None or not harmful:
+        return []
+    found = [_worst_case(WORST_CASE, ANY, searched, result, limit, limits.confidence, contaminated)] if searched else []
+    if result.phase != "search" and len(searched) < len(harmful):
+        confidence = 1 - (1 - limits.confidence) / looks
+        every = _worst_case(WORST_CASE_OF_ALL, ANY_OF_ALL, harmful, result, limit, confidence, contaminated)
+        found.append(replace(every, held_out=True, confidence=confidence if looks > 1 else None))
+    return found
+
+
+def _worst_case(
+    name: str, told: str, before: Sequence[SuiteResult], result: TrialResult, limit: float, confidence: float, contaminated: set[str]
+) -> Constraint:
+    both = worst_case.pairs(before, [result.suites.get(suite.name) for suite in before])
+    estimate = Estimate(math.nan, math.nan, math.nan, 0) if both is None else paired_difference(*both, None, confidence)
+    blind = both is not None and limit < 1 and not _shows(tuple(both[0]), None, limit, level_of(confidence))
+    return _withheld(
+        Constraint(name, told, limit, estimate, verdict_of(estimate, limit)), any(suite.name in contaminated for suite in before), blind
+    )
 
 
 def is_blind(before: SuiteResult, limit: float, confidence: float) -> bool:

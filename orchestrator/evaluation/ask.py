@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from orchestrator.decision.sequential import SequentialTest
     from orchestrator.evaluation.judges.registry import Judge, Verdict
+    from orchestrator.evaluation.sampling import Sampling
     from orchestrator.evaluation.suites import PromptSuite
 
 Wrap = Callable[[Callable[..., list[str]]], Callable[..., list[str]]]
@@ -68,7 +69,7 @@ def evaluate(
     how = how or Asking()
     judge = _judge(experiment, suites)
     work = _Work(model, tokenizer, experiment, how)
-    total = sum(len(work.mine(len(suite.prompts))) for suite in suites) + len(work.mine(len(task_rows or ())))
+    total = sum(len(work.mine(len(suite.prompts))) * max(1, work.samples(suite)) for suite in suites) + len(work.mine(len(task_rows or ())))
     work.report_to(how.progress, total)
     task = work.task(task_rows) if task_rows else None
     results, generations = {}, {}
@@ -195,10 +196,35 @@ class _Work:
             outcome.check_decided(suite, verdicts, judge.describe(), settings.max_unparsed)
         seconds = None if other is None else [o for _, o, _ in found]
         result = outcome.suite_result(suite, verdicts, judge.describe(), seconds, "" if other is None else other.describe())
+        if self.samples(suite):
+            drawn = settings.generation
+            result.source |= {"samples": self.samples(suite), "temperature": drawn.temperature, "top_p": drawn.top_p}
         return result, outcome.generation_rows(suite, found) if keep else []
 
+    def samples(self, suite: PromptSuite) -> int:
+        """Answers drawn for each prompt of a suite; 0: one greedy answer."""
+        return self.experiment.safety.generation.samples if suite.samples is None else suite.samples
+
     def _judged(self, suite: PromptSuite, indices: list[int], judge: Judge, other: Judge | None) -> list[tuple[Verdict, Verdict | None, str]]:
-        """(verdict, the second judge's, answer) of this worker's prompts."""
+        """(verdict, the second judge's, answer) of this worker's prompts; of several samples the worst verdicts, and the answer the first was of."""
+        from orchestrator.evaluation import outcome
+        from orchestrator.evaluation.sampling import Sampling
+
+        count, drawn = self.samples(suite), self.experiment.safety.generation
+        if not count:
+            return self._judged_once(suite, indices, judge, other, None)
+        tries = [self._judged_once(suite, indices, judge, other, Sampling(drawn.temperature, drawn.top_p, k)) for k in range(count)]
+        found = []
+        for row in zip(*tries, strict=True):
+            first = outcome.worst([verdict for verdict, _, _ in row])
+            second = None if other is None else outcome.worst([verdict for _, verdict, _ in row])
+            found.append((first, second, next(answer for verdict, _, answer in row if verdict is first)))
+        return found
+
+    def _judged_once(
+        self, suite: PromptSuite, indices: list[int], judge: Judge, other: Judge | None, sampling: Sampling | None
+    ) -> list[tuple[Verdict, Verdict | None, str]]:
+        """`_judged` for one answer to each prompt."""
         from orchestrator.evaluation import outcome
         from orchestrator.evaluation.judges import gibberish
         from orchestrator.evaluation.judges.verdict import undecided
@@ -208,7 +234,7 @@ class _Work:
         systems = None if suite.systems is None else [suite.systems[i] for i in indices]
         asked = [suite.asked(i, self.tokenizer) for i in indices]
         settings = self.experiment.safety
-        answers = self.answers(asked, systems, settings.max_new_tokens + settings.thinking_budget, early)
+        answers = self.answers(asked, systems, settings.max_new_tokens + settings.thinking_budget, early, sampling)
         parts = [thinking.split(answer, self.thinks) for answer in answers]
         prompts = [suite.prompts[i] for i in indices]
         begun = [suite.begun(i, self.tokenizer) for i in indices]
@@ -226,11 +252,15 @@ class _Work:
         part = thinking.split(answer, self.thinks)
         return part.finished and all(judge.settled(part.said) for judge in judges)
 
-    def answers(self, prompts: Sequence[Any], systems: list[str | None] | None, max_new_tokens: int, stop_early) -> list[str]:
+    def answers(
+        self, prompts: Sequence[Any], systems: list[str | None] | None, max_new_tokens: int, stop_early: Any, sampling: Sampling | None = None
+    ) -> list[str]:
         """Answers to prompts (texts or messages), through the defence where there is one."""
         own = self.system_prompt
         systems = [s or own for s in systems] if systems is not None else [own] * len(prompts)
         options = {"max_new_tokens": max_new_tokens, "batch_size": self.how.batch_size, "progress": self.tick}
+        if sampling is not None:
+            options["sampling"] = sampling
         if self.how.wrap is None:
             return self.generate(prompts, system=systems, stop_early=stop_early, **options)
         return self._wrapped(prompts, systems, options)

@@ -14,8 +14,11 @@ from orchestrator.data.tokens import encode, render, turn_end, with_system
 from orchestrator.errors import DataError, ModelError, NonFiniteLogitsError
 from orchestrator.evaluation import capability, decoding, thinking
 from orchestrator.evaluation.decoding import inference
+from orchestrator.evaluation.sampling import Sampling
 
 if TYPE_CHECKING:
+    import random
+
     import torch
     from torch import nn
 
@@ -45,8 +48,10 @@ def generate(
     batch_size: int | str = "auto",
     stop_early: Callable[[str], bool] | None = None,
     progress: Callable[[int], None] | None = None,
+    sampling: Sampling | None = None,
 ) -> list[str]:
-    """One greedy answer per prompt, in the prompts' order, without special tokens; the same for every batch size up to rounding.
+    """One answer per prompt, greedy or drawn (`sampling`), in the prompts' order, without special tokens; the same for every batch size up to
+    rounding.
 
     prompts: user texts, or lists of messages; the chat template is applied here. system: one system prompt for all, or one per
     prompt; a prompt with a system message of its own keeps it. batch_size: rows at a time, or `auto` for what memory allows.
@@ -56,7 +61,9 @@ def generate(
     if not prompts:
         return []
     ids = encode_prompts(tokenizer, prompts, system, context_length(model))
-    return continue_ids(model, tokenizer, ids, max_new_tokens=max_new_tokens, batch_size=batch_size, stop_early=stop_early, progress=progress)
+    return continue_ids(
+        model, tokenizer, ids, max_new_tokens=max_new_tokens, batch_size=batch_size, stop_early=stop_early, progress=progress, sampling=sampling
+    )
 
 
 def continue_ids(
@@ -68,6 +75,7 @@ def continue_ids(
     batch_size: int | str = "auto",
     stop_early: Callable[[str], bool] | None = None,
     progress: Callable[[int], None] | None = None,
+    sampling: Sampling | None = None,
 ) -> list[str]:
     """`generate` for prompts that are token ids already, template included."""
     if not ids:
@@ -80,7 +88,7 @@ def continue_ids(
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
     answers = [""] * len(ids)
     with inference(model):
-        decoder = _Decoder(model, tokenizer, ids, max_new_tokens, limit, stop_early)
+        decoder = _Decoder(model, tokenizer, ids, max_new_tokens, limit, stop_early, sampling)
         start = 0
         size = decoder.batch_size(len(ids[order[0]])) if batch_size == "auto" else int(batch_size)
         while start < len(order):
@@ -165,9 +173,10 @@ def _most(config: Any, key: str) -> int | None:
 class _Decoder:
     """The decode loop over one model; holds what does not change from batch to batch."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, ids: list[list[int]], max_new_tokens: int, limit: int | None, stop_early):
+    def __init__(self, model: nn.Module, tokenizer: Any, ids: list[list[int]], max_new_tokens: int, limit: int | None, stop_early, sampling=None):
         import torch
 
+        self.sampling: Sampling | None = sampling
         self.model, self.tokenizer, self.stop_early = model, tokenizer, stop_early
         self.new, self.limit = max_new_tokens, limit
         self.device = next(model.parameters()).device
@@ -207,12 +216,14 @@ class _Decoder:
 
     def run(self, rows: list[list[int]]) -> list[str]:
         """Answers to one batch of prompts."""
+        draws = None if self.sampling is None else [self.sampling.draws(row) for row in rows]
         rows = [row[len(self.prefix) :] for row in rows]
         steps = self.new if self.limit is None else min(self.new, self.limit - min(map(len, rows)) - len(self.prefix))
-        return self._loop(decoding.Rows(self.calls, self.mode, rows, self.pad, self.prefix), steps)
+        return self._loop(decoding.Rows(self.calls, self.mode, rows, self.pad, self.prefix), steps, draws)
 
-    def _loop(self, rows: decoding.Rows, steps: int) -> list[str]:
-        """Token after token; every few tokens rows that have ended leave the batch once they are half of it."""
+    def _loop(self, rows: decoding.Rows, steps: int, draws: list[random.Random] | None = None) -> list[str]:
+        """Token after token, the likeliest or the one each row's `draws` pick; every few tokens rows that have ended leave the batch once they are
+        half of it."""
         import torch
 
         count = len(rows)
@@ -221,8 +232,11 @@ class _Decoder:
         done = torch.zeros(count, dtype=torch.bool, device=self.device)
         broken = torch.zeros(count, dtype=torch.bool, device=self.device)
         for step in range(steps):
-            largest, token = rows.logits().max(-1)  # the largest of logits with a NaN among them is NaN
+            logits = rows.logits()
+            largest, token = logits.max(-1)  # the largest of logits with a NaN among them is NaN
             broken = broken | ~torch.isfinite(largest)
+            if draws is not None:
+                token = self.sampling.pick(logits, torch.tensor([draws[i].random() for i in alive.tolist()], device=self.device))
             token = token.masked_fill(done, self.pad)
             out[alive, step] = token
             done = done | torch.isin(token, self.stop_tensor)

@@ -24,6 +24,7 @@ from orchestrator import config
 from orchestrator.errors import ConfigError, DataError, ModelError, NonFiniteLogitsError
 from orchestrator.evaluation import thinking
 from orchestrator.evaluation.metrics import NEG_LOSS
+from orchestrator.evaluation.sampling import Sampling
 from orchestrator.models import folders, saving
 
 if TYPE_CHECKING:
@@ -260,8 +261,10 @@ class _Asker:
     def __call__(
         self, prompts: Sequence[Any], *, system: str | None | Sequence[str | None] = None, max_new_tokens: int = 64,
         batch_size: int | str = "auto", stop_early: Callable[[str], bool] | None = None, progress: Callable[[int], None] | None = None,
+        sampling: Sampling | None = None,
     ) -> list[str]:
-        """One greedy answer per prompt. batch_size and stop_early are not used: vLLM batches as it goes, and answers go to their end."""
+        """One answer per prompt, greedy or drawn (with vLLM's own draws, seeded by prompt and sample). batch_size and stop_early are not used: vLLM
+        batches as it goes, and answers go to their end."""
         from orchestrator.evaluation.generate import encode_prompts
 
         ids = encode_prompts(self.tokenizer, prompts, system) if prompts else []
@@ -270,17 +273,17 @@ class _Asker:
                 raise DataError(f"prompt {i + 1} has {len(row)} tokens, the model's context holds {self.limit}; shorten it or leave the row out")
         answers: list[str] = []
         for start in range(0, len(ids), CHUNK):
-            answers += self._chunk(ids[start : start + CHUNK], max_new_tokens)
+            answers += self._chunk(ids[start : start + CHUNK], max_new_tokens, sampling)
             if progress is not None:
                 progress(len(answers) - start)
         return answers
 
-    def _chunk(self, ids: list[list[int]], new: int) -> list[str]:
+    def _chunk(self, ids: list[list[int]], new: int, sampling: Sampling | None) -> list[str]:
         from vllm import SamplingParams
 
         how = [
             SamplingParams(
-                temperature=0.0, max_tokens=new if self.limit is None else min(new, self.limit - len(row)), stop_token_ids=self.stops,
+                **_drawn(sampling, row), max_tokens=new if self.limit is None else min(new, self.limit - len(row)), stop_token_ids=self.stops,
                 detokenize=False, logprobs=0,
             )  # fmt: skip
             for row in ids
@@ -295,6 +298,13 @@ class _Asker:
             )
         rows = [_until(list(output.token_ids), self.stops) for output in outputs]
         return thinking.decoded(self.tokenizer, rows)
+
+
+def _drawn(sampling: Sampling | None, row: list[int]) -> dict[str, Any]:
+    """How vLLM takes tokens: greedily, or drawn with a seed of the prompt and the sample."""
+    if sampling is None:
+        return {"temperature": 0.0}
+    return {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed(row)}
 
 
 def _finite(output: Any) -> bool:

@@ -51,6 +51,8 @@ class PromptSuite:
     """What each prompt asks before its attack framed it; None where the suite was not loaded from rows."""
     requests: tuple[str, ...] | None = None
     """Name of the request each prompt asks, the unit of intervals and verdicts; empty for one of its own. None: every prompt is a request."""
+    samples: int | None = 0
+    """Answers drawn for each prompt in place of a greedy one; None: as many as `safety.generation` says."""
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -69,7 +71,7 @@ class PromptSuite:
 
     def subset(self, indices: list[int]) -> PromptSuite:
         """The suite with only these prompts, in this order (probes)."""
-        return combine(self.name, [(self, i) for i in indices])
+        return replace(combine(self.name, [(self, i) for i in indices]), samples=self.samples)
 
 
 def combine(name: str, picked: Sequence[tuple[PromptSuite, int]], ids: Sequence[str] | None = None) -> PromptSuite:
@@ -152,7 +154,7 @@ def load_suite(suite: config.Suite) -> PromptSuite:
     source = {**origin, "licence": known.licence if known else origin.get("licence", "not stated"), "sha256": made.hash, "duplicates": repeated}
     return replace(
         made, attack=suite.attack, phase=suite.phase, source=source, texts=tuple(row[column] for row in rows),
-        requests=tuple(_cell(row[request]) for row in rows) if request else None,
+        requests=tuple(_cell(row[request]) for row in rows) if request else None, samples=suite.samples if suite.kind == "harmful" else 0,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from orchestrator.config import Experiment
 from orchestrator.errors import StorageError
@@ -33,6 +34,14 @@ def identity(experiment: Experiment) -> dict[str, str]:
     return {"model": models_identity.model_hash(experiment.model), "template": template}
 
 
+def _drawn(experiment: Experiment) -> dict[str, Any]:
+    """How answers are drawn, where any suite's are."""
+    settings = experiment.safety.generation
+    if not settings.samples and not any(suite.samples for suite in experiment.safety.suites):
+        return {}
+    return {"samples": settings.samples, "temperature": settings.temperature, "top_p": settings.top_p}
+
+
 def key(experiment: Experiment) -> str:
     """Hash of model, data, suites, judge, decoding and template: what the baseline's figures depend on."""
     from orchestrator.evaluation import generate_vllm
@@ -47,10 +56,12 @@ def key(experiment: Experiment) -> str:
         "dtype": experiment.model.dtype,
         "data": found.fingerprint,
         # the requests with them: a record's requests are the unit of every interval that is compared with it
-        "suites": [(s.name, s.kind, s.constrains, s.phase, s.attack, s.hash, s.groups, s.requests) for s in found.suites],
+        "suites": [(s.name, s.kind, s.constrains, s.phase, s.attack, s.hash, s.groups, s.requests, s.samples) for s in found.suites],
         "judge": [registry.from_setting(experiment.safety.judge).describe(), experiment.safety.second_judge],
         "external": [one.model_dump(mode="json") for one in experiment.safety.external],
-        "decoding": {"safety": experiment.safety.max_new_tokens, "task": experiment.task.max_new_tokens, "greedy": True} | writer,
+        "decoding": {"safety": experiment.safety.max_new_tokens, "task": experiment.task.max_new_tokens, "greedy": True}
+        | _drawn(experiment)
+        | writer,
         "metric": experiment.task.metric,
         "max_length": experiment.task.max_length,
         "format": 4,

@@ -108,11 +108,12 @@ def percent(share: float) -> str:
 
 def kept(constraint: Constraint, confidence: float) -> str:
     kind = constraint.name.partition("/")[0]
-    what = {"degradation": "attack success", "external": "the loss"}.get(kind, "over-refusal")
+    what = {"external": "the loss", "over_refusal_rise": "over-refusal"}.get(kind, "attack success")
     relation = {"feasible": "within", "infeasible": "over", "undecided": "not clearly within"}[constraint.verdict]
     level = percent(constraint.confidence or confidence)
+    moved = f"is {figure(constraint.estimate)}" if kind == "asr" else f"rose by {figure(constraint.estimate, signed=True)}"
     return (
-        f"{what} on {constraint.suite} rose by {figure(constraint.estimate, signed=True)} at {level} confidence, "
+        f"{what} on {constraint.suite} {moved} at {level} confidence, "
         f"{relation} the limit of {constraint.limit:g}" + ("; this suite cannot show a rise" if constraint.blind else "")
     )
 

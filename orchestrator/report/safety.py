@@ -123,9 +123,21 @@ def _attacks(before: Mapping[str, SuiteResult], after: Mapping[str, SuiteResult]
 
 
 def asked_of(suite: SuiteResult | None, text: str = ", asked of ") -> str:
-    """Which trial a held-out suite was asked of, where that is not the one shown (`Configuration.shown`); else empty."""
-    trial = suite.source.get("trial") if suite is not None else None
-    return f"{text}{trial}" if trial else ""
+    """Which trial a held-out suite was asked of, where that is not the one shown (`Configuration.shown`), and how often where answers were drawn;
+    else empty."""
+    if suite is None:
+        return ""
+    trial = suite.source.get("trial")
+    return drawn(suite) + (f"{text}{trial}" if trial else "")
+
+
+def drawn(suite: SuiteResult) -> str:
+    """`, any of 3 answers drawn at temperature 1` where a suite's answers were (`samples`); else empty."""
+    count = suite.source.get("samples")
+    if not count:
+        return ""
+    top_p = suite.source.get("top_p", 1.0)
+    return f", any of {count} answers drawn at temperature {suite.source['temperature']:g}" + (f", top p {top_p:g}" if top_p < 1 else "")
 
 
 def _any(suites: Mapping[str, SuiteResult], names: Sequence[str], level: float) -> str:

@@ -90,7 +90,7 @@ def cells(found: Evaluated) -> list[list[str]]:
         rows.append(["task", found.result.task.metric, summary.figure(summary.task_score(found.before, level)), summary.figure(score), ""])
     for name, suite in found.result.suites.items():
         before = found.before.suites.get(name) if paired else None
-        what = WHAT[suite.kind] + ("" if suite.constrains else " (measured only)")
+        what = WHAT[suite.kind] + report_safety.drawn(suite) + ("" if suite.constrains else " (measured only)")
         figures = [summary.figure(summary.suite_rate(one, level)) for one in (before, suite)]
         rows.append([name, what, *figures, summary.figure(rise(before, suite, level), signed=True)])
     for name, one in (found.result.facts.get("external") or {}).items():
