@@ -90,14 +90,21 @@ def run(
 @app.command()
 def resume(
     folder: Annotated[str, typer.Argument(help="Output folder, or address, of the run that was interrupted.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="What finished trials do not depend on: search.trials=+20, search.time_budget_s=..., ray.lanes=...")
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try every failed trial again. Without it only those a machine's or safebasin's fault failed.")
     ] = False,
 ) -> None:
-    """Go on with an interrupted run: finished trials are kept, interrupted ones go on from their checkpoints."""
+    """Go on with an interrupted run: finished trials are kept, interrupted ones go on from their checkpoints.
+
+    A run that came to its end goes on too where it is given more trials (search.trials=+20).
+    """
     from orchestrator.experiment import resume as resuming
 
-    _run(_without_gpu_warnings(resuming.load(folder)), retry_failed=retry_failed)
+    _run(_without_gpu_warnings(resuming.load(folder, overrides or [])), retry_failed=retry_failed)
 
 
 @app.command()

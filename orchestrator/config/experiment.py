@@ -39,7 +39,7 @@ from orchestrator.storage import addresses, cache
 
 __all__ = [
     "Anchors", "Columns", "Escalation", "Experiment", "External", "Generation", "Limits", "Model", "Monitor", "Output", "Quick", "Ray", "RecipeItem", "Safety",
-    "Search", "Section", "Sequential", "Suite", "Task", "Tracking", "Training", "dump_yaml", "from_dict", "json_schema", "load", "recipe_items",
+    "Search", "Section", "Sequential", "Suite", "Task", "Tracking", "Training", "amended", "dump_yaml", "from_dict", "json_schema", "load", "recipe_items",
 ]  # fmt: skip
 
 
@@ -262,6 +262,17 @@ def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
     raw = config_text.expand(raw)
     origin = [file for text in (path, named, raw.get("deepspeed")) for file in config_text.files_of(text, folder)]
     return config_text.build(Experiment, config_text.resolve_paths(raw, folder)).with_origin(origin).with_lent(lent)
+
+
+def amended(experiment: Experiment, overrides: list[str] | tuple[str, ...]) -> Experiment:
+    """The experiment with `key=value` overrides on top; the files it was read from stay said. Raises ConfigError."""
+    from orchestrator.config import text as config_text
+
+    raw = experiment.model_dump(mode="json")
+    config_text.override(raw, overrides, Path.cwd(), Experiment)
+    made = config_text.build(Experiment, config_text.resolve_paths(config_text.expand(raw), Path.cwd()))
+    given = [text.partition("=")[0].strip() for text in overrides]
+    return made.with_origin(experiment.origin).with_lent(key for key in experiment.lent if key not in given)
 
 
 def from_dict(raw: dict[str, Any]) -> Experiment:

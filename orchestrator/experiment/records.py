@@ -19,6 +19,7 @@ from orchestrator.config import Experiment
 from orchestrator.decision import limits
 from orchestrator.decision.limits import Judgement
 from orchestrator.errors import ConfigError, SafebasinError
+from orchestrator.evaluation import held_out
 from orchestrator.experiment import identity as run_identity
 from orchestrator.records import TrialResult
 from orchestrator.storage import addresses, buckets, lease
@@ -55,7 +56,8 @@ class RunRecords:
         """Trials with their verdicts under these limits, else the run's own. [] without a record of the untouched model."""
         if self.baseline is None:
             return []
-        return [(result, limits.judge(result, self.baseline, under or self.experiment.safety.limits)) for result in self.results]
+        looks = held_out.looks(self.experiment)  # as the run itself did
+        return [(result, limits.judge(result, self.baseline, under or self.experiment.safety.limits, looks)) for result in self.results]
 
 
 def read(place: str) -> RunRecords:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from orchestrator import config
 from orchestrator.config import Experiment, yaml_text
 from orchestrator.errors import ConfigError
+from orchestrator.experiment import amend
 from orchestrator.experiment import identity as run_identity
 from orchestrator.records import TrialResult, TrialSpec
 from orchestrator.search import tune
@@ -28,15 +29,17 @@ from orchestrator.trial.record_check import BadRecord
 log = logging.getLogger(__name__)
 
 
-def load(folder: str | Path) -> Experiment:
-    """The experiment of an output folder or address, set to go on there. Raises ConfigError where it holds no run of ours, StorageError."""
+def load(folder: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of an output folder or address, set to go on there, with overrides that change nothing finished trials were measured by.
+
+    Raises ConfigError where it holds no run of ours or an override may not change (`amend`), StorageError."""
     if addresses.is_address(str(folder)):
         from orchestrator.experiment import mirror
 
         path, place = mirror.read_config(str(folder)), addresses.checked(str(folder))
     else:
         path, place = Path(folder).absolute() / CONFIG, str(Path(folder).absolute())
-    found = _config(path, place)
+    found = amend.amended(_config(path, place), overrides)
     output = found.output.model_copy(update={"dir": place, "overwrite": False, "resume": True})
     return found.model_copy(update={"output": output}).with_origin(())
 
@@ -122,9 +125,18 @@ def take_over(folder: Path, experiment: Experiment, content: dict[str, str], say
     changed = run_identity.check_config(folder, experiment)
     if changed:
         say(f"changed since the run began: {', '.join(changed)}")
-    if changed or not (folder / CONFIG).is_file():
+    if changed or not _says(folder / CONFIG, experiment):
         files.write_text(folder / CONFIG, config.dump_yaml(experiment))
     return identity.run
+
+
+def _says(path: Path, experiment: Experiment) -> bool:
+    """Whether the resolved config is there and says what the run goes on with, places aside: what one resume changed another may change back."""
+    try:
+        written = config.load(path)
+    except (ConfigError, OSError):
+        return False
+    return written.model_dump(exclude={"output"}) == experiment.model_dump(exclude={"output"})
 
 
 @contextlib.contextmanager
