@@ -92,7 +92,7 @@ def resume(
     folder: Annotated[str, typer.Argument(help="Output folder, or address, of the run that was interrupted.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="What finished trials do not depend on: search.trials=+20, search.time_budget_s=..., ray.lanes=...")
+        typer.Argument(metavar="[KEY=VALUE]...", help="What no finished trial depends on, e.g. search.trials=+20 ray.lanes=2")
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try every failed trial again. Without it only those a machine's or safebasin's fault failed.")
