@@ -39,7 +39,8 @@ def test_what_no_finished_trial_depends_on_may_change(begun, text):
 
 
 BOUND = ["safety.limits.max_degradation=0.2", "training.learning_rate=1", "recipes=[[lora]]", "search.seeds=3", "output.dir=x", "name=y",
-         "model.dtype=bfloat16", "search.finalists=9", "ray.num_workers=2", "ray={num_workers: 2}", "search.space={}", "task.metric=token_f1", "variables.a=b",
+         "model.dtype=bfloat16", "search.finalists=9",
+         "ray.num_workers=2", "ray={num_workers: 2}", "search.space={}", "task.metric=token_f1", "variables.a=b",
          "search.storage=j"]  # fmt: skip
 
 
