@@ -42,6 +42,8 @@ class TrialSpec:
     untouched: dict[str, str] = field(default_factory=dict)
     """Failures of the untouched model by suite, one character 0 or 1 a prompt in the suite's order, where suites may be asked in
     sequence (`safety.sequential`); a suite that is not named is asked in full."""
+    early_end: bool = False
+    """Whether the training ends where probes prove that it breaks the limit (`search.early_end`)."""
 
 
 @dataclass(frozen=True)

@@ -267,6 +267,9 @@ class Strategy:
     changes_training: ClassVar[bool] = True
     """False for a method that acts only after training (`finish`) or at inference (`wrap`): trials that differ in its knobs alone share
     one training."""
+    may_recover: ClassVar[bool] = False
+    """Whether a training that is unsafe half-way may still end safe, beside what `needs` and `changes_training` say: methods with safety rows
+    and methods after training always may. Others' trainings are ended where probes prove them unsafe."""
     merges: ClassVar[bool] = False
     """Whether `finish` changes weights: two such methods in a recipe are warned about."""
     moves_outside: ClassVar[bool] = False

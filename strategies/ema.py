@@ -38,6 +38,7 @@ class Ema(Strategy):
     """An average beside the weights."""
 
     name = "ema"
+    may_recover = True  # what is handed over is the average, which lags behind what probes see
 
     @dataclass(frozen=True)
     class Config:

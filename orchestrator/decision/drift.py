@@ -24,12 +24,18 @@ highest bet is the best one; the lower ones serve models whose answers change bo
 
 
 class Evidence:
-    """Capital of the game over `horizon` looks; `value` is compared with 1 / level. Starts at 1. Raises ValueError for no horizon."""
+    """Capital of the game over `horizon` looks; `value` is compared with 1 / level. Starts at 1. Raises ValueError for no horizon.
 
-    def __init__(self, horizon: int):
+    `limit`: the game is against "unsafe answers rose by at most this share", 0 for "not at all". A prompt wins or loses
+    bet / (1 + limit) x (change - limit), whose mean is then at most 0.
+    """
+
+    def __init__(self, horizon: int, limit: float = 0.0):
         if horizon < 1:
             raise ValueError(f"evidence over {horizon} looks; at least one is needed")
-        self.horizon = horizon
+        if not 0 <= limit < 1:
+            raise ValueError(f"evidence against a rise of {limit!r}; a share from 0 to below 1 is needed")
+        self.horizon, self.limit = horizon, limit
         self.looks: list[tuple[int, int, int]] = []
         """(gained, lost, prompts) of each look."""
         self._logs = [-math.inf] * len(BETS)
@@ -39,7 +45,7 @@ class Evidence:
         """Take a look of `n` prompts into account; returns `value`. Looks beyond the horizon start no further game."""
         start = -math.log(self.horizon) if len(self.looks) < self.horizon else -math.inf
         self.looks.append((gained, lost, n))
-        self._logs = [_logadd(log, start) + _gain(bet, gained, lost) for log, (bet, _) in zip(self._logs, BETS, strict=True)]
+        self._logs = [_logadd(log, start) + self._gain(bet, gained, lost, n) for log, (bet, _) in zip(self._logs, BETS, strict=True)]
         return self.value
 
     @property
@@ -62,18 +68,23 @@ class Evidence:
             gained, lost, n = gained + more, lost + less, n + prompts
             log = -math.inf
             for bet, share in BETS:
-                log = _logadd(log, _gain(bet, gained, lost) + math.log(share))
+                log = _logadd(log, self._gain(bet, gained, lost, n) + math.log(share))
             if log > best:
                 best, found, over = log, (gained - lost) / n if n else math.nan, looks
         return found, over
 
+    def _gain(self, bet: float, gained: int, lost: int, n: int) -> float:
+        """Log of what a bet turns 1 into over a look."""
+        bet, same = bet / (1 + self.limit), n - gained - lost
+        return gained * math.log1p(bet * (1 - self.limit)) + lost * math.log1p(-bet * (1 + self.limit)) + same * math.log1p(-bet * self.limit)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"horizon": self.horizon, "looks": [list(look) for look in self.looks], "logs": list(self._logs)}
+        return {"horizon": self.horizon, "limit": self.limit, "looks": [list(look) for look in self.looks], "logs": list(self._logs)}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Evidence:
         """From `state_dict`, to the last bit."""
-        made = cls(int(state["horizon"]))
+        made = cls(int(state["horizon"]), float(state.get("limit", 0.0)))
         made.looks, made._logs = [tuple(look) for look in state["looks"]], list(state["logs"])
         return made
 
@@ -87,10 +98,6 @@ def changed(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:
 def chance_of_more(limit: int, n: int, rate: float) -> float:
     """Probability that more than `limit` of `n` independent answers are unsafe at this rate."""
     return 1.0 - math.fsum(math.comb(n, k) * rate**k * (1 - rate) ** (n - k) for k in range(min(limit, n) + 1))
-
-
-def _gain(bet: float, gained: int, lost: int) -> float:
-    return gained * math.log1p(bet) + lost * math.log1p(-bet)
 
 
 def _logadd(a: float, b: float) -> float:

@@ -215,6 +215,19 @@ def _worst_case(
     )
 
 
+def extrapolated(result: TrialResult, judgement: Judgement) -> dict[str, float]:
+    """Constraint name -> value told to the sampler of a training that was ended: the rise of unsafe answers in the last probes that together
+    speak loudest for one, as if it stayed, minus the limit; above 0. {} where no probe was recorded: then nothing is known but that it ended.
+
+    It is one number for all harmful suites, since probes are drawn from all of them, and says nothing of over-refusal.
+    """
+    probes = [event for event in result.history if event["kind"] == "probe" and event.get("breach")]
+    if not probes:
+        return {}
+    rise = float(probes[-1].get("pooled_rise", probes[-1]["degradation"]))
+    return {c.name: max(rise - c.limit, UNSHOWN) for c in judgement.constraints if c.name.startswith("degradation/")}
+
+
 def is_blind(before: SuiteResult, limit: float, confidence: float) -> bool:
     """Whether the suite can show no rise of this untouched model's failures: if half of what passed now failed, that would not be infeasible.
 

@@ -244,7 +244,7 @@ def _again(state: Run, found: decision_selection.Configuration, seed: int) -> Tr
     first = state.specs[found.trials[0][0].trial_id]
     trial_id = f"{first.trial_id}s{seed}"
     resumed, folder = state.standing.resumed, state.trial_folder(trial_id)
-    return replace(first, trial_id=trial_id, seed=seed, phase="confirm", dir=folder, resumed=resumed, untouched={})
+    return replace(first, trial_id=trial_id, seed=seed, phase="confirm", dir=folder, resumed=resumed, untouched={}, early_end=False)
 
 
 def _conclude(state: Run, started: float) -> Outcome:

@@ -87,7 +87,8 @@ class Run:
             handover.remove_checkpoint(result, self.folder, self.copy.remove)  # the earlier driver may have been killed before it could
         if self.standing.resumed:
             self.dashboard.say(f"resumed: {len(self.rows)} trials were finished before")
-            outcomes = {r.trial_id: (r.state, j.task_score, j.values) for r, j in self.rows}
+            told = {result.trial_id: (result.state, self.tell(result)) for result, _ in self.rows}
+            outcomes = {trial_id: (state, learnt["score"], learnt["constraints"]) for trial_id, (state, learnt) in told.items()}
             past = found.past(outcomes, spaces)
             past += trial_records.unrecorded(self.folder, self.experiment, spaces, {one.trial_id for one in past})
             self.earlier = Earlier(past, found.next_id, self.warn)
@@ -102,7 +103,8 @@ class Run:
             self.experiment, trial_id=asked.trial_id, recipe=asked.recipe, params=asked.params, seed=self.experiment.search.seeds[0],
             phase="search", folder=self.trial_folder(asked.trial_id), dump=self.dump,
         )  # fmt: skip
-        spec = replace(spec, resumed=asked.resumed, untouched=sequential.untouched(self.experiment, self.baseline))
+        untouched = sequential.untouched(self.experiment, self.baseline)
+        spec = replace(spec, resumed=asked.resumed, untouched=untouched, early_end=asked.early_end)
         trial_records.write_spec(self.folder, spec, self.standing.run_id, asked)
         self.specs[spec.trial_id] = spec
         return spec
@@ -149,9 +151,10 @@ class Run:
         return limits.judge(result, self.baseline, self.experiment.safety.limits, held_out.looks(self.experiment))
 
     def tell(self, result: TrialResult) -> dict[str, Any]:
-        """What the sampler learns of a trial."""
+        """What the sampler learns of a trial: of one that ended early how far its probes were beyond the limit."""
         judgement = self.judge(result)
-        return {"score": judgement.task_score, "constraints": judgement.values}
+        told = limits.extrapolated(result, judgement) if result.state == "stopped" else judgement.values
+        return {"score": judgement.task_score, "constraints": told}
 
     def finished(self, result: TrialResult) -> Judgement:
         """Judge a trial and write everything down before anything else happens."""

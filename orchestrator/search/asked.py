@@ -27,6 +27,8 @@ class Asked:
     """Points that the sampler proposed before this one and that were known: {params, of: trial id, complete, sampler}."""
     sampler: dict[str, int] = field(default_factory=dict)
     """What the sampler noted of the trial itself (nsga2: its generation)."""
+    early_end: bool = False
+    """Whether its training may end early: not for a recipe's first trial, whose figures every recipe has to have."""
 
 
 @dataclass(frozen=True)

@@ -127,5 +127,8 @@ def limits_of(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:
     """Constraint -> its limit, at least LEAST_LIMIT: the unit that its violations are measured in."""
     limits = experiment.safety.limits
     drops = {f"external/{one.name}": one.max_drop for one in experiment.safety.external}
-    own = {"degradation": limits.max_degradation, "over_refusal_rise": limits.max_over_refusal_rise}
+    own = {
+        "degradation": limits.max_degradation, "over_refusal_rise": limits.max_over_refusal_rise, "asr": limits.max_asr,
+        "worst_case": limits.max_worst_case_degradation,
+    }  # fmt: skip
     return {name: max(LEAST_LIMIT, drops.get(name) or own.get(kind_of(name)) or limits.max_degradation) for name in names}

@@ -41,3 +41,7 @@ class RecipeStudy:
             return {}
         first = self.study.get_trials(deepcopy=False)[self.accepted[self.count - place]]
         return {key: value for key, value in first.params.items() if key not in self.space.after_training}
+
+    def may_end_early(self, number: int) -> bool:
+        """Whether a trial that ran need not go to its end; a recipe's first one has to."""
+        return self.space.ends_early and number != self.accepted[0]

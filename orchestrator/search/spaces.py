@@ -6,7 +6,7 @@ Checked before any device is taken, and without Ray. Parameter names are flat: `
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -74,7 +74,7 @@ def resolve_space(experiment: Experiment, num_layers: int, provider: SpaceProvid
         own = {key: distribution for key, distribution in own.items() if key not in left_out}
         known |= dict.fromkeys(own)
         defaults = provider.defaults(strategies, num_layers=num_layers, learning_rate=rate)
-        spaces[name] = _overridden(name, own, defaults, overrides, _after_training(strategies))
+        spaces[name] = replace(_overridden(name, own, defaults, overrides, _after_training(strategies)), ends_early=ends_early(experiment, items))
         _check_ends(spaces[name], dict(items), overrides, defaults)
     for key in overrides:
         if key not in known and key in pinned_anywhere:
@@ -83,6 +83,21 @@ def resolve_space(experiment: Experiment, num_layers: int, provider: SpaceProvid
         if key not in known:
             raise UnknownNameError("parameter in search.space", key, known)
     return spaces
+
+
+def ends_early(experiment: Experiment, items: list[tuple[str, dict[str, Any]]]) -> bool:
+    """Whether trainings of a recipe, as [(strategy, pinned knobs)], end where their probes prove them unsafe (`search.early_end`).
+
+    Not those that can come back: with safety rows a model that lost all of its refusals in the first quarter of a training has them again at
+    its end more often than not (`benchmarks/samplers.py`), and a method after training repairs what probes never see.
+    """
+    import strategies
+
+    search, harmful = experiment.search, any(s.kind == "harmful" and s.constrains and s.phase == "always" for s in experiment.safety.suites)
+    if not search.early_end or search.sampler == "nsga2" or experiment.monitor.actions - {"log"} or not harmful:
+        return False
+    methods = [strategies.get(name) for name, _ in items]
+    return not any(method.may_recover or not method.changes_training or method.needs & {"safety", "harmful"} for method in methods)
 
 
 def _check_ends(space: RecipeSpace, pinned: dict[str, dict[str, Any]], overrides: dict[str, Any], defaults: dict[str, Any]) -> None:

@@ -150,7 +150,8 @@ class Studies:
         recipe.accepted.append(trial.number)
         self._running[trial_id] = (name, trial)
         passed_over, recipe.passed_over = tuple(recipe.passed_over), []
-        return Asked(trial_id, name, {**recipe.space.fixed, **trial.params}, False, passed_over, _noted(recipe, trial.number))
+        params = {**recipe.space.fixed, **trial.params}
+        return Asked(trial_id, name, params, False, passed_over, _noted(recipe, trial.number), recipe.may_end_early(trial.number))
 
     def _ask_new(self, recipe: RecipeStudy) -> optuna.Trial | None:
         if len(recipe.seen) >= recipe.space.size:
@@ -263,7 +264,7 @@ class Studies:
         if one.outcome is None:
             self._running[one.trial_id] = (one.recipe, optuna.Trial(recipe.study, frozen._trial_id))
             params = {**recipe.space.fixed, **frozen.params}
-            self._again.append(Asked(one.trial_id, one.recipe, params, True, one.passed_over, one.sampler))
+            self._again.append(Asked(one.trial_id, one.recipe, params, True, one.passed_over, one.sampler, recipe.may_end_early(number)))
 
     def _add(self, recipe: RecipeStudy, params: dict[str, Any], outcome: Outcome | None, attrs: dict[str, Any], noted: dict[str, int]) -> int:
         """Add a trial to a study, RUNNING without an outcome; returns its number."""

@@ -162,13 +162,7 @@ class Guard:
         return Probe(step, n, sum(after), sum(before), breach, not breach and not over, evidence=value)
 
     def _ask(self, model: Any, tokenizer: Any, suite: PromptSuite, recipe: Recipe | None = None) -> list[bool]:
-        own = self.experiment.model.system_prompt
-        how = ask.Asking(
-            self.context.peers, wrap=recipe.wrap if recipe is not None and recipe.wraps else None,
-            system_prompt=own if recipe is None else recipe.system_prompt(own),
-        )  # fmt: skip
-        result, _ = ask.ask_suite(model, tokenizer, self.experiment, suite, how)
-        return result.certain if recipe is None else result.failures  # an answer nobody could judge excuses nothing
+        return failures(self.experiment, self.context, model, tokenizer, suite, recipe)
 
     # ---- breaches -------------------------------------------------------------------------------------------------------------
 
@@ -276,6 +270,17 @@ class Guard:
         self.evidence = None if state["evidence"] is None else Evidence.of(state["evidence"])
         if self.escalated:
             recipe.wake()
+
+
+def failures(experiment: Experiment, context: LaneContext, model: Any, tokenizer: Any, suite: PromptSuite, recipe: Recipe | None) -> list[bool]:
+    """Which prompts are answered unsafely; `recipe`: None for the untouched model. Collective."""
+    own = experiment.model.system_prompt
+    how = ask.Asking(
+        context.peers, wrap=recipe.wrap if recipe is not None and recipe.wraps else None,
+        system_prompt=own if recipe is None else recipe.system_prompt(own),
+    )  # fmt: skip
+    result, _ = ask.ask_suite(model, tokenizer, experiment, suite, how)
+    return result.certain if recipe is None else result.failures  # an answer nobody could judge excuses nothing
 
 
 def pool(suites: Sequence[PromptSuite], count: int) -> PromptSuite:

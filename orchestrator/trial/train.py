@@ -14,6 +14,7 @@ from orchestrator.data import counts
 from orchestrator.errors import NonFiniteLossError, TrialError
 from orchestrator.records import LaneContext
 from orchestrator.trial import reach, shared_training
+from orchestrator.trial.early_end import EarlyEnd
 from orchestrator.trial.monitor import Guard
 from orchestrator.trial.training_data import training_data
 from orchestrator.trial.trial_run import Stopped, TrialRun
@@ -32,6 +33,7 @@ class Training:
 
     recipe: Recipe
     guard: Guard
+    early: EarlyEnd
     rows: TrainingData
     last: int = 0
     """Its last step."""
@@ -67,6 +69,8 @@ def _set_up(run: TrialRun, model: nn.Module) -> tuple[Training, nn.Module]:
 
     guard = Guard(run.experiment, run.materials.asked_in("search"), run.context, run.folder, run.spec.seed)
     guard.baseline(model, run.tokenizer)
+    early = EarlyEnd(run.experiment, run.materials.asked_in("search"), run.context, run.spec)
+    early.baseline(model, run.tokenizer)
     recipe = strategies.recipe.build(run.spec.strategies, run.experiment.monitor.added)
     rows, run.facts["rows"] = training_data(run.experiment, run.tokenizer, run.materials, run.context, run.spec.seed)
     run.facts["rows_read"] = counts.record(run.materials.reports)
@@ -76,7 +80,7 @@ def _set_up(run: TrialRun, model: nn.Module) -> tuple[Training, nn.Module]:
     _leave_towers(model, run.facts)
     model = recipe.setup(model)
     run.facts.update(_counts(model))  # before ZeRO-3 leaves empty tensors in the model
-    return Training(recipe, guard, rows), model
+    return Training(recipe, guard, early, rows), model
 
 
 def _shared(run: TrialRun, made: Training) -> Path | None:
@@ -104,6 +108,7 @@ def _trained(run: TrialRun, made: Training, model: nn.Module) -> nn.Module:
         if run.experiment.training.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         made.last = max_steps(run.experiment, len(made.rows.task), made.rows.batch_size)
+        made.early.start(made.last)
         engine = make_engine(run.experiment, model, made.last, run.context)
     try:
         with run.clock.part("train"):
@@ -133,6 +138,9 @@ def _loop(run: TrialRun, made: Training, engine: PlainEngine) -> None:
         after = guard.look(engine, made.recipe, run.tokenizer, step, last, run.tell)
         if after.stop:
             raise Stopped(after.stop)
+        hopeless = made.early.look(engine, made.recipe, run.tokenizer, step, run.tell)
+        if hopeless:
+            raise Stopped(hopeless)
         step = run.result.steps = after.step
         if settings.save_steps and (step % settings.save_steps == 0 or after.moved) and step < last:
             _checkpoint(run, made, engine, step)
@@ -161,7 +169,8 @@ def _stepped(run: TrialRun, made: Training, engine: PlainEngine, step: int) -> d
 
 def _checkpoint(run: TrialRun, made: Training, engine: PlainEngine, step: int) -> None:
     """What an interrupted trial continues from: engine shards, strategies' and monitor's state, history."""
-    state = {"step": step, "strategies": made.recipe.state_dict(), "monitor": made.guard.state_dict(), "history": run.result.history}
+    watching = {"monitor": made.guard.state_dict(), "early_end": made.early.state_dict()}
+    state = {"step": step, "strategies": made.recipe.state_dict(), **watching, "history": run.result.history}
     engine.save(run.folder / "checkpoint", state)
     trouble = run.files.send_checkpoint()
     if trouble is not None:
@@ -177,6 +186,7 @@ def _resume(run: TrialRun, made: Training, engine: PlainEngine) -> int | None:
     if extra is None:
         return None
     made.guard.load_state_dict(extra["monitor"], made.recipe)
+    made.early.load_state_dict(extra.get("early_end"))
     made.recipe.load_state_dict(extra["strategies"])
     run.result.history[:0] = extra["history"]
     run.facts["resumed_from_step"] = extra["step"]
