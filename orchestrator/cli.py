@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import json
-import os
 import shlex
 import sys
 from typing import Annotated
@@ -103,8 +102,9 @@ def resume(
     A run that came to its end goes on too where it is given more trials (search.trials=+20).
     """
     from orchestrator.experiment import resume as resuming
+    from orchestrator.verbs import opening
 
-    _run(_without_gpu_warnings(resuming.load(folder, overrides or [])), retry_failed=retry_failed)
+    _run(opening.without_gpu_warnings(resuming.load(folder, overrides or [])), retry_failed=retry_failed)
 
 
 @app.command()
@@ -126,49 +126,17 @@ def submit(
 
 
 def _run(settings, exit_zero: bool = False, retry_failed: bool = False) -> None:
-    from orchestrator.data import made_up
-    from orchestrator.experiment import driver, endings
-    from orchestrator.experiment.stop import StopFlag
     from orchestrator.terminal import screen
+    from orchestrator.verbs import running
 
-    crash.keep_in(settings.output_dir.absolute())
-    stop = StopFlag()
-    console = screen.console(steady=True)
-    again = f"go on with: safebasin resume {shlex.quote(settings.output_place)}"
-    try:
-        outcome = driver.run(settings, console, stop, on_checked=stop.listen, retry_failed=retry_failed)
-    except KeyboardInterrupt:
-        if stop.is_set():  # there is something by then
-            streams.tell(again, sys.stderr)
-        raise
-    style = {0: "bold green", 3: "bold yellow"}.get(outcome.exit_code, "bold red")
-    screen.say(console, outcome.sentence, style)
-    if world := made_up.sentence(settings):
-        screen.say(console, world)
-    for line in endings.lines(settings, outcome):
-        screen.say(console, line, whole=True)
-    if stop.is_set():
-        screen.say(console, again, "bold", whole=True)
+    outcome = running.run(settings, screen.console(steady=True), retry_failed)
     raise typer.Exit(0 if exit_zero and outcome.exit_code == 3 else outcome.exit_code)
 
 
 def _load(path: str | None, overrides: list[str] | None, *sources: str):
-    """The experiment; libraries that would look for a GPU are told when none is wanted, so that they do not warn.
+    from orchestrator.verbs import opening
 
-    `sources`: keys of the data that is used, all without it; none of them may be made up unless somebody wrote that.
-    """
-    from orchestrator import config as configuration
-    from orchestrator.data import made_up
-
-    settings = configuration.load(path, overrides or [])
-    made_up.refuse(settings, keys=sources or made_up.KEYS)
-    return _without_gpu_warnings(settings)
-
-
-def _without_gpu_warnings(settings):
-    if not settings.ray.use_gpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    return settings
+    return opening.load(path, overrides or [], *sources)
 
 
 @app.command()

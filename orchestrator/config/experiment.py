@@ -7,9 +7,10 @@ files) is checked by `orchestrator.experiment.checks`.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,14 @@ class Experiment(Section):
             "and of the cluster's nodes"
         )
 
+    @classmethod
+    def load(cls, config: str | Path | Mapping[str, Any] | Experiment | None = None, *overrides: str) -> Experiment:
+        """An experiment with `key=value` overrides on top: of a YAML file's path, a preset's name, sections as a mapping (paths in it are relative to
+        the current folder), another experiment, or None for the pocket preset. Raises ConfigError with the key, the value and the remedy."""
+        if isinstance(config, Experiment):
+            return amended(config, overrides) if overrides else config
+        return _of_mapping(config, overrides) if isinstance(config, Mapping) else load(config, overrides)
+
     @property
     def origin(self) -> tuple[Path, ...]:
         """The files it was read from (config, DeepSpeed's), absolute; none where it was made otherwise."""
@@ -248,7 +257,7 @@ def dump_yaml(experiment: Experiment) -> str:
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Experiment:
     """Read a config file (the pocket preset without one), apply `key=value` overrides, validate.
 
     Raises ConfigError (exit code 2) with the key, the value and the remedy.
@@ -264,15 +273,19 @@ def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
     return config_text.build(Experiment, config_text.resolve_paths(raw, folder)).with_origin(origin).with_lent(lent)
 
 
-def amended(experiment: Experiment, overrides: list[str] | tuple[str, ...]) -> Experiment:
+def amended(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     """The experiment with `key=value` overrides on top; the files it was read from stay said. Raises ConfigError."""
-    from orchestrator.config import text as config_text
-
-    raw = experiment.model_dump(mode="json")
-    config_text.override(raw, overrides, Path.cwd(), Experiment)
-    made = config_text.build(Experiment, config_text.resolve_paths(config_text.expand(raw), Path.cwd()))
+    made = _of_mapping(experiment.model_dump(mode="json"), overrides)
     given = [text.partition("=")[0].strip() for text in overrides]
     return made.with_origin(experiment.origin).with_lent(key for key in experiment.lent if key not in given)
+
+
+def _of_mapping(sections: Mapping[str, Any], overrides: Sequence[str]) -> Experiment:
+    from orchestrator.config import text as config_text
+
+    raw = copy.deepcopy(dict(sections))
+    config_text.override(raw, overrides, Path.cwd(), Experiment)
+    return config_text.build(Experiment, config_text.resolve_paths(config_text.expand(raw), Path.cwd()))
 
 
 def from_dict(raw: dict[str, Any]) -> Experiment:

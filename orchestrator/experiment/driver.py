@@ -46,6 +46,8 @@ class Outcome:
     selection: Selection | None
     folder: Path
     sentence: str
+    stopped: bool = False
+    """Whether the user ended it before its end."""
 
 
 def run(
@@ -250,7 +252,7 @@ def _again(state: Run, found: decision_selection.Configuration, seed: int) -> Tr
 def _conclude(state: Run, started: float) -> Outcome:
     """Select, hand over, report; whatever finished is reported also after a stop."""
     if state.baseline is None:
-        return Outcome(1, None, state.folder, "stopped before the untouched model was measured; nothing to report")
+        return Outcome(1, None, state.folder, "stopped before the untouched model was measured; nothing to report", stopped=True)
     selection = decision_selection.best(state.rows)
     if not state.stop.is_set():
         handover.remove_trained(state.folder, state.experiment.output.keep_models, state.copy.remove)
@@ -271,5 +273,5 @@ def _conclude(state: Run, started: float) -> Outcome:
     if facts["stopped"]:
         done = sum(result.phase == "search" and result.final for result, _ in state.rows)
         told = f"stopped after {done} of {state.experiment.search.trials} trials ({duration(facts['seconds'])}): {sentence}"
-        return Outcome(1, selection, state.folder, told)
+        return Outcome(1, selection, state.folder, told, stopped=True)
     return Outcome({"feasible": 0, "nothing feasible": 3}.get(selection.outcome, 1), selection, state.folder, sentence)

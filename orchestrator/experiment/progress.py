@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.text import Text
 
 from orchestrator.decision.limits import Judgement
@@ -81,7 +80,7 @@ class Dashboard:
         self.best: tuple[float, Text] | None = None
         self._bar = screen.bar(console, "trials", "bar", "count", "elapsed", "field:eta")
         self._task = self._bar.add_task("trials", total=total, eta="")
-        self._live = Live(self._render(), console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._live = screen.live(console, self._render())
 
     def __enter__(self) -> Dashboard:
         if self._live:

@@ -82,7 +82,7 @@ def _read(folder: Path, shown: str) -> RunRecords:
     begun = _tried(lambda: run_identity.read(folder), troubles)
     if begun is None and not (folder / CONFIG).is_file():
         raise ConfigError(f"{shown} holds no run ({CONFIG} and {run_identity.FILE} are not there); give the output folder or address of one")
-    made = config.from_dict(begun.config) if begun is not None else config.load(folder / CONFIG)
+    made = config.load(folder / CONFIG) if begun is None else _as_amended(config.from_dict(begun.config), folder / CONFIG)
     baseline = _tried(lambda: record_check.read_result(folder / "baseline.json"), troubles)
     ended, waiting = [], []
     for place in sorted((folder / "trials").glob("t*")):
@@ -99,6 +99,16 @@ def _read(folder: Path, shown: str) -> RunRecords:
         shown, made, baseline, tuple(result for _, result in ended), tuple(waiting), (folder / "best.json").is_file(),
         max(moments) / 1e9 if moments else None, begun.content if begun else {}, tuple(troubles),
     )  # fmt: skip
+
+
+def _as_amended(begun: Experiment, path: Path) -> Experiment:
+    """The resolved config, which says what a resume was given (more trials, other lanes); the one the run was begun with where a hand changed in
+    it what figures depend on, or where it cannot be read."""
+    try:
+        now = config.load(path)
+    except (ConfigError, OSError):
+        return begun
+    return begun if run_identity.changes(begun, now)[0] else now
 
 
 def _own(place: Path, run: str) -> TrialResult | None:

@@ -14,6 +14,7 @@ from orchestrator.decision.selection import Selection
 from orchestrator.records import TrialResult
 from orchestrator.report import figures, safety
 from orchestrator.report.fill import filled
+from orchestrator.report.plots.canvas import Plot
 from orchestrator.report.view import view
 from orchestrator.storage import files, ownership
 
@@ -36,12 +37,17 @@ def write_report(
     under. `kind` of the folder; a run's own without it.
     No rows are no error: the report then says that nothing was tried. Raises StorageError.
     """
+    folder, facts = Path(folder), facts or {}
+    drawn = pictures(experiment, baseline, rows, selection)
+    with ownership.active(folder, kind or ("run" if experiment.output_address is None else "mirror")):
+        return _written(folder, experiment, baseline, view(experiment, baseline, rows, selection, facts), drawn, selection)
+
+
+def pictures(experiment: Experiment, baseline: TrialResult, rows: Sequence[Row], selection: Selection) -> list[Plot]:
+    """Every picture of the report, in its order; what has no data is a sentence."""
     from orchestrator.report.plots import refusals, trials
 
-    folder, facts = Path(folder), facts or {}
-    pictures = [*trials.all_plots(experiment, baseline, rows, selection), *refusals.report_plots(experiment, baseline, selection)]
-    with ownership.active(folder, kind or ("run" if experiment.output_address is None else "mirror")):
-        return _written(folder, experiment, baseline, view(experiment, baseline, rows, selection, facts), pictures, selection)
+    return [*trials.all_plots(experiment, baseline, rows, selection), *refusals.report_plots(experiment, baseline, selection)]
 
 
 def _written(folder, experiment, baseline, content, pictures, selection) -> list[Path]:

@@ -7,11 +7,14 @@ Rich's own Text of every string, so that they are safe on any console, also one 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
+import time
 from typing import IO, Any
 
 from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeElapsedColumn, TimeRemainingColumn, wrap_file
 from rich.segment import Segment
 from rich.table import Table
@@ -20,7 +23,7 @@ from rich.text import Text
 from orchestrator.terminal import streams
 from orchestrator.texts import clean, one_line
 
-__all__ = ["Grid", "Screen", "bar", "console", "say", "show", "styled", "upload"]
+__all__ = ["Grid", "Screen", "bar", "console", "live", "say", "show", "silent", "styled", "upload"]
 
 
 class Screen(Console):
@@ -76,6 +79,54 @@ def console(*, stderr: bool = False, steady: bool = False) -> Screen:
         return Screen(stderr=stderr)
     stream: Any = _Steady(sys.stderr if stderr else sys.stdout)
     return Screen(file=stream)
+
+
+def in_notebook() -> bool:
+    """Whether what is printed goes below a notebook's cell."""
+    return Screen().is_jupyter
+
+
+def silent() -> Screen:
+    """A console that shows nothing."""
+    return Screen(file=io.StringIO())
+
+
+class _Cell:
+    """A text below a notebook's cell that is replaced from time to time, and gone at the end. Used as Rich's Live is."""
+
+    LEAST_S = 0.5
+    """Seconds between two texts: each is a message to the browser."""
+
+    def __init__(self, what: RenderableType, columns: int):
+        self._what, self._columns, self._shown, self._handle = what, columns, 0.0, None
+
+    def start(self) -> None:
+        from IPython.display import display
+
+        self._handle = display(self._data(), raw=True, display_id=True)
+
+    def update(self, what: RenderableType) -> None:
+        self._what = what
+        if self._handle is not None and time.monotonic() - self._shown >= self.LEAST_S:
+            self._shown = time.monotonic()
+            self._handle.update(self._data(), raw=True)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.update({"text/plain": ""}, raw=True)
+            self._handle = None
+
+    def _data(self) -> dict[str, str]:
+        made = Screen(file=io.StringIO(), width=self._columns, force_terminal=False, force_jupyter=False)
+        made.print(self._what)
+        return {"text/plain": made.file.getvalue()}
+
+
+def live(on: Console, what: RenderableType) -> Live | _Cell | None:
+    """What shows something that changes: a part of the terminal, or of a notebook's cell; None where there is neither, as in a job's log."""
+    if on.is_jupyter:
+        return _Cell(what, on.width)
+    return Live(what, console=on, refresh_per_second=4, transient=True) if on.is_terminal else None
 
 
 def styled(text: str | Text, style: str = "") -> Text:

@@ -16,6 +16,7 @@ from orchestrator.models import subjects
 from orchestrator.records import SuiteResult, TrialResult
 from orchestrator.report import figures, page
 from orchestrator.report.plots import refusals
+from orchestrator.report.plots.canvas import Plot
 from orchestrator.report.plots.refusals import Arm
 from orchestrator.storage import files, ownership, paths
 from orchestrator.terminal import screen
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FILE = "comparison.csv"
+FOLDER = Path("outputs") / "comparison"
+"""Where the files go without another word."""
 LIMIT = 0.05
 """Rise that a suite should be able to show."""
 COLUMNS = (
@@ -65,6 +68,12 @@ class Comparison:
         if entry is self.entries[0] or after is None:
             return None
         return rise(self.entries[0].result.suites.get(suite), after, self.level)
+
+
+def words(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(overrides, names) of what was given: `key=value` is an override where no file is called so."""
+    overrides = [word for word in given if "=" in word and not paths.exists(word)]
+    return overrides, [word for word in given if word not in overrides]
 
 
 def compare(experiment: Experiment, names: Sequence[str], folder: Path, console: Console, baseline: str | None = None) -> Comparison:
@@ -238,12 +247,21 @@ def sentence(found: Comparison) -> str:
     return f"{len(found.entries)} models side by side; highest attack success: {told}."
 
 
+def arms_of(found: Comparison) -> list[Arm]:
+    return [Arm(one.label, one.result.suites) for one in found.entries]
+
+
+def pictures(found: Comparison) -> list[Plot]:
+    """The pictures of the page, in its order."""
+    return [refusals.failures(arms_of(found), found.level), *refusals.pictures(arms_of(found), found.level)]
+
+
 def write(found: Comparison, folder: Path) -> list[Path]:
     """comparison.csv, comparison.html and plots; their paths, CSV first."""
-    arms = [Arm(one.label, one.result.suites) for one in found.entries]
+    arms = arms_of(found)
     made = page.Page(
         title=f"comparison of {len(arms)} models", sentence=sentence(found), good=None, notes=warnings(found), tables=[table(found)],
-        plots=[refusals.failures(arms, found.level), *refusals.pictures(arms, found.level)],
+        plots=pictures(found),
         facts=[(one.label, one.source) for one in found.entries],
     )  # fmt: skip
     with ownership.active(folder, "comparison"):

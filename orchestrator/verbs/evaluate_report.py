@@ -13,6 +13,7 @@ from orchestrator.report import figures as summary
 from orchestrator.report import page, view
 from orchestrator.report import safety as report_safety
 from orchestrator.report.plots import refusals
+from orchestrator.report.plots.canvas import Plot
 from orchestrator.report.plots.refusals import Arm
 from orchestrator.storage import files
 from orchestrator.terminal import screen
@@ -157,15 +158,20 @@ def apart(found: Evaluated) -> list[str]:
     return lines
 
 
-def write(found: Evaluated, folder: Path) -> list[Path]:
-    """evaluation.html with its plots, rates.csv and, with a baseline, the CSV files of transitions; their paths, the page first."""
+def pictures(found: Evaluated) -> list[Plot]:
+    """The pictures of the page, in its order."""
     own, base = found.labels
     arms = ([Arm(base, found.before.suites)] if found.before is not None else []) + [Arm(own, found.result.suites)]
     level = found.experiment.safety.limits.confidence
-    drawn = [refusals.failures(arms, level), *refusals.pictures(arms, level)]
+    return [refusals.failures(arms, level), *refusals.pictures(arms, level)]
+
+
+def write(found: Evaluated, folder: Path) -> list[Path]:
+    """evaluation.html with its plots, rates.csv and, with a baseline, the CSV files of transitions; their paths, the page first."""
+    own, base = found.labels
     made = page.Page(
         title=f"evaluation of {own}" + (f" against {base}" if base is not None else ""), sentence=sentence(found),
-        good=None if found.verdict is None else found.verdict == "feasible", notes=notes(found), tables=_tables(found), plots=drawn,
+        good=None if found.verdict is None else found.verdict == "feasible", notes=notes(found), tables=_tables(found), plots=pictures(found),
         facts=_facts(found), caveats=_caveats(found), config=config.dump_yaml(found.experiment),
     )  # fmt: skip
     paths = page.write(made, folder / "evaluation.html")

@@ -47,14 +47,13 @@ def compare(
     """Put several models side by side; what is no finished evaluation or run is evaluated now. Differences are against the first."""
     import json
 
-    from orchestrator.storage import files, paths
+    from orchestrator.storage import files
     from orchestrator.terminal import screen
     from orchestrator.verbs import compare as comparing
 
-    overrides = [word for word in names if "=" in word and not paths.exists(word)]
-    chosen = [word for word in names if word not in overrides]
+    overrides, chosen = comparing.words(names)
     settings = _settings(config, overrides, chosen[0] if chosen else "pocket", baseline)
-    found = comparing.compare(settings, chosen, output or Path("outputs") / "comparison", screen.console(stderr=as_json), baseline)
+    found = comparing.compare(settings, chosen, output or comparing.FOLDER, screen.console(stderr=as_json), baseline)
     if as_json:
         print(json.dumps(files.plain(comparing.rows(found)), indent=2))
 
@@ -81,17 +80,6 @@ def basin(
 
 
 def _settings(path: str | None, overrides: list[str] | None, model: str, baseline: str | None):
-    """The experiment around the model: what its `model` section says beside the name (template, dtype, system prompt) holds for all."""
-    import os
+    from orchestrator.verbs import opening
 
-    from orchestrator import config as configuration
-
-    settings = configuration.load(path, overrides or [])
-    if not settings.ray.use_gpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # libraries that would look for a GPU are told that none is wanted
-    named = baseline if baseline is not None else model
-    kept = settings.model.revision if named == settings.model.model_name_or_path else None
-    if path is not None:  # a preset that was named is meant
-        settings = settings.with_lent(())
-    about = settings.model.model_copy(update={"model_name_or_path": named, "unaligned_name_or_path": None, "revision": kept})
-    return settings.model_copy(update={"model": about})
+    return opening.around(path, overrides or [], model, baseline)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.decision.intervals import Estimate
 from orchestrator.texts import clean, one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 
@@ -19,6 +23,12 @@ LIMIT_COLOUR = "#B00020"
 
 
 DPI = 150
+
+
+class Png(bytes):
+    """A picture as PNG that knows the figure it was drawn from."""
+
+    figure: Any
 
 
 @dataclass(frozen=True)
@@ -33,12 +43,36 @@ class Plot:
     """What the picture shows (its alternative text), or why there is none."""
 
 
+@functools.cache
+def _drawing() -> type[Figure]:
+    """The class of our figures; made at first use, because matplotlib is heavy."""
+    from matplotlib.figure import Figure
+
+    class Drawing(Figure):
+        """A figure that a notebook shows by itself, also where pyplot was never imported."""
+
+        def _repr_png_(self) -> bytes:
+            return bytes(png(self))
+
+    return Drawing
+
+
+def sentence(title: str, text: str) -> Figure:
+    """A figure that says why there is no picture."""
+    import textwrap
+
+    made, (axis,) = figure(8.6, 1.6)
+    axis.set_axis_off()
+    axis.set_title(written(title), fontsize=11, loc="left")
+    axis.text(0.0, 0.9, "\n".join(textwrap.wrap(clean(text), 100)), va="top", fontsize=9, transform=axis.transAxes)
+    return made
+
+
 def figure(width: float = 8.0, height: float = 4.8, columns: int = 1):
     """A figure without pyplot's global state (safe in threads), on white."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    figure = _drawing()(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for axis in axes:
@@ -49,7 +83,7 @@ def figure(width: float = 8.0, height: float = 4.8, columns: int = 1):
     return figure, axes
 
 
-def png(figure: Any) -> bytes:
+def png(figure: Any) -> Png:
     """The figure as PNG. Names in it are texts: `$` starts no formula; what the font lacks is drawn as a box, without a warning."""
     import warnings
 
@@ -63,7 +97,9 @@ def png(figure: Any) -> bytes:
             text.set_parse_math(False)
             text.set_text(clean(text.get_text()))
         figure.savefig(buffer, format="png", metadata={"Software": None})  # no version inside: the same figures give the same file
-    return buffer.getvalue()
+    made = Png(buffer.getvalue())
+    made.figure = figure
+    return made
 
 
 def written(label: Any) -> str:
