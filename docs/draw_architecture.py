@@ -22,13 +22,13 @@ def folders() -> tuple[list[list[str]], dict[str, set[str]]]:
     packages = {path.parent.name for path in structure.FILES if path.name == "__init__.py"}
     base = "what everyone speaks"
     rows = [sorted(name for name in names if name in packages) for names in reversed(structure.FLOORS)]
-    rows = [["cli, api"], *[row for row in rows if row], [base], ["strategies", "search_spaces"]]
+    rows = [["cli"], *[row for row in rows if row], [base], ["strategies", "search_spaces"]]
     known = {name for row in rows for name in row}
 
     def box(module: str) -> str:
         top, _, rest = module.partition(".")
         own = rest.partition(".")[0]
-        return top if top != "orchestrator" else "cli, api" if own in ("cli", "api", "__main__") else own if own in known else base
+        return top if top != "orchestrator" else "cli" if own in ("cli", "api", "__main__") else own if own in known else base
 
     arrows: dict[str, set[str]] = {}
     for module, targets in structure.ARROWS.items():
