@@ -77,6 +77,7 @@ class Search(Section):
     seeds: tuple[int, ...] = Field((0, 1), min_length=1, max_length=seed_range.MOST, description="Training seeds: the search uses the first, finalists are confirmed on the others. A number n means 0..n-1. Each 0 to 2147483647.")
     finalists: int = Field(2, ge=0, le=10_000, description="How many of the best configurations are trained again on the further seeds.")
     sampler: Literal["auto", "joint", "tpe", "gp", "random", "nsga2"] = Field("auto", description="`joint` is one model over all recipes: what a learning rate, a rank or a freeze range does in one recipe counts for the others too. `auto` is `joint` (`tpe` for a single trial). `tpe`, `gp`, `random` and `nsga2` are Optuna's, one for each recipe. Every one is told the constraint.")
+    allocation: Literal["equal", "adaptive"] = Field("equal", description="Which recipe the next trial is of. `equal`: every recipe gets the same share, for tables that compare recipes. `adaptive` (with `sampler: auto` or `joint`): the one the model over all recipes expects most of; a recipe that it gives a chance below 0.05 of holding a better feasible configuration is left out, which the log and the report say, and a new best is run on a second seed before it counts.")
     sampler_seed: int = Field(0, ge=0, le=seed_range.LARGEST, description="Seed of the sampler, 0 to 2147483647.")
     early_end: bool = Field(True, description="End a training of the search where probes at an eighth, a quarter and a half of it prove that it breaks `safety.limits.max_degradation` (evidence over all looks, wrong in at most 1 - `limits.confidence`). Only for recipes that cannot come back: without safety rows in training and without a method after it; each recipe's first trial goes to its end. Not where `monitor.on_breach` stops, rolls back or adds, nor with nsga2.")
     time_budget_s: float | None = Field(None, gt=0, le=SECONDS, description="No new trial starts after this many seconds of search.")
@@ -104,6 +105,17 @@ class Search(Section):
             raise ValueError(f"search.seeds: {odd} is not between 0 and {seed_range.LARGEST}")
         return value
 
+
+    @model_validator(mode="after")
+    def _allocated_by_a_model(self):
+        if self.allocation == "adaptive" and self.sampler not in ("auto", "joint"):
+            raise ValueError(f"search.allocation=adaptive needs the model over all recipes, and search.sampler={self.sampler} knows one recipe at a time; set search.sampler=auto, or search.allocation=equal")
+        return self
+
+    @property
+    def second_seed(self) -> int:
+        """Of the trials that try a new best once more during the search (`allocation: adaptive`); none of `seeds`, which stay for finalists."""
+        return max(self.seeds) + 1 if max(self.seeds) < seed_range.LARGEST else next(seed for seed in range(len(self.seeds) + 1) if seed not in self.seeds)
 
     @field_validator("storage")
     @classmethod

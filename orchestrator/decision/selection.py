@@ -24,6 +24,11 @@ class Configuration:
         return tuple(dict.fromkeys(result.seed for result, _ in self.trials))
 
     @property
+    def confirmed(self) -> bool:
+        """Whether it was trained on a further seed after the search; a second seed within the search is one more look of the search's."""
+        return any(result.phase == "confirm" and result.seed != self.trials[0][0].seed for result, _ in self.trials)
+
+    @property
     def screened(self) -> bool:
         """Whether a trial of it was stopped early and not asked in full since."""
         return any(judgement.screened for _, judgement in self.trials)
@@ -135,9 +140,10 @@ def _rank(result: TrialResult, judgement: Judgement) -> tuple[bool, bool, int]:
 def finalists(trials: Sequence[tuple[TrialResult, Judgement]], count: int, *, more_seeds: bool = True) -> tuple[Configuration, ...]:
     """The `count` best configurations, by score, that are feasible as far as they were asked and wait for their confirmation.
 
-    With `more_seeds` those tried on one seed wait, without it those that were stopped early and could do better than the best so far.
+    With `more_seeds` those that were not trained on a further seed since wait, without it
+    those that were stopped early and could do better than the best so far.
     """
-    waiting = [c for c in configurations(trials) if c.promising and (c.screened or more_seeds and len(c.seeds) == 1)]
+    waiting = [c for c in configurations(trials) if c.promising and (c.screened or more_seeds and not c.confirmed)]
     leader = None if more_seeds else best(trials).best
     waiting = [c for c in waiting if leader is None or c.score > leader.score]
     return tuple(sorted(waiting, key=lambda c: (-c.score, c.excess))[:count])
@@ -150,7 +156,7 @@ def best(trials: Sequence[tuple[TrialResult, Judgement]]) -> Selection:
     level that counts how many may be looked at, `limits.judge`), and prefer none. Ties go to the configuration further inside its limits.
     """
     found = configurations(trials)
-    confirmed = [c for c in found if len(c.seeds) > 1]
+    confirmed = [c for c in found if c.confirmed] or [c for c in found if len(c.seeds) > 1]
     candidates = [c for c in (confirmed or found) if c.verdict == "feasible"]
     winner = min(candidates, key=lambda c: (-c.score, c.excess), default=None)
     misses = [c for c in found if c.verdict != "feasible" and any(r.suites for r, _ in c.trials)]

@@ -228,7 +228,7 @@ def _confirm(state: Run, group) -> None:
                 trial_records.write_spec(state.folder, spec, state.standing.run_id)
             tune.run_specs(group, missing, state.event, state.stop)
         seen += [row for row in state.rows if row[0].trial_id in specs]
-        if seeds and any(len(found.seeds) > 1 and found.holds for found in decision_selection.configurations(seen)):
+        if seeds and any(found.confirmed and found.holds for found in decision_selection.configurations(seen)):
             return
 
 
@@ -256,7 +256,8 @@ def _conclude(state: Run, started: float) -> Outcome:
     selection = decision_selection.best(state.rows)
     if not state.stop.is_set():
         handover.remove_trained(state.folder, state.experiment.output.keep_models, state.copy.remove)
-    facts = {"seconds": time.time() - started, "stopped": state.stop.is_set(), "hashes": baseline.identity(state.experiment)}
+    facts = {"seconds": time.time() - started, "stopped": state.stop.is_set(), "hashes": baseline.identity(state.experiment),
+             "left_out": state.left_out}  # fmt: skip
     card = report.model_card(state.experiment, state.baseline, selection)
     if state.experiment.output_address is not None:
         trouble = handover.fetch_winner(state.folder, selection, state.copy)

@@ -28,7 +28,8 @@ from orchestrator.trial.record_check import BadRecord
 FILE = "run.json"
 FREE = (
     "variables", "name", "ray", "tracking", "output", "search.trials", "search.time_budget_s", "search.max_concurrent_trials", "search.finalists",
-    "search.storage", "search.sampler", "search.sampler_seed", "search.trials_per_training", "training.logging_steps", "training.save_steps",
+    "search.storage", "search.sampler", "search.allocation", "search.early_end",
+    "search.sampler_seed", "search.trials_per_training", "training.logging_steps", "training.save_steps",
     "training.torch_threads", "training.gradient_checkpointing", "safety.keep_generations", "safety.generation.gpu_memory_utilization",
 )  # fmt: skip
 """Keys (and what is below them) that a resumed run may change."""

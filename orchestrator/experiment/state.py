@@ -72,6 +72,8 @@ class Run:
     """What the checks found of overlaps and of rows that do not fit; kept with the untouched model's record, which every verdict is taken against."""
     earlier: Earlier | None = None
     """The search of an earlier driver; None for a new one."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Recipe -> why the search stopped asking it (`search.allocation: adaptive`)."""
 
     def take_up(self, spaces: dict[str, Any]) -> None:
         """Read what an earlier driver finished in this folder. The baseline must be known."""
@@ -99,9 +101,10 @@ class Run:
 
     def make_spec(self, asked: Asked) -> TrialSpec:
         """Spec of a suggested trial."""
+        seed = self.experiment.search.seeds[0] if asked.seed is None else asked.seed
         spec = tune.build_spec(
-            self.experiment, trial_id=asked.trial_id, recipe=asked.recipe, params=asked.params, seed=self.experiment.search.seeds[0],
-            phase="search", folder=self.trial_folder(asked.trial_id), dump=self.dump,
+            self.experiment, trial_id=asked.trial_id, recipe=asked.recipe, params=asked.params, seed=seed, phase="search",
+            folder=self.trial_folder(asked.trial_id), dump=self.dump,
         )  # fmt: skip
         untouched = sequential.untouched(self.experiment, self.baseline)
         spec = replace(spec, resumed=asked.resumed, untouched=untouched, early_end=asked.early_end)
@@ -118,7 +121,10 @@ class Run:
         kind, trial_id = event["kind"], event.get("trial_id")
         if event.get("storage"):
             self.dashboard.say(f"warning: {trial_id}: {event['storage']}")
-        if kind in ("lane_up", "lane_gone", "lane_added", "no_room", "machines"):
+        if kind == "left_out":
+            self.left_out[event["recipe"]] = event["sentence"]
+            self.dashboard.say(event["sentence"])
+        elif kind in ("lane_up", "lane_gone", "lane_added", "no_room", "machines"):
             self._lane(event)
         elif kind == "interrupted":
             why = f"{' and '.join(event['machines'])} left the cluster" if event.get("machines") else event.get("error") or "its worker died"

@@ -56,7 +56,8 @@ class Found:
     def past(self, outcomes: Mapping[str, Outcome], spaces: Mapping[str, RecipeSpace]) -> list[Past]:
         """Every trial of the search, for `Studies.restore`; `outcomes` says how those in `results` are judged."""
         over = [r for r in self.results if r.phase == "search"]
-        return [_past(r.recipe, r.trial_id, r.params, outcomes[r.trial_id], self.asked.get(r.trial_id), spaces) for r in over] + self.open
+        past = [_past(r.recipe, r.trial_id, r.params, outcomes[r.trial_id], self.asked.get(r.trial_id), spaces) for r in over]
+        return [replace(one, seed=r.seed) for one, r in zip(past, over, strict=True)] + self.open
 
 
 def write_spec(folder: Path, spec: TrialSpec, run: str, asked: Asked | None = None) -> None:
@@ -150,12 +151,12 @@ def _read_one(
         if result.state == "failed":
             kept, by = _kept_failure(place), _FAULTS.get(result.fault or "", "")
             found.sentences.append(f"{place.name} had failed{by} ({_line(result.error)}); it is tried again, and {kept.name} keeps that record")
-    source = asked or (result and {"recipe": result.recipe, "params": result.params, "phase": result.phase})
+    source = asked or (result and {"recipe": result.recipe, "params": result.params, "phase": result.phase, "seed": result.seed})
     if source is None:
         if any(place.iterdir()):
             found.sentences.append(f"{place} holds no record that can be read, so {place.name} is not counted; its id is not used again")
     elif source["phase"] == "search":
-        found.open.append(_past(source["recipe"], place.name, source["params"], None, asked, spaces))
+        found.open.append(replace(_past(source["recipe"], place.name, source["params"], None, asked, spaces), seed=source["seed"]))
 
 
 def _past(
@@ -231,8 +232,8 @@ def foreign(
         return f"its recipe {recipe!r:.60} is none of {', '.join(spaces)}"
     if phase == "baseline" or (phase == "confirm") != ("s" in name):
         return f"its phase {phase!r} does not go with the id {name}"
-    if phase == "search" and seed != experiment.search.seeds[0]:
-        return f"its seed {seed} is not the search's ({experiment.search.seeds[0]})"
+    if phase == "search" and seed not in (experiment.search.seeds[0], experiment.search.second_seed):
+        return f"its seed {seed} is not the search's ({experiment.search.seeds[0]}, and {experiment.search.second_seed} for a new best)"
     if phase == "confirm" and str(seed) != name.partition("s")[2]:
         return f"its seed {seed} does not go with the id {name}"
     return outside(spaces[recipe], params)

@@ -40,6 +40,7 @@ def view(
         "name": experiment.name,
         "feasible": selection.best is not None,
         "stopped": bool(facts.get("stopped")),
+        "left_out": [redaction.redact_text(sentence) for sentence in (facts.get("left_out") or {}).values()],
         "alerts": [
             *(["OTHER LIMITS: these verdicts are under limits that the run was not searched under"] if facts.get("other_limits") else []),
             *system_prompts.alerts([baseline, *(result for result, _ in rows)]), *counted.alerts(baseline.facts), *reach.alerts(r for r, _ in rows),

@@ -27,6 +27,8 @@ class Asked:
     """Points that the sampler proposed before this one and that were known: {params, of: trial id, complete, sampler}."""
     sampler: dict[str, int] = field(default_factory=dict)
     """What the sampler noted of the trial itself (nsga2: its generation)."""
+    seed: int | None = None
+    """Of its training, where it is another one than the search's: a new best, tried once more."""
     early_end: bool = False
     """Whether its training may end early: not for a recipe's first trial, whose figures every recipe has to have."""
 
@@ -43,6 +45,8 @@ class Past:
     """None: it was interrupted and is asked again."""
     passed_over: tuple[dict[str, Any], ...] = ()
     sampler: dict[str, int] = field(default_factory=dict)
+    seed: int | None = None
+    """As in `Asked`."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ Asked is the point of the largest (expected improvement of the score x probabili
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -172,6 +173,7 @@ class Joint:
         grams = (self._prior, kernel(there, self._at), kernel(there, there))
         return [posterior(self.violation(kind), self._pending, *grams) for kind in self.kinds], posterior(self.scores(), self._pending, *grams)
 
+    @functools.cached_property
     def best(self) -> float | None:
         """Largest posterior mean of the (standardised) score among trials that were feasible and whose limits are rather kept than not, further
         seeds included; None without one."""
@@ -184,7 +186,7 @@ class Joint:
 
     def propose(self, recipes: Mapping[str, Recipe], rng: np.random.Generator) -> Proposal | None:
         """The next trial among these recipes; None where no point is left that is new."""
-        best = self.best()
+        best = self.best
         found: list[Proposal] = []
         for name, recipe in recipes.items():
             points = self.candidates(name, recipe, rng)
@@ -216,7 +218,7 @@ class Joint:
     def chance_of_best(self, name: str, rng: np.random.Generator) -> float:
         """Probability that some point of the recipe is feasible and better than the best so far, by draws of the posterior over random and near
         points; 1 while nothing feasible is known."""
-        best = self.best()
+        best = self.best
         points = [(name, point) for point in self.candidates(name, Recipe(), rng)]
         if best is None or not points:
             return 1.0

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.config import Experiment
 from orchestrator.search.joint import Joint, Known, Proposal, Recipe
+from orchestrator.search.points import key
 from orchestrator.search.recipe_study import RecipeStudy
 from orchestrator.search.samplers import JOINT
 
@@ -31,12 +32,20 @@ ENDED_COST = 0.3
 """Cost of a training that its probes end, of one that goes to its end and is evaluated."""
 
 
+LEAST_TRIED = 1
+"""Trials of a recipe before it may be left out."""
+HOPELESS = 0.05
+"""Chance of holding a better feasible configuration below which a recipe is left out."""
+
+
 @dataclass(frozen=True)
 class Next:
     """The next trial: of which recipe, and its point; None: the recipe's defaults, which wait in its study."""
 
     recipe: str
     params: dict[str, Any] | None
+    again: bool = False
+    """Whether the point was tried and is run once more, on another seed, before it counts as the best."""
 
 
 class JointSearch:
@@ -47,6 +56,8 @@ class JointSearch:
         self._kinds = tuple(dict.fromkeys(kind_of(name) for name in scales))
         self._spaces = {name: recipe.space.distributions for name, recipe in recipes.items()}
         names = list(recipes)
+        self.dropped: dict[str, str] = {}
+        """Recipe -> why it is not asked any more, as it was when it was first left out."""
         self._first = [names[i] for i in np.random.default_rng([seed, 0]).permutation(len(names))]
         """Recipes in the order their defaults are tried: which one comes first must favour none."""
 
@@ -56,17 +67,42 @@ class JointSearch:
         search = experiment.search
         if search.sampler not in (JOINT, "auto") or search.sampler == "auto" and search.trials < 2:
             return None
-        return cls(recipes, limits_of(experiment, names), search.sampler_seed, False)
+        return cls(recipes, limits_of(experiment, names), search.sampler_seed, search.allocation == "adaptive")
 
     def next(self, open_recipes: Sequence[str], asked: int) -> Next | None:
-        """The trial after `asked` ones, of one of these recipes; None where none of them has a new point."""
+        """The trial after `asked` ones, of one of these recipes; None where none of them has a new point.
+
+        With adaptive allocation a new best is run on another seed first, and the model takes the recipe that it expects most of.
+        """
         fresh = [name for name in self._first if name in open_recipes and not self._recipes[name].count]
         if fresh and self._recipes[fresh[0]].space.defaults:
             return Next(fresh[0], None)
-        least = min(self._recipes[name].count for name in open_recipes)
-        chosen = [name for name in open_recipes if self.adaptive or self._recipes[name].count == least]
-        found = self.model().propose({name: self._offer(name) for name in chosen}, np.random.default_rng([self._seed, 1, asked]))
+        model = self.model()
+        if self.adaptive:
+            unsure = new_best(model.known)
+            if unsure is not None:
+                return Next(unsure.recipe, dict(unsure.params), again=True)
+            chosen = self._hopeful(model, open_recipes, asked)
+        else:
+            least = min(self._recipes[name].count for name in open_recipes)
+            chosen = [name for name in open_recipes if self._recipes[name].count == least]
+        found = model.propose({name: self._offer(name) for name in chosen}, np.random.default_rng([self._seed, 1, asked]))
         return None if found is None else Next(found.recipe, found.params)
+
+    def _hopeful(self, model: Joint, open_recipes: Sequence[str], asked: int) -> list[str]:
+        """The recipes that may hold the best, by the model as it is now; all of them while nothing feasible is known."""
+        rng, found = np.random.default_rng([self._seed, 3, asked]), []
+        for name in open_recipes:
+            tried = sum(known.recipe == name and not known.running for known in model.known)
+            chance = model.chance_of_best(name, rng) if tried >= LEAST_TRIED else 1.0
+            if chance >= HOPELESS:
+                found.append(name)
+            elif name not in self.dropped:
+                self.dropped[name] = (
+                    f"{name} is left out after {tried} of its trials ({asked} in all): by the model of all trials the chance that it holds a better "
+                    f"feasible configuration is {chance:.3f}, below {HOPELESS:g}"
+                )
+        return found or list(open_recipes)
 
     def model(self) -> Joint:
         """With everything that is known now."""
@@ -116,6 +152,22 @@ class JointSearch:
                 kind = kind_of(name)
                 found[kind] = max(found.get(kind, -math.inf), value / self._scales[name])
         return found
+
+
+def new_best(known: Sequence[Known]) -> Known | None:
+    """The trial that would be the best and was tried on one seed only: feasible there, and of a higher score than what stood on two; None
+    where there is none, or its second seed runs.
+
+    A search that goes where results are good finds lucky ones: without this the best is a lottery's winner in a fifth to a third of searches.
+    """
+    points: dict[tuple[str, str], list[Known]] = {}
+    for one in known:
+        points.setdefault((one.recipe, key(one.params)), []).append(one)
+    stands = [float(np.mean([one.score for one in trials])) for trials in points.values() if len(trials) > 1 and all(t.feasible for t in trials)]
+    single = [trials[0] for trials in points.values() if len(trials) == 1 and trials[0].feasible]
+    best = max(single, key=lambda one: one.score, default=None)
+    waits = any(len(trials) > 1 and any(one.running for one in trials) for trials in points.values())
+    return best if best is not None and not waits and best.score > max(stands, default=-math.inf) else None
 
 
 def kind_of(name: str) -> str:

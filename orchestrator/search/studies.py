@@ -44,8 +44,13 @@ RE_ASKS = 5
 class Studies:
     """The search of one experiment. Build with `create` or `restore`; then `ask` and `tell` until `ask` returns None."""
 
-    def __init__(self, recipes: dict[str, RecipeStudy], trials: int, constraint_names: Sequence[str], next_id: int = 1):
+    def __init__(
+        self, recipes: dict[str, RecipeStudy], trials: int, constraint_names: Sequence[str], next_id: int = 1, second_seed: int | None = None
+    ):
         self._recipes = recipes
+        self._second_seed = second_seed
+        self._rerun = 0
+        """Trials on the second seed."""
         self._trials = trials
         self._names = tuple(constraint_names)
         self._running: dict[str, tuple[str, optuna.Trial]] = {}
@@ -95,7 +100,7 @@ class Studies:
                 raise StorageError(f"{storage_path(experiment)} holds a study {study_name!r} already; set "
                                    "search.storage or output.dir to another place") from error
             recipes[name] = RecipeStudy(space, study, make, seed, search.trials_per_training if space.after_training else 1)
-        studies = cls(recipes, search.trials, constraint_names, next_id)
+        studies = cls(recipes, search.trials, constraint_names, next_id, search.second_seed)
         studies._joint = JointSearch.of(experiment, recipes, constraint_names)
         for one in past:
             studies._rebuild(one)
@@ -111,47 +116,62 @@ class Studies:
         or every recipe's space is used up."""
         if self._again:
             return self._again.pop(0)
-        while sum(recipe.count for recipe in self._recipes.values()) < self._trials:
+        while self._asked < self._trials:
             open_recipes = [name for name, recipe in self._recipes.items() if not recipe.exhausted]
             if not open_recipes:
                 return None
+            again = False
             if self._joint is not None:
-                name, trial = self._ask_joint(self._joint, open_recipes)
+                name, trial, again = self._ask_joint(self._joint, open_recipes)
             else:
                 name = min(open_recipes, key=lambda key: self._recipes[key].count)
                 trial = self._ask_new(self._recipes[name])
             if trial is not None:
-                return self._accept(name, trial)
+                return self._accept(name, trial, self._second_seed if again else None)
             self._recipes[name].exhausted = True
         return None
 
-    def _ask_joint(self, joint: JointSearch, open_recipes: list[str]) -> tuple[str, optuna.Trial | None]:
-        """(recipe, its new trial); (recipe, None) for a recipe without a new point."""
+    @property
+    def _asked(self) -> int:
+        """Trials so far, further seeds included."""
+        return self._rerun + sum(recipe.count for recipe in self._recipes.values())
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Recipe -> a sentence on why it is not asked any more."""
+        return dict(self._joint.dropped) if self._joint is not None else {}
+
+    def _ask_joint(self, joint: JointSearch, open_recipes: list[str]) -> tuple[str, optuna.Trial | None, bool]:
+        """(recipe, its new trial, whether it is of a known point on the second seed); (recipe, None, False) for a recipe without a new point."""
         used = [name for name in open_recipes if len(self._recipes[name].seen) >= self._recipes[name].space.size]
         if used:
-            return used[0], None
-        asked = sum(recipe.count for recipe in self._recipes.values())
+            return used[0], None, False
+        asked = self._asked
         found = joint.next(open_recipes, asked)
         if found is None:  # nothing new among the points it looked at: a small space that is nearly used up
             name = min(open_recipes, key=lambda key: self._recipes[key].count)
-            return name, self._ask_random(self._recipes[name])
+            return name, self._ask_random(self._recipes[name]), False
         recipe, params = self._recipes[found.recipe], found.params
         given = recipe.space.defaults if params is None else params
         propose = functools.cache(functools.partial(joint.completed, found.recipe, given, asked))
         recipe.study.sampler = JointSampler(recipe.space.distributions, propose)
-        return found.recipe, recipe.study.ask(recipe.space.distributions)
+        return found.recipe, recipe.study.ask(recipe.space.distributions), found.again
 
-    def _accept(self, name: str, trial: optuna.Trial) -> Asked:
+    def _accept(self, name: str, trial: optuna.Trial, seed: int | None) -> Asked:
         recipe = self._recipes[name]
         trial_id = f"t{self._next:04d}"
         self._next += 1
         trial.set_user_attr("trial_id", trial_id)
-        recipe.seen[points.key(trial.params)] = trial.number
-        recipe.accepted.append(trial.number)
+        if seed is None:
+            recipe.seen[points.key(trial.params)] = trial.number
+            recipe.accepted.append(trial.number)
+        else:
+            trial.set_user_attr("seed", seed)
+            self._rerun += 1
         self._running[trial_id] = (name, trial)
         passed_over, recipe.passed_over = tuple(recipe.passed_over), []
         params = {**recipe.space.fixed, **trial.params}
-        return Asked(trial_id, name, params, False, passed_over, _noted(recipe, trial.number), recipe.may_end_early(trial.number))
+        return Asked(trial_id, name, params, False, passed_over, _noted(recipe, trial.number), seed, recipe.may_end_early(trial.number))
 
     def _ask_new(self, recipe: RecipeStudy) -> optuna.Trial | None:
         if len(recipe.seen) >= recipe.space.size:
@@ -257,14 +277,19 @@ class Studies:
             complete = known["complete"] and twin.state == TrialState.COMPLETE
             outcome = ("complete" if complete else "failed", twin.value if complete else None, dict(twin.constraints))
             self._add(recipe, known["params"], outcome, {"duplicate_of": twin.number}, known["sampler"])
-        number = self._add(recipe, one.params, one.outcome, {"trial_id": one.trial_id}, one.sampler)
-        recipe.accepted.append(number)
+        again = one.seed is not None and one.seed == self._second_seed
+        number = self._add(recipe, one.params, one.outcome, {"trial_id": one.trial_id} | ({"seed": one.seed} if again else {}), one.sampler)
         frozen = recipe.study.get_trials(deepcopy=False)[number]
-        recipe.seen.setdefault(points.key(frozen.params), number)
+        if again:
+            self._rerun += 1
+        else:
+            recipe.accepted.append(number)
+            recipe.seen.setdefault(points.key(frozen.params), number)
         if one.outcome is None:
             self._running[one.trial_id] = (one.recipe, optuna.Trial(recipe.study, frozen._trial_id))
             params = {**recipe.space.fixed, **frozen.params}
-            self._again.append(Asked(one.trial_id, one.recipe, params, True, one.passed_over, one.sampler, recipe.may_end_early(number)))
+            ends = recipe.may_end_early(number)
+            self._again.append(Asked(one.trial_id, one.recipe, params, True, one.passed_over, one.sampler, one.seed if again else None, ends))
 
     def _add(self, recipe: RecipeStudy, params: dict[str, Any], outcome: Outcome | None, attrs: dict[str, Any], noted: dict[str, int]) -> int:
         """Add a trial to a study, RUNNING without an outcome; returns its number."""
@@ -295,7 +320,8 @@ def past_of_journal(experiment: Experiment, spaces: dict[str, RecipeSpace]) -> l
             if isinstance(trial_id, str) and set(trial.params) == set(space.distributions):
                 over = trial.state.is_finished() and "interrupted" not in trial.user_attrs
                 state = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped"}.get(trial.state, "failed")
-                found[trial_id] = Past(trial_id, name, dict(trial.params), (state, trial.value, dict(trial.constraints)) if over else None)
+                outcome = (state, trial.value, dict(trial.constraints)) if over else None
+                found[trial_id] = Past(trial_id, name, dict(trial.params), outcome, seed=trial.user_attrs.get("seed"))
     return list(found.values())
 
 

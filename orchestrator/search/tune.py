@@ -100,6 +100,7 @@ class BasinSearch(Searcher):
         self._expected = 0
         self._left = False
         """Whether a trial has ended since the last one was handed out: its process waits for a successor."""
+        self._said: set[str] = set()
         self.asked: list[str] = []
         self.closed = threading.Event()
         """Set: nothing more is asked."""
@@ -142,6 +143,12 @@ class BasinSearch(Searcher):
         self._left = False
         self._ids[trial_id] = self._ahead.popleft()
         return {"trial_id": self._ids[trial_id], "broker": self._lanes.broker_name}
+
+    def news(self) -> list[dict[str, Any]]:
+        """Events of recipes that are not asked any more, each once."""
+        fresh = {recipe: sentence for recipe, sentence in self._studies.notes.items() if recipe not in self._said}
+        self._said |= fresh.keys()
+        return [{"kind": "left_out", "recipe": recipe, "sentence": sentence} for recipe, sentence in fresh.items()]
 
     def _check_finished(self) -> None:
         if not self._ids and not self._ahead and (self.closed.is_set() or self._lanes.broken):
@@ -212,6 +219,8 @@ def run_search(
     try:
         # Tune's own end (5-10 s of waiting for its processes) goes on in its thread; `Lanes.stop` waits for that.
         _drain(lanes, on_event, lambda: not search.finished.is_set() and not lanes.dead, watch)
+        for news in search.news() if on_event is not None else []:
+            on_event(news)
     finally:
         if not search.finished.is_set():  # on_event raised, a second Ctrl-C, or the cluster died: nothing may be left running
             search.closed.set()
@@ -261,6 +270,9 @@ class _Watch:
         self._kill_at: float | None = None
         self.killed = False
 
+    def news(self) -> list[dict[str, Any]]:
+        return self._search.news() if self._search is not None else []
+
     def look(self) -> None:
         now = time.monotonic()
         if self._deadline is not None and now > self._deadline:
@@ -285,6 +297,8 @@ def _drain(lanes: Lanes, on_event: OnEvent | None, alive: Callable[[], bool], wa
     while True:
         running = alive()
         event = lanes.next_event(timeout=TICK_S if running else 0.0)
+        for one in watch.news() if on_event is not None else []:
+            on_event(one)
         if event is not None and on_event is not None:
             on_event(event)
         if event is None and not running:

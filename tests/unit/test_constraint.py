@@ -189,3 +189,17 @@ def test_nothing_feasible_names_the_nearest_miss():
 def test_records_round_trip():
     t = trial("a", failing(2), 0.5, benign=[True, False])
     assert TrialResult.from_dict(t.to_dict()) == t
+
+
+def test_a_second_seed_of_the_search_is_no_confirmation():
+    """It may refuse a lucky winner, and the model that is handed over is still trained on a seed that chose nothing."""
+    def row(trial_id, seed, phase, score, verdict="feasible", params=1):
+        judged = limits.Judgement(verdict, (), score, None, None, None, None)
+        return TrialResult(trial_id, "full", {"learning_rate": params}, seed, phase, "complete"), judged
+
+    stands = [row("t0001", 0, "search", 0.8), row("t0002", 2, "search", 0.8)]
+    lucky = [row("t0003", 0, "search", 0.9, params=2), row("t0004", 2, "search", 0.9, "infeasible", params=2)]
+    assert [found.params["learning_rate"] for found in selection.finalists(stands + lucky, 2)] == [1]
+    assert selection.best(stands + lucky).best.seeds == (0, 2)
+    confirmed = [*stands, *lucky, row("t0001s1", 1, "confirm", 0.7)]
+    assert selection.finalists(confirmed, 2) == () and selection.best(confirmed).best.seeds == (0, 2, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 
@@ -15,11 +16,12 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from orchestrator import config
-from orchestrator.search import joint, joint_points
+from orchestrator.errors import ConfigError
+from orchestrator.search import joint, joint_points, joint_search
 from orchestrator.search.joint import Joint, Known, Recipe
 from orchestrator.search.joint_points import Places
 from orchestrator.search.spaces import RecipeSpace
-from orchestrator.search.studies import Studies
+from orchestrator.search.studies import Earlier, Past, Studies
 
 RATE = FloatDistribution(1e-4, 1e-2, log=True)
 RANK = CategoricalDistribution((2, 8, 32))
@@ -148,7 +150,7 @@ def test_a_hopeless_recipe_is_unlikely_to_hold_the_best_and_the_best_one_is_not(
             score, rise = world(name, params)
             known.append(Known(name, params, {"degradation": (5.0 if name == "full" else rise / 0.05)}, score))
     model, rng = Joint(SPACES, ["degradation"], known), np.random.default_rng(0)
-    assert model.best() is not None
+    assert model.best is not None
     assert model.chance_of_best("full", rng) < 0.05 < model.chance_of_best("other", rng)
     assert Joint(SPACES, ["degradation"], []).chance_of_best("full", rng) == 1.0, "nothing feasible is known"
 
@@ -232,3 +234,75 @@ def test_all_failed_and_all_stopped_searches_come_to_their_end(tmp_path):
             found.tell(one.trial_id, state)
             count += 1
         assert count == 10
+
+
+# ---- adaptive allocation ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_best_is_run_on_the_second_seed_before_it_counts(tmp_path):
+    found, seen, before = studies(tmp_path, 30, allocation="adaptive"), [], []
+    while (one := found.ask()) is not None:
+        score, rise = world(one.recipe, one.params)
+        point = (one.recipe, joint.key(one.params))
+        if one.seed is not None:
+            assert one.seed == 2, "none of search.seeds"
+            assert point in seen and point not in [p for p, _ in before], "only what was tried, once"
+            assert score > max((s for _, s in before), default=-1.0)
+            before.append((point, score))
+        else:
+            assert point not in seen
+        seen.append(point)
+        found.tell(one.trial_id, "complete", score, {NAMES[0]: rise, NAMES[1]: -0.1})
+    assert len(seen) == 30 and before, "they count as trials"
+
+
+def test_two_seeds_are_two_measurements_and_a_best_that_fails_on_the_second_is_none():
+    params = {"learning_rate": 1e-3}
+    good, bad = Known("full", params, {"degradation": -0.2}, 0.9), Known("full", params, {"degradation": 6.0}, 0.9)
+    model = Joint(SPACES, ["degradation"], [good])
+    assert model.best is not None and Joint(SPACES, ["degradation"], [good, bad]).best is None
+    other = Known("full", {"learning_rate": 2e-3}, {"degradation": -0.2}, 0.7)
+    assert joint_search.new_best([good, other]) == good
+    assert joint_search.new_best([good, bad, other]) == other
+    assert joint_search.new_best([good, good, other]) is None
+    assert joint_search.new_best([good, Known("full", params, running=True), other]) is None, "its second seed runs"
+
+
+def test_what_cannot_hold_the_best_is_left_out_and_the_reason_is_said(tmp_path):
+    found = studies(tmp_path, 24, allocation="adaptive")
+    asked = []
+    while (one := found.ask()) is not None:
+        score, rise = world(one.recipe, one.params)
+        score, rise = (0.3, 0.6) if one.recipe == "full" else (score, rise)
+        asked.append(one.recipe)
+        found.tell(one.trial_id, "complete", score, {NAMES[0]: rise, NAMES[1]: -0.1})
+    assert "full is left out after" in found.notes["full"] and "below 0.05" in found.notes["full"] and "other" not in found.notes
+    assert asked.count("full") <= 2 < 6 < asked.count("other")
+
+
+def test_an_adaptive_search_goes_on_after_a_crash_as_if_nothing_had_happened(tmp_path):
+    whole = studies(tmp_path / "a", 24, allocation="adaptive")
+    straight, past = [], []
+    while (one := whole.ask()) is not None:
+        score, rise = world(one.recipe, one.params)
+        straight.append((one.trial_id, one.recipe, one.params, one.seed))
+        past.append(Past(one.trial_id, one.recipe, one.params, ("complete", score, {NAMES[0]: rise, NAMES[1]: -0.1}), seed=one.seed))
+        whole.tell(one.trial_id, *past[-1].outcome)
+    assert any(seed is not None for *_, seed in straight[:15])
+    for known in (5, 15):
+        begun = studies(tmp_path / f"b{known}", 24, allocation="adaptive")
+        made = config.from_dict({"search": {"trials": 24, "allocation": "adaptive"}, "output": {"dir": str(tmp_path / f"b{known}")}})
+        spaces = {name: recipe.space for name, recipe in begun._recipes.items()}
+        running = dataclasses.replace(past[known], outcome=None)
+        again = Studies.restore(made, spaces, NAMES, Earlier([*past[:known], running], 0, lambda line: None))
+        rest = []
+        while (one := again.ask()) is not None:
+            rest.append((one.trial_id, one.recipe, one.params, one.seed))
+            score, rise = world(one.recipe, one.params)
+            again.tell(one.trial_id, "complete", score, {NAMES[0]: rise, NAMES[1]: -0.1})
+        assert rest == straight[known:]
+
+
+def test_adaptive_allocation_needs_the_model_over_all_recipes(tmp_path):
+    with pytest.raises(ConfigError, match="set search.sampler=auto"):
+        config.from_dict({"search": {"allocation": "adaptive", "sampler": "tpe"}})
