@@ -80,7 +80,8 @@ def trial(trial_id, failures, score, *, recipe="full", seed=0, params=None, stat
     if benign is not None:
         suites["b"] = suite("b", benign, "benign")
     task = TaskResult("exact_match", score, [score], ["0"]) if score is not None else None
-    return TrialResult(trial_id, recipe, params or {"learning_rate": float(len(trial_id))}, seed, "search", state, task, suites)
+    phase = "confirm" if seed else "search"
+    return TrialResult(trial_id, recipe, params or {"learning_rate": float(len(trial_id))}, seed, phase, state, task, suites)
 
 
 N = 400
