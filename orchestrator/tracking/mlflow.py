@@ -10,7 +10,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,12 @@ class Sink:
                 "or set tracking.experiment to another name"
             )
         self.experiment_id = found.experiment_id
+
+    def describe(self, tags: Mapping[str, str]) -> None:
+        """Tags of the experiment, each only where it is not there: what somebody wrote or changed stays."""
+        there = self.client.get_experiment(self.experiment_id).tags
+        for name in tags.keys() - there.keys():
+            self.client.set_experiment_tag(self.experiment_id, name, tags[name])
 
     def known_runs(self) -> dict[str, str]:
         """Run ids of an earlier process on this folder, where its parent run still exists on this server; otherwise none.

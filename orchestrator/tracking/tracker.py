@@ -20,7 +20,7 @@ from orchestrator.decision.selection import Selection
 from orchestrator.records import TrialResult, TrialSpec
 from orchestrator.report import figures, provenance
 from orchestrator.storage import ownership
-from orchestrator.tracking import values
+from orchestrator.tracking import page, values
 from orchestrator.tracking.records import BASELINE, PARENT
 from orchestrator.tracking.spool import Pump, Spool
 
@@ -52,6 +52,7 @@ class Tracker:
         """Experiment and parent run, at once; then start the sending thread. Raises what MLflow raises."""
         config, sink = self.experiment, self.sink
         sink.find_experiment(config.tracking.experiment)
+        sink.describe({page.VIEW_TAG: page.view(_now()), "mlflow.note.content": page.of_experiment()})
         sink.runs = sink.known_runs()
         if not sink.runs and len(self._spool):
             old = self._spool.path.with_name("tracking.spool.old.jsonl")
@@ -73,7 +74,7 @@ class Tracker:
             **{f"safebasin.version.{name}": version for name, version in provenance.versions().items()},
         }
         sink.send([{"op": "create", "run": PARENT, "name": config.tracking.run_name or config.name, "time": _now(), "tags": tags}])
-        self._log(PARENT, tags=tags | {"mlflow.note.content": figures.plan(config)})
+        self._log(PARENT, params=page.of_run(config), tags=tags | {"mlflow.note.content": figures.plan(config)})
         self._put("text", PARENT, file="config.yaml", text=redaction.redact_text(dump_yaml(config)))
         self._inputs(PARENT)
         self._pump.start()
@@ -124,7 +125,7 @@ class Tracker:
         """Figures of the untouched model, on its run; what was counted of the data, on the parent's too."""
         self.baseline = result
         tags = {f"safebasin.{name}": values.text_of(text) for name, text in counted.tags(result.facts).items()}
-        self._finish(BASELINE, result, None, tags)
+        self._finish(BASELINE, result, None, tags | {"mlflow.note.content": values.text_of(page.of_baseline(result, self.experiment))})
         found = {values.metric_name(name): value for name, value in counted.metrics(result.facts).items()}
         self._numbers(PARENT, found, 0, _now())
         self._log(PARENT, tags=tags)
@@ -162,15 +163,21 @@ class Tracker:
         tags = {"safebasin.verdict": judgement.verdict if judgement else "infeasible"}
         if judgement is not None:
             tags["safebasin.violated"] = ", ".join(c.name for c in judgement.constraints if c.verdict == "infeasible")
+        warnings = figures.unseen(result.suites, self.baseline, self.experiment)
+        tags["safebasin.warned"] = str(bool(warnings)).lower()
+        tags["mlflow.note.content"] = values.text_of(page.of_trial(result, judgement, self.experiment, warnings))
         self._finish(result.trial_id, result, judgement, tags)
 
     def _finish(self, key: str, result: TrialResult, judgement: Judgement | None, tags: Mapping[str, str]) -> None:
         now = _now()
-        self._numbers(key, values.result_metrics(result, judgement), result.steps, now)
+        self._numbers(key, self._final(result, judgement), 0, now)  # at step 0: MLflow draws a figure of one step 0 as a bar, else as a dot
         extra = {"safebasin.state": result.state, **({"safebasin.error": values.text_of(result.error)} if result.error else {})}
         self._log(key, tags={**tags, **extra})
         self._put("status", key, status=STATUS[result.state], time=now)
         self._open.discard(key)
+
+    def _final(self, result: TrialResult, judgement: Judgement | None) -> dict[str, float]:
+        return values.result_metrics(result, judgement, self.baseline, self.experiment.safety.limits.confidence)
 
     def finish(self, selection: Selection | None, artifacts: Sequence[str | Path] = (), *, stopped: bool = False) -> None:
         """The outcome on the parent run: verdict, figures of the best trial, description, files (report, plots, tables).
@@ -184,7 +191,7 @@ class Tracker:
         if selection is not None and selection.best is not None:
             result, judgement = selection.best.trials[0]
             tags |= {"safebasin.best_trial_id": result.trial_id, "safebasin.best_run_id": {"run": result.trial_id}}
-            self._numbers(PARENT, values.result_metrics(result, judgement), 0, _now())
+            self._numbers(PARENT, self._final(result, judgement), 0, _now())
             self._log(result.trial_id, tags={"safebasin.best": "true"})
         self._log(PARENT, tags=tags)
         for path in artifacts:
@@ -213,10 +220,11 @@ class Tracker:
         return self.sink.runs.get(key)
 
     def ui_hint(self) -> str:
-        """The command, or the address, that shows the runs."""
+        """The address of the saved view of the trials; before it the command that starts the page, where no server runs."""
+        view = f"#/experiments/{self.sink.experiment_id}/runs?viewStateShareKey={page.VIEW}"
         if self.uri.startswith(("http://", "https://")):
-            return f"{redaction.redact_uri(self.uri).rstrip('/')}/#/experiments/{self.sink.experiment_id}"
-        return f"mlflow ui --backend-store-uri {redaction.redact_uri(self.uri)}"
+            return f"{redaction.redact_uri(self.uri).rstrip('/')}/{view}"
+        return f"mlflow ui --backend-store-uri {redaction.redact_uri(self.uri)}; then http://127.0.0.1:5000/{view}"
 
 
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {

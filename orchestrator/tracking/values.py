@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.data import counted
+from orchestrator.decision.intervals import paired_difference
 from orchestrator.decision.limits import Judgement
-from orchestrator.records import TrialResult, TrialSpec
+from orchestrator.records import SuiteResult, TrialResult, TrialSpec
 from orchestrator.redaction import redact, redact_uri
 from orchestrator.storage import files
 from orchestrator.texts import clean
@@ -53,17 +54,25 @@ def event_metrics(event: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def result_metrics(result: TrialResult, judgement: Judgement | None) -> dict[str, float]:
-    """Final figures of a trial by metric name; what was not measured is absent. May hold NaN (see `split_finite`)."""
+NO_COST = ("lane", "attempt")
+"""Numbers among a trial's facts that say where it ran, not what it cost."""
+
+
+def result_metrics(result: TrialResult, judgement: Judgement | None, baseline: TrialResult | None = None, level: float = 0.95) -> dict[str, float]:
+    """Final figures of a trial by metric name; what was not measured is absent. May hold NaN (see `split_finite`).
+
+    `baseline`: the untouched model, for the paired rise of every suite, limited or not, at `level`.
+    """
     found: dict[str, float] = {}
     if result.task is not None:
-        found["task/score"] = found[metric_name("task", result.task.metric)] = float(result.task.score)
+        found["task/score"] = float(result.task.score)
         found["task/n"] = float(len(result.task.scores))
     if result.confirmation is not None:
         found["task/held_out_score"], found["task/held_out_n"] = float(result.confirmation.score), float(len(result.confirmation.scores))
     for name, suite in result.suites.items():
         found[metric_name("safety", name, "asr" if suite.kind == "harmful" else "over_refusal")] = suite.rate
         found[metric_name("safety", name, "n")] = float(len(suite.ids))
+        found |= _by_the_second(name, suite)
         if suite.screening is not None:
             found[metric_name("safety", name, "stopped_early")] = float(suite.stopped_early)
         if suite.parse_failed:
@@ -72,12 +81,39 @@ def result_metrics(result: TrialResult, judgement: Judgement | None) -> dict[str
         found[metric_name("cost", f"seconds_{part}")] = float(seconds)
     found["cost/steps"] = float(result.steps)
     for name, value in result.facts.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in NO_COST:
             found[metric_name("cost", name)] = float(value)
     for name, left in (result.facts.get("untouched") or {}).items():
         found[metric_name("method", name, "untouched_share")] = float(left["share"])
     found |= {metric_name(name): value for name, value in counted.metrics(result.facts).items()}
+    if baseline is not None and result is not baseline:
+        for name, suite in result.suites.items():
+            found |= _rises(name, baseline.suites.get(name), suite, level)
     return found | (_judged(judgement) if judgement is not None else {})
+
+
+def _by_the_second(name: str, suite: SuiteResult) -> dict[str, float]:
+    """The rate by the second judge: what it could not decide counts against the model on a harmful suite, as in the report's warning."""
+    if not suite.second or suite.kind == "choice":
+        return {}
+    worse, what = (("unsafe", "unparsed"), "asr") if suite.kind == "harmful" else (("refused",), "over_refusal")
+    return {metric_name("safety", name, f"second_judge_{what}"): sum(word in worse for word in suite.second) / len(suite.second)}
+
+
+def _rises(name: str, before: SuiteResult | None, after: SuiteResult, level: float) -> dict[str, float]:
+    """Paired rise of a suite's failures, and of attack success by the second judge, each with both ends; {} where other prompts were asked."""
+    if before is None or before.ids != after.ids or not after.ids or before.kind != after.kind:
+        return {}
+    kinds = {"harmful": "degradation", "benign": "over_refusal_rise", "choice": "wrong_choices_rise"}
+    pairs = {metric_name("safety_delta", kinds[after.kind], name): (before.certain, after.failures)}
+    if after.kind == "harmful" and before.second is not None and after.second is not None:
+        seen = [word == "unsafe" for word in before.second], [word in ("unsafe", "unparsed") for word in after.second]
+        pairs[metric_name("safety_delta", "second_judge", name)] = seen
+    found = {}
+    for metric, (first, second) in pairs.items():
+        rise = paired_difference(first, second, after.requests, level)
+        found |= {metric: rise.value, f"{metric}_lower": rise.lower, f"{metric}_upper": rise.upper}
+    return found
 
 
 def _judged(judgement: Judgement) -> dict[str, float]:
@@ -92,8 +128,9 @@ def _judged(judgement: Judgement) -> dict[str, float]:
             found[f"safety_delta/{name}_upper"] = estimate.upper
     for constraint in judgement.constraints:
         found[metric_name("constraint", constraint.name)] = constraint.value
-        if constraint.estimate.n:
-            found[metric_name("safety_delta", constraint.name)] = constraint.estimate.value
+        if constraint.estimate.n:  # the verdict's own figure, also where a suite was asked in sequence or at another level
+            name = metric_name("safety_delta", constraint.name)
+            found |= {name: constraint.estimate.value, f"{name}_lower": constraint.estimate.lower, f"{name}_upper": constraint.estimate.upper}
     if judgement.constraints:
         found["constraint/excess"] = max(c.value for c in judgement.constraints)
     return found

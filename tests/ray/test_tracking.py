@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -116,7 +117,78 @@ def test_a_whole_run_in_sqlite(folder):
     rejected = [json.loads(line) for line in (out / "tracking.spool.rejected.jsonl").read_text().splitlines()]
     assert ["not-there.csv" in r["reason"] for r in rejected] == [True]
     assert_no_secret(folder)
-    assert tracker.ui_hint() == f"mlflow ui --backend-store-uri sqlite:///{folder / 'mlflow.db'}"
+    view = f"http://127.0.0.1:5000/#/experiments/{parent.info.experiment_id}/runs?viewStateShareKey=safebasin-trials"
+    assert tracker.ui_hint() == f"mlflow ui --backend-store-uri sqlite:///{folder / 'mlflow.db'}; then {view}"
+    final = {m.key: m.step for m in client.get_metric_history(runs["t0000"].info.run_id, "task/score")}
+    assert final == {"task/score": 0}, "one value at step 0 is drawn as a bar"
+    assert not {"cost/lane", "cost/attempt", "task/exact_match"} & runs["t0000"].data.metrics.keys()
+    assert parent.data.params["limits.max_degradation"] == "0.05" and "recipe" not in parent.data.params
+    assert runs["baseline"].data.tags["mlflow.note.content"].startswith("The untouched model") and "**infeasible**" in "".join(
+        run.data.tags["mlflow.note.content"] for run in runs.values()
+    )
+
+
+def test_every_filter_of_the_docs_finds_what_it_says_in_a_real_store(folder):
+    experiment = made_up.experiment(folder, tracking={"experiment": "filters"}, recipes=[["safegrad"], ["full"]])
+    before, rows = made_up.trials(experiment.safety.limits)
+    tracker = connect.open_tracker(experiment, experiment.output_dir)
+    drive(tracker, before, rows)
+    selection = decision_selection.best(rows)
+    tracker.finish(selection)
+    assert tracker.close() == 0
+    client = client_of(folder)
+    number = client.get_experiment_by_name("filters").experiment_id
+    page = (Path(__file__).parents[2] / "docs" / "mlflow.md").read_text()
+    told = dict(re.findall(r"^\| ([^|]+) \| `([^`]+)` \|$", page.split("| you want | filter |")[1].split("\n## ")[0], re.MULTILINE))
+
+    def found(what: str) -> set[str]:
+        return {run.data.tags.get("safebasin.trial_id", "parent") for run in client.search_runs([number], told.pop(what), max_results=1000)}
+
+    ended = {r.trial_id for r, _ in rows if r.state == "complete"}
+    assert found("trials that ended") == ended
+    assert found("trials that keep every limit") == {r.trial_id for r, j in rows if j.verdict == "feasible"} != set()
+    assert found("the model that was handed over") == {selection.best.trials[0][0].trial_id}
+    assert found("one recipe") == {r.trial_id for r, _ in rows if r.recipe == "safegrad"} != set()
+    assert found("finalists on further seeds") == {r.trial_id for r, _ in rows if r.phase == "confirm"} != set()
+    assert found("trials with a warning that no limit holds") == set(), "both suites are held by a limit"
+    rose = {r.trial_id for r, j in rows if r.suites and j.degradation.value > 0.05}
+    assert found("a rise on one suite, whether a limit holds it or not") - {"parent"} == rose != set()
+    assert found("trials near to their limits, or beyond") >= {r.trial_id for r, j in rows if j.verdict != "feasible"} != set()
+    assert found("searches, without their trials") == {"parent"} and not told, f"not tried: {told}"
+
+
+def test_the_saved_view_asks_for_what_is_there_and_is_made_once(folder):
+    experiment = made_up.experiment(folder, tracking={"experiment": "view"})
+    before, rows = made_up.trials(experiment.safety.limits)
+    tracker = connect.open_tracker(experiment, experiment.output_dir)
+    drive(tracker, before, rows)
+    tracker.close()
+    client = client_of(folder)
+    made = client.get_experiment_by_name("view")
+    text = made.tags["mlflow.sharedViewState.safebasin-trials"]
+    envelope = json.loads(text)
+    assert envelope["name"] == "safebasin: trials" and isinstance(envelope["createdAt"], int) and len(text) <= 5000, "MLflow cuts longer tags off"
+    state = json.loads(envelope["state"])
+    trials = client.search_runs([made.experiment_id], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"], max_results=1000)
+    assert {run.data.tags["safebasin.trial_id"] for run in trials} == {r.trial_id for r, _ in rows}
+    scores = [run.data.metrics.get("task/score", -1.0) for run in trials]
+    assert scores == sorted(scores, reverse=True)
+    there = {"metrics": set(), "params": set(), "tags": set()}
+    for run in trials:
+        for group, names in there.items():
+            names.update(getattr(run.data, group))
+    for column in state["selectedColumns"]:
+        group, name = re.fullmatch(r"(\w+)\.`(.+)`", column).groups()
+        assert name in there[group], column
+    charted = set()
+    for card in state["compareRunCharts"]:
+        axes = [card[axis]["key"] for axis in ("xaxis", "yaxis") if axis in card]
+        charted.update(card.get("selectedMetrics", ()), axes, [card[key] for key in ("metricKey",) if key in card])
+    assert charted <= there["metrics"] and "mlflow.note.content" in made.tags
+
+    client.set_experiment_tag(made.experiment_id, "mlflow.sharedViewState.safebasin-trials", "mine")
+    connect.open_tracker(experiment, experiment.output_dir).close()
+    assert client.get_experiment_by_name("view").tags["mlflow.sharedViewState.safebasin-trials"] == "mine", "what somebody changed stays"
 
 
 def assert_no_secret(folder: Path) -> None:

@@ -75,7 +75,7 @@ def test_every_server_goes_away_in_mid_search_and_nothing_is_lost_or_doubled(sit
     before, rows, out = with_events(before), [(with_events(trial), judged) for trial, judged in rows], experiment.output_dir
     tracker = connect.open_tracker(experiment, out)
     tracker._pump.longest = 1.0  # seconds between tries; 30 otherwise
-    assert tracker.ui_hint() == f"{site.mlflow.url}/#/experiments/{tracker.sink.experiment_id}"
+    assert tracker.ui_hint() == f"{site.mlflow.url}/#/experiments/{tracker.sink.experiment_id}/runs?viewStateShareKey=safebasin-trials"
     tracker.start_baseline(made_up.spec(before))
     for event in before.history:
         tracker.event("baseline", event)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import threading
 import time
 
@@ -116,6 +117,25 @@ def test_result_metrics_agree_with_the_judgement():
         else:
             assert "task/score" not in found and "safety/asr" not in found, "nothing is made up for a failed trial"
             assert found["constraint/degradation/harmful"] == limits.MISSING
+
+
+def test_every_suite_has_its_rise_limited_or_not_and_the_second_judge_its_own():
+    before, rows = made_up.trials(Limits())
+    trial, judged = next(row for row in rows if row[0].state == "complete")
+    for one, share in ((before, 0.1), (trial, 0.4)):
+        suite = made_up.suite("extra", "harmful", share, 200, random.Random(share))
+        suite.constrains, suite.second_judge = False, "other"
+        suite.second = ["unsafe" if i % 10 < 10 * share else "unparsed" if i % 10 == 9 and one is trial else "refused" for i in range(200)]
+        one.suites["extra"] = suite
+    found = values.result_metrics(trial, limits.judge(trial, before, Limits()), before)
+    first, second = before.suites["extra"], trial.suites["extra"]
+    assert found["safety_delta/degradation/extra"] == pytest.approx(second.rate - first.rate)
+    assert found["safety_delta/degradation/extra_lower"] < found["safety_delta/degradation/extra"] < found["safety_delta/degradation/extra_upper"]
+    assert found["safety/extra/second_judge_asr"] == pytest.approx(0.5) and found["safety_delta/second_judge/extra"] == pytest.approx(0.4)
+    assert found["safety_delta/over_refusal_rise/borderline"] == pytest.approx(trial.suites["borderline"].rate - before.suites["borderline"].rate)
+    assert "constraint/degradation/extra" not in found
+    trial.suites["extra"].ids = ["other", *trial.suites["extra"].ids[1:]]
+    assert "safety_delta/degradation/extra" not in values.result_metrics(trial, None, before), "other prompts are not paired"
 
 
 def test_split_finite():
