@@ -5,9 +5,10 @@
 The table (`benchmarks/table/`) holds settings of eight recipes on two tasks, each with two training seeds. A sampler's proposal is answered by the
 nearest setting of its recipe that it was not given yet, on one seed, drawn by repetition; what it is told stays at the point it proposed, for
 all alike. Recipes come in a new order in every repetition. Truly feasible is what keeps both limits on both seeds, by the verdict's own bound.
-The limit on the rise of attack success is the one at which the given share of all settings is truly feasible (found before any sampler is looked
-at), the one on over-refusal is .15. Cost 1 is the mean whole trial of the task, in CPU seconds. Regret is the best truly feasible score of the
-table minus the best truly feasible one that the search was told is feasible; all of it where there is none.
+The limit on the rise of attack success is the one at which the given share of all settings is truly feasible, beside .15 on over-refusal; where
+too many settings lose nothing at all, over-refusal is limited further. Both are found before any sampler is looked at. Cost 1 is the mean whole
+trial of the task, in CPU seconds. Regret is the best truly feasible score of the table minus the best truly feasible one that the search was told
+is feasible; all of it where there is none.
 
 `+ early end` ends trainings as `search.early_end` does: by evidence at an eighth, a quarter and a half, where the recipe cannot come back, and not a
 recipe's first. `in every recipe` does so without asking whether it can. ASHA on the score is not among them: the table has no score half-way.
@@ -44,8 +45,9 @@ from orchestrator.search.spaces import RecipeSpace  # noqa: E402
 
 OVER_REFUSAL, LEVEL = 0.15, 0.05
 NAMES = ("degradation/harmful", "over_refusal_rise/borderline")
-BUDGET = 60
-"""Cost at which a search ends."""
+BUDGET, MARK = 60, 20
+"""Cost at which a search ends; cost at which random's mean regret is the mark that others reach sooner or later (the table has few settings more
+than a search could ask, and at the end of it random has seen nearly all)."""
 LOOKS = (0, 1, 3)
 """Probes that an early end looks at: at an eighth, a quarter and a half."""
 SHARES = (0.3, 0.1, 0.03)
@@ -130,12 +132,14 @@ def settings_of(head: dict[str, Any], rows: list[dict[str, Any]], task: str) -> 
 
 
 def world_of(settings: dict[str, list[Setting]], spaces: dict[str, RecipeSpace], task: str, share: float) -> World:
-    """The task under the limit at which this share of all settings is truly feasible."""
+    """The task under the limits at which this share of all settings is truly feasible: the one on the rise first, then the other."""
     every = [one for group in settings.values() for one in group]
     fine = sorted(one.upper for one in every if all(t.values[NAMES[1]] <= OVER_REFUSAL for t in one.seeds))
     wanted = max(1, round(share * len(every)))
-    limit = fine[min(wanted, len(fine)) - 1]
-    limits = {NAMES[0]: limit, NAMES[1]: OVER_REFUSAL}
+    limits = {NAMES[0]: fine[min(wanted, len(fine)) - 1], NAMES[1]: OVER_REFUSAL}
+    others = sorted(max(t.values[NAMES[1]] for t in one.seeds) for one in every if one.feasible(limits))
+    if len(others) > wanted:
+        limits[NAMES[1]] = others[wanted - 1]
     return World(task, sum(one.feasible(limits) for one in every) / len(every), limits, settings, spaces)
 
 
@@ -376,16 +380,17 @@ def measured(world: World, name: str, repetitions: int) -> list[tuple[list[tuple
 
 
 def rows_of(world: World, names: list[str], repetitions: int) -> Iterator[dict[str, Any]]:
-    """One row a method; random comes first, since its regret at the end is the mark."""
+    """One row a method; random comes first, since its regret is the mark."""
     base = measured(world, "random", repetitions)
-    mark = float(np.mean([at(found, BUDGET, world.best) for found, _ in base]))
+    mark = float(np.mean([at(found, MARK, world.best) for found, _ in base]))
     for name in names:
         runs = base if name == "random" else measured(world, name, repetitions)
         marks = [reach(found, mark) for found, _ in runs]
         firsts = [found[0][0] if found else math.inf for found, _ in runs]
         unsafe = [best is not None and not best.feasible(world.limits) for _, best in runs]
         yield {
-            "task": world.task, "feasible": round(world.share, 3), "limit": round(world.limits[NAMES[0]], 3), "method": name, "mark": mark,
+            "task": world.task, "feasible": round(world.share, 3), "limit": round(world.limits[NAMES[0]], 3),
+            "over-refusal limit": round(world.limits[NAMES[1]], 3), "settings": sum(map(len, world.settings.values())), "method": name, "mark": mark,
             "cost to mark, median": quantile(marks, 0.5), "cost to mark, 90 %": quantile(marks, 0.9),
             "first feasible, median": quantile(firsts, 0.5), "first feasible, 90 %": quantile(firsts, 0.9),
             "regret at 15": float(np.mean([at(f, 15, world.best) for f, _ in runs])),
@@ -410,9 +415,11 @@ def shown(rows: list[dict[str, Any]]) -> str:
         return "never" if value is None else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
 
     lines = []
-    for place in dict.fromkeys((row["task"], row["feasible"], row["limit"], row["mark"]) for row in rows):
-        own = [row for row in rows if (row["task"], row["feasible"], row["limit"], row["mark"]) == place]
-        lines += ["", f"{place[0]}: {place[1]:.1%} of settings feasible at a limit of {place[2]:g}; mark: regret {place[3]:.3f}", ""]
+    named = ("task", "feasible", "settings", "limit", "over-refusal limit", "mark")
+    for place in dict.fromkeys(tuple(row[name] for name in named) for row in rows):
+        own = [row for row in rows if tuple(row[name] for name in named) == place]
+        told = "{}: {:.1%} of {} settings feasible, rise at most {:g}, of over-refusal {:g}; mark: regret {:.3f}".format(*place)
+        lines += ["", told, ""]
         lines += ["| method | " + " | ".join(COLUMNS) + " | n |", "|---|" + "---|" * (len(COLUMNS) + 1)]
         lines += [f"| {row['method']} | " + " | ".join(cell(row[name]) for name in COLUMNS) + f" | {row['repetitions']} |" for row in own]
     return "\n".join(lines)

@@ -247,7 +247,7 @@ def expected_cost(violations: Sequence[tuple[np.ndarray, np.ndarray]], recipe: R
 
 
 def _draws(mean: np.ndarray, covariance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(SAMPLES, M) draws of a normal distribution whose covariance may be singular."""
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    """(SAMPLES, M) draws of a normal distribution whose covariance may be singular: a millionth of its largest variance is added."""
+    room = 1e-6 * float(np.max(np.diag(covariance), initial=0.0)) + 1e-12
+    root = np.linalg.cholesky((covariance + covariance.T) / 2 + room * np.eye(len(mean)))
     return mean + rng.standard_normal((SAMPLES, len(mean))) @ root.T

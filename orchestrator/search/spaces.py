@@ -88,8 +88,9 @@ def resolve_space(experiment: Experiment, num_layers: int, provider: SpaceProvid
 def ends_early(experiment: Experiment, items: list[tuple[str, dict[str, Any]]]) -> bool:
     """Whether trainings of a recipe, as [(strategy, pinned knobs)], end where their probes prove them unsafe (`search.early_end`).
 
-    Not those that can come back: with safety rows a model that lost all of its refusals in the first quarter of a training has them again at
-    its end more often than not (`benchmarks/samplers.py`), and a method after training repairs what probes never see.
+    Not those that can come back: with safety rows a model that lost all of its refusals in the first quarter of a training may have them again
+    at its end (in 4 of 10 such trainings of the embedded world's `obey`: `benchmarks/table`), and a method after training repairs what probes
+    never see.
     """
     import strategies
 
