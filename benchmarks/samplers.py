@@ -45,7 +45,7 @@ from orchestrator.search.spaces import RecipeSpace  # noqa: E402
 
 OVER_REFUSAL, LEVEL = 0.15, 0.05
 NAMES = ("degradation/harmful", "over_refusal_rise/borderline")
-BUDGET, MARK = 60, 20
+BUDGET, MARK = 40, 20
 """Cost at which a search ends; cost at which random's mean regret is the mark that others reach sooner or later (the table has few settings more
 than a search could ask, and at the end of it random has seen nearly all)."""
 LOOKS = (0, 1, 3)
@@ -444,10 +444,10 @@ def main() -> None:
             world = world_of(settings, spaces, task, share)
             for row in rows_of(world, options.only or list(METHODS), options.repetitions):
                 rows.append(row)
+                if options.json:  # as they come: hours of it are not lost
+                    options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
                 print(f"{task} {share}: {row['method']}", file=sys.stderr, flush=True)
     print(shown(rows))
-    if options.json:
-        options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -137,3 +137,13 @@ def test_rows_and_their_table(samplers, world, monkeypatch):
     assert [one["method"] for one in rows] == names and all(one["repetitions"] == 3 for one in rows)
     text = samplers.shown(rows)
     assert "25.0% of 16 settings feasible" in text and text.count("\n| ours") == 1
+
+
+def test_the_table_that_is_shipped_is_whole_and_small(samplers):
+    path = samplers.table.PACKED
+    head, rows = samplers.table.read(path)
+    assert path.stat().st_size < 3e6 and len(rows) == 288 and all(one["state"] == "complete" and len(one["probes"]) == 7 for one in rows)
+    assert len({(one["task"], one["recipe"], one["setting"], one["seed"]) for one in rows}) == 288
+    for task in samplers.table.TASKS:
+        settings = samplers.settings_of(head, rows, task)
+        assert {name: len(group) for name, group in settings.items()} == {"+".join(recipe): 9 for recipe in samplers.table.RECIPES}
