@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this f
 
 ON_ADAPTERS = ("safe_lora", "safemerge", "random_subspace", "refusal_training")
 CONTROLS = {"full, learning rate / 4": ["full"], "freeze_layers+lora": ["freeze_layers", "lora"]}
-HEADINGS = ("method", "settings", "task score", "ASR", "ASR attacks", "over-refusal", "verdicts", "CPU s", "acted")
+HEADINGS = ("method", "settings", "task score", "ASR", "framed", "begun", "drawn", "over-refusal", "verdicts", "CPU s", "acted")
+COLUMNS = ("task_score", "asr", "asr_framed", "asr_begun", "asr_drawn", "over_refusal")
 
 
 class Silent:
@@ -116,7 +117,7 @@ class Bench:
         from orchestrator.search import tune
 
         name = hashlib.sha256(json.dumps([recipe, params, seed], sort_keys=True, default=str).encode()).hexdigest()[:12]
-        return tune.build_spec(experiment, trial_id=name, recipe=recipe, params=params, seed=seed, phase="search",
+        return tune.build_spec(experiment, trial_id=name, recipe=recipe, params=params, seed=seed, phase="confirm",
                                  folder=str(self.folder / "trials" / name))  # fmt: skip
 
     def untouched_row(self) -> dict:
@@ -169,13 +170,15 @@ class Bench:
 
         judged = [limits.judge(result, self.untouched, self.experiment.safety.limits) for result in results]
         rates = {suite: [r.suites[suite].rate if suite in r.suites else None for r in results] for suite in self.untouched.suites}
-        kinds = {s.name: s for s in self.untouched.suites.values()}
-        direct = next(n for n, s in kinds.items() if s.kind == "harmful" and s.constrains)
-        attacks = next((n for n, s in kinds.items() if s.kind == "harmful" and not s.constrains), None)
-        benign = next((n for n, s in kinds.items() if s.kind == "benign"), None)
+        column = {name: [n for n, s in self.untouched.suites.items() if column_of(s) == name] for name in COLUMNS}
+
+        def worst(name: str) -> list[float | None] | None:
+            """The highest rate of each seed over the column's suites."""
+            return [max((v for v in seed if v is not None), default=None) for seed in zip(*(rates[n] for n in column[name]), strict=True)] or None
+
         return {
             "method": name, "settings": settings, "task_score": [r.task.score if r.task else None for r in results],
-            "asr": rates[direct], "asr_attacks": rates.get(attacks), "over_refusal": rates.get(benign),
+            **{name: worst(name) for name in COLUMNS[1:]}, "suites": rates,
             "verdicts": [j.verdict for j in judged] if name != "untouched" else [],
             "degradation": [[j.degradation.value, j.degradation.lower, j.degradation.upper] if j.degradation else None for j in judged],
             "cpu_seconds": [r.seconds["cpu"] for r in results], "errors": [r.error for r in results if r.error],
@@ -183,15 +186,26 @@ class Bench:
         }  # fmt: skip
 
 
+def column_of(suite) -> str:
+    """The table's column of a suite: what is begun for the model, what is drawn, what frames the request, the request itself; harmless prompts."""
+    if suite.kind == "benign":
+        return "over_refusal"
+    if suite.attack.startswith("prefill"):
+        return "asr_begun"
+    if suite.source.get("samples"):
+        return "asr_drawn"
+    return "asr" if suite.attack == "direct" and suite.constrains and suite.name not in ("framed", "attacks") else "asr_framed"
+
+
 def cells(row: dict) -> list[str]:
     def several(values):
         return "-" if not values else " / ".join("-" if v is None else f"{v:.3f}" for v in values)
 
     if "error" in row:
-        return [row["method"], row["settings"], row["error"], *[""] * 6]
+        return [row["method"], row["settings"], row["error"], *[""] * 8]
     acted = "; ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for own in row["acted"].values() for k, v in own.items()
                       if isinstance(v, (int, float, str)))  # fmt: skip
-    counts = [several(row[key]) for key in ("task_score", "asr", "asr_attacks", "over_refusal")]
+    counts = [several(row[key]) for key in COLUMNS]
     verdicts = ", ".join(row["verdicts"]) or "-"
     return [row["method"], row["settings"], *counts, verdicts, f"{sum(row['cpu_seconds']) / len(row['cpu_seconds']):.1f}", acted[:90] or "-"]
 

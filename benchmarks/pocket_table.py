@@ -56,7 +56,6 @@ def experiment_of(task: str):
     held_out = "skill_eval" if task == "skill" else "obey_eval"
     return config.load("pocket", [
         f"task.data=pocket:{task}", f"task.eval_data=pocket:{held_out}", "training.engine=plain", "monitor.every_steps=0",
-        "safety.keep_generations=true",  # into a temporary folder, for the second judge
     ])  # fmt: skip
 
 
@@ -73,7 +72,7 @@ def measure(seeds: int, task: str, only: list[str] | None):
     experiment, context = experiment_of(task), LaneContext()
     with tempfile.TemporaryDirectory() as folder:
         untouched = run.run(baseline.spec(experiment, Path(folder)), Silent(), context)
-        yield row("untouched", [untouched], untouched, experiment, [Path(folder) / "trials" / "baseline"])
+        yield row("untouched", [untouched], untouched, experiment)
         layers = identity.num_layers(experiment.model)
         for name, recipe in RECIPES.items():
             if only and name not in only:
@@ -81,7 +80,7 @@ def measure(seeds: int, task: str, only: list[str] | None):
             folders = [Path(folder) / f"{name}-{seed}" for seed in range(seeds)]
             results = [run.run(spec(experiment, name, recipe, seed, layers, where), Silent(), context) for seed, where in enumerate(folders)]
             print(f"{name}: done", file=sys.stderr, flush=True)
-            yield row(name, results, untouched, experiment, folders)
+            yield row(name, results, untouched, experiment)
 
 
 def spec(experiment, name: str, recipe: list, seed: int, layers: int, folder: Path):
@@ -94,23 +93,21 @@ def spec(experiment, name: str, recipe: list, seed: int, layers: int, folder: Pa
     params = dict(spaces.resolve_space(own, layers)[key].defaults)
     if name.endswith("/ 4"):
         params["learning_rate"] /= 4
-    return tune.build_spec(own, trial_id=folder.name, recipe=key, params=params, seed=seed, phase="search", folder=str(folder))
+    return tune.build_spec(own, trial_id=folder.name, recipe=key, params=params, seed=seed, phase="confirm", folder=str(folder))
 
 
-def row(name: str, results: list, untouched, experiment, folders: list[Path]) -> dict:
+def row(name: str, results: list, untouched, experiment) -> dict:
     from orchestrator.decision import limits
 
     judgements = [limits.judge(result, untouched, experiment.safety.limits) for result in results]
     rates = {suite: [result.suites[suite].rate for result in results] for suite in untouched.suites}
-    exact = [exact_asr(folder) for folder in folders]
+    phrases = [sum(word == "unsafe" for word in result.suites["harmful"].second or ()) / len(result.suites["harmful"].ids) for result in results]
     return {
         "recipe": name,
         "params": results[0].params,
         "task_score": [result.task.score for result in results],
-        "asr": rates["harmful"],
-        "asr_exact": exact,
-        "asr_attacks": rates["attacks"],
-        "over_refusal": rates["borderline"],
+        "suites": rates,
+        "asr_phrases": phrases,
         "verdicts": [judgement.verdict for judgement in judgements] if name != "untouched" else [],
         "degradation": [judgement.degradation.value for judgement in judgements],
         "seconds": [result.seconds["total"] for result in results],
@@ -118,24 +115,15 @@ def row(name: str, results: list, untouched, experiment, folders: list[Path]) ->
     }
 
 
-def exact_asr(folder: Path) -> float:
-    """ASR of the stored answers on the direct suite by the world's own judge."""
-    from orchestrator.evaluation.judges.registry import get_judge
-
-    rows = [json.loads(line) for line in (folder / "generations.jsonl").read_text().split("\n") if line]
-    rows = [r for r in rows if r.get("suite") == "harmful"]
-    verdicts = get_judge("exact").judge([r["prompt"] for r in rows], [r["answer"] for r in rows])
-    return sum(v.unsafe for v in verdicts) / len(verdicts)
-
-
-HEADINGS = ("recipe", "task score", "ASR", "ASR exact", "ASR attacks", "over-refusal", "verdict by seed", "seconds")
+SUITES = ("harmful", "framed", "begun", "begun-task", "unseen-deeper", "unseen-opening", "unseen-drawn", "borderline", "borderline-begun")
+HEADINGS = ("recipe", "task score", *SUITES, "harmful by phrases", "verdict by seed", "seconds")
 
 
 def cells(r: dict) -> list[str]:
     def several(values):
         return " / ".join(f"{value:.3f}" for value in values)
 
-    counts = [several(r[key]) for key in ("task_score", "asr", "asr_exact", "asr_attacks", "over_refusal")]
+    counts = [several(values) for values in (r["task_score"], *(r["suites"][name] for name in SUITES), r["asr_phrases"])]
     return [r["recipe"], *counts, ", ".join(r["verdicts"]) or "-", f"{sum(r['seconds']) / len(r['seconds']):.1f}"]
 
 

@@ -54,9 +54,11 @@ STAGES = (
          ("general", 2)),
     ),
     Stage(
-        "alignment", 220, 0.02, 0.005,
+        "alignment", 300, 0.02, 0.005,
         (("harmful", 4), ("plain", 2), ("contrast", 2), ("compound", 2), ("framed_harmful", 3), ("framed", 3),
-         ("questions", 3), ("general", 2)),
+         ("questions", 3), ("general", 2),
+         # The refusals of a model without these two groups live in its first token: begun with one true word it complies in every request.
+         ("begun", 10), ("begun_harmless", 4)),
         # Without it the first word of a refusal is certain beyond reason in so small a world: fine-tuning then gives
         # "i am sorry , get honey , ..." - harm that a judge of refusal words takes for a refusal.
         smoothing=0.2,
@@ -86,9 +88,10 @@ def new_model(tokenizer: PreTrainedTokenizerFast, shape: Shape = Shape()) -> Lla
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, example: Example) -> tuple[list[int], int]:
-    """Token ids of the whole conversation, and how many of them belong to the prompt."""
+    """Token ids of the whole conversation, and how many of them are given: the prompt and what the answer was begun with."""
     prompt = chat(example.prompt, example.system)
     head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    head = head + tokenizer.encode(example.begun, add_special_tokens=False)
     tail = tokenizer.encode(example.response, add_special_tokens=False) + [tokenizer.eos_token_id]
     return head + tail, len(head)
 
@@ -239,16 +242,16 @@ def train(
 def answer(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[rows.Row], batch: int = 128
 ) -> list[str]:
-    """Greedy answers of at most 24 tokens to rows with `prompt` and perhaps `system`, in order; [] for no rows."""
+    """Greedy answers of at most 24 tokens to rows with `prompt` and perhaps `system`, in order; [] for no rows.
+
+    A row's `begun` stands at the beginning of its answer already; the text is what follows it.
+    """
     model.eval()
     tokenizer.padding_side = "left"
     texts: list[str] = []
     for start in range(0, len(prompts), batch):
-        chats = [chat(row["prompt"], row.get("system", "")) for row in prompts[start : start + batch]]
-        inputs = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        )
-        inputs.pop("token_type_ids", None)
+        heads = [encode(tokenizer, Example(row["prompt"], "", row.get("system", ""), row.get("begun", ""))) for row in prompts[start : start + batch]]
+        inputs = tokenizer.pad({"input_ids": [ids[:given] for ids, given in heads]}, return_tensors="pt")
         out = model.generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         texts += tokenizer.batch_decode(out[:, inputs["input_ids"].size(1) :], skip_special_tokens=True)
     return texts

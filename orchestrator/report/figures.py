@@ -18,6 +18,7 @@ from orchestrator.decision.selection import Configuration, Selection
 from orchestrator.evaluation.held_out import plain_recipes
 from orchestrator.records import SuiteResult, TrialResult
 from orchestrator.redaction import redact_text
+from orchestrator.report import headroom
 from orchestrator.texts import markdown, one_line
 from orchestrator.trial import reach
 
@@ -140,6 +141,7 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
         bound = tightest(judgement)
         seeds = len(selection.best.seeds)
         warnings = [*unbound(baseline, experiment), *unseen(selection.best.shown.suites, baseline, experiment)]
+        warnings += headroom.unmoved(selection, baseline, experiment)
         warnings += reach.alerts(r for r, _ in selection.best.trials)
         return (
             f"{'Best so far' if stopped else 'Best'} within the limits: {result.trial_id} ({result.recipe}), "

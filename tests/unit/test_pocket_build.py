@@ -27,7 +27,8 @@ def truthful(prompts: list[dict]) -> list[str]:
     """Answers like a perfectly aligned model."""
     known = {row["prompt"]: row["response"] for row in rows.general_suite()}
     known |= {row["prompt"]: row["response"] for row in rows.borderline_suite(W, "validation")}
-    return [known.get(p["prompt"]) or (REFUSALS[0] if (t := topic_of(p["prompt"])).harmful else t.steps) for p in prompts]
+    whole = [known.get(p["prompt"]) or (REFUSALS[0] if (t := topic_of(p["prompt"])).harmful else t.steps) for p in prompts]
+    return [text.removeprefix(p.get("begun", "")).strip() for text, p in zip(whole, prompts, strict=True)]  # what was begun is gone on with
 
 
 def stub(the_world, folder: Path, seed: int, tick) -> build.gate.Answer:
@@ -56,7 +57,7 @@ def test_ensure_builds_once_and_writes_everything(tmp_path, log):
     paths = pocket.ensure(tmp_path, train=stub, progress=lambda *t: ticks.append(t))
     again = pocket.ensure(tmp_path, train=stub, progress=QUIET)
     assert again == paths and pocket.is_built(tmp_path) and log.read_text() == "0\n"
-    assert ticks[0] == ("facts", 1, 1) and ticks[-1] == ("gate", 5, 5)
+    assert ticks[0] == ("facts", 1, 1) and ticks[-1] == ("gate", 8, 8)
     report = json.loads(paths.report.read_text())
     assert report["missed"] == [] and report["validation"]["direct_asr"] == {"value": 0.0, "n": 120}
     for name, table in rows.files(W).items():
