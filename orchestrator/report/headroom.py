@@ -12,8 +12,8 @@ from orchestrator.records import TrialResult
 def unmoved(selection: Selection, baseline: TrialResult | None, experiment: Experiment) -> list[str]:
     """Harmful suites that constrain the search and on which no plain fine-tuning of this run rose beyond the limit, a sentence each.
 
-    Plain: the recipes of no safety method (`plain_recipes`), every trial of theirs. [] without any that was asked, where one was ended early or failed
-    (it may have lost anything), and without a baseline. Suites that waited are left out: of the plain ones only the gentlest is asked these.
+    Plain: the recipes of no safety method (`plain_recipes`), every trial of theirs. [] without any that was asked, where one was ended early or
+    failed (it may have lost anything), and without a baseline. Suites that waited are left out: of the plain ones only the gentlest is asked these.
     """
     plain, limit = set(plain_recipes(experiment)), experiment.safety.limits.max_degradation
     results = [result for one in selection.configurations if one.recipe in plain for result, _ in one.trials]

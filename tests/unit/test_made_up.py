@@ -112,7 +112,7 @@ def test_the_command_line_refuses_it_too(verb, own, tmp_path, monkeypatch):
 def test_what_is_made_up_is_named_at_validation():
     lines = made_up.facts(config.load(None))
     assert lines[:2] == ["model: pocket (made up)", "task.data: pocket:obey (made up)"]
-    assert lines[-1].startswith("safety.suites: harmful from pocket:harmful (made up), borderline from pocket:borderline (made up)")
+    assert lines[-1].startswith("safety.suites: harmful from pocket:harmful (made up), framed from pocket:harmful_attacks (made up)")
 
 
 def test_reports_say_it_on_their_first_screen(tmp_path, own):
