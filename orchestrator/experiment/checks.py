@@ -165,7 +165,8 @@ def _check_suites(experiment: Experiment) -> None:
     if held_out and not _confirms(experiment):
         raise ConfigError(
             f"safety.suites {', '.join(held_out)} wait for confirmation (phase: confirm), but nothing is confirmed with search.seeds="
-            f"{len(search.seeds)} and search.finalists={search.finalists}; set search.seeds=2 and search.finalists=1 or more"
+            f"{len(search.seeds)} and search.finalists={search.finalists}; set search.seeds=2 and search.finalists=1 or more, or "
+            "their phase: always, or constrains: false"
         )
 
 

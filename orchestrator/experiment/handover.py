@@ -36,6 +36,8 @@ def best_experiment(experiment: Experiment, spec: TrialSpec, waited: int) -> Exp
     raw["search"].update(trials=1, seeds=[spec.seed], finalists=0, space=pinned, storage=None, time_budget_s=None)
     raw["safety"]["sequential"]["enabled"] = False  # a single trial is asked in full
     raw["safety"]["confirm_share"] = 0.0
+    for one in (*raw["safety"]["suites"], *raw["safety"]["external"]):
+        one["phase"] = "always"  # nothing is chosen any more, so nothing has to wait for it
     raw["task"]["confirm_size"] = waited
     raw["output"]["dir"] = "outputs/{name}"
     return config.from_dict(raw)

@@ -18,7 +18,7 @@ from orchestrator.decision.intervals import paired_scores
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation import held_out
 from orchestrator.evaluation.suites import make
-from orchestrator.experiment import driver, handover, identity
+from orchestrator.experiment import checks, driver, handover, identity
 from orchestrator.records import SuiteResult, TaskResult, TrialResult
 from orchestrator.report import figures
 from orchestrator.report import view as report_view
@@ -265,6 +265,15 @@ def test_best_yaml_holds_out_the_same_rows_again(tmp_path):
     spec = made_up.spec(result("t1s1", "confirm", 0.9))
     best = handover.best_experiment(made, spec, 37)
     assert best.task.confirm_size == 37 and best.safety.confirm_share == 0 and not best.confirms
+
+
+def test_best_yaml_of_a_run_with_limits_on_suites_that_wait_is_a_config_that_asks_them_at_once(tmp_path):
+    made = config.load("pocket")
+    spec = replace(made_up.spec(result("t1s1", "confirm", 0.9)), strategies=(("full", {}),))
+    assert any(suite.phase == "confirm" and suite.constrains for suite in made.safety.suites)
+    best = handover.best_experiment(made, spec, 0)
+    checks.check_combinations(best)
+    assert {suite.phase for suite in best.safety.suites} == {"always"} and len(best.safety.suites) == len(made.safety.suites)
 
 
 def test_a_resumed_run_may_not_change_whether_something_waits(tmp_path):
