@@ -72,7 +72,8 @@ class JointSearch:
     def next(self, open_recipes: Sequence[str], asked: int) -> Next | None:
         """The trial after `asked` ones, of one of these recipes; None where none of them has a new point.
 
-        With adaptive allocation a new best is run on another seed first, and the model takes the recipe that it expects most of.
+        With adaptive allocation a new best is run on another seed first, and as soon as something feasible is known the model takes the recipe
+        that it expects most of.
         """
         fresh = [name for name in self._first if name in open_recipes and not self._recipes[name].count]
         if fresh and self._recipes[fresh[0]].space.defaults:
@@ -82,8 +83,9 @@ class JointSearch:
             unsure = new_best(model.known)
             if unsure is not None:
                 return Next(unsure.recipe, dict(unsure.params), again=True)
+        if self.adaptive and model.best is not None:
             chosen = self._hopeful(model, open_recipes, asked)
-        else:
+        else:  # while nothing feasible is known, the model would insist on whatever is nearly safe (`benchmarks/samplers.py`)
             least = min(self._recipes[name].count for name in open_recipes)
             chosen = [name for name in open_recipes if self._recipes[name].count == least]
         found = model.propose({name: self._offer(name) for name in chosen}, np.random.default_rng([self._seed, 1, asked]))
