@@ -22,12 +22,13 @@ def test_every_preset_is_valid(name):
     assert made.name == name and text.presets()[name].read_text().startswith("# ")
 
 
-@pytest.mark.parametrize(("name", "recipe", "actions"), [
-    ("high", "safegrad+freeze_layers", {"rollback"}), ("medium", "sap+lora", {"stop"}), ("experimental", "freeze_layers", {"add"}),
+@pytest.mark.parametrize(("name", "recipes", "actions"), [
+    ("high", ("safegrad+freeze_layers",), {"rollback"}), ("medium", ("sap+lora", "safegrad+lora"), {"stop"}),
+    ("experimental", ("freeze_layers",), {"add"}),
 ])  # fmt: skip
-def test_the_risk_profiles_are_what_the_source_says(name, recipe, actions):
+def test_the_risk_profiles_are_what_the_source_says_and_medium_has_what_protects_beside_it(name, recipes, actions):
     made = config.load(name)
-    assert made.recipe_names == (recipe,) and made.monitor.actions == actions
+    assert made.recipe_names == recipes and made.monitor.actions == actions
     if name != "medium":
         assert made.monitor.max_unsafe_rise == 0.05 and made.monitor.lr_factor == 0.5
     assert (name == "experimental") == (made.monitor.added == (("safegrad", {}),))
