@@ -20,16 +20,18 @@ from orchestrator.verbs import check as checking
 from orchestrator.verbs import check_seal, evaluated, opening, running
 from orchestrator.verbs import compare as comparing
 from orchestrator.verbs import evaluate as evaluating
+from orchestrator.verbs import reproduce as reproducing
 from orchestrator.verbs.measured import Evaluation, Gate, ModelComparison
 from orchestrator.verbs.opening import Given
+from orchestrator.verbs.reproduce import Reproduction
 from orchestrator.verbs.results import Chosen, RunResult
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
-    "Chosen", "Evaluation", "Experiment", "Gate", "ModelComparison", "RunResult", "check", "compare", "evaluate", "open_run", "resume",
-    "run",
+    "Chosen", "Evaluation", "Experiment", "Gate", "ModelComparison", "Reproduction", "RunResult", "check", "compare", "evaluate", "open_run",
+    "reproduce", "resume", "run",
 ]  # fmt: skip
 
 
@@ -51,6 +53,13 @@ def resume(folder: str | Path, *overrides: str, retry_failed: bool = False, prog
     Raises ConfigError where there is no run, or for an override that finished trials depend on.
     """
     return _run(opening.without_gpu_warnings(resuming.load(folder, overrides)), progress, retry_failed)
+
+
+def reproduce(folder: str | Path, output: str | Path | None = None, progress: bool = True) -> Reproduction:
+    """Run a run again (same config, seeds, data) into a new folder and compare trial by trial (`safebasin reproduce`). A difference is a result
+    (`same`). Raises ConfigError where there is no run, or the new folder holds something."""
+    found, _ = reproducing.reproduce(str(folder), None if output is None else Path(output), _console(progress))
+    return found
 
 
 def _run(made: Experiment, progress: bool, retry_failed: bool) -> RunResult:

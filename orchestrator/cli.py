@@ -10,6 +10,7 @@ import enum
 import json
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -105,6 +106,19 @@ def resume(
     from orchestrator.verbs import opening
 
     _run(opening.without_gpu_warnings(resuming.load(folder, overrides or [])), retry_failed=retry_failed)
+
+
+@app.command()
+def reproduce(
+    folder: Annotated[str, typer.Argument(metavar="DIR|URI", help="Output folder, or address, of the run to reproduce.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="A new folder; outputs/reproduce-NAME without it.")] = None,
+) -> None:
+    """Run a run again (same config, seeds, data) into a new folder and say what differs. Exits with 3 where anything does."""
+    from orchestrator.terminal import screen
+    from orchestrator.verbs import reproduce as reproducing
+
+    found, _ = reproducing.reproduce(folder, output, screen.console(steady=True))
+    raise typer.Exit(found.exit_code)
 
 
 @app.command()
@@ -260,8 +274,6 @@ def apply(
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of what is drawn at random.")] = 0,
 ) -> None:
     """Apply a merging, projecting or restoring method to a model that was tuned elsewhere."""
-    from pathlib import Path
-
     from orchestrator.terminal import screen
     from orchestrator.verbs import apply as application
 

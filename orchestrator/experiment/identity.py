@@ -12,7 +12,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from orchestrator import config
 from orchestrator.config import Experiment
 from orchestrator.data import conversations
 from orchestrator.errors import ConfigError, SafebasinError
+from orchestrator.report import provenance
 from orchestrator.storage import files
 from orchestrator.storage.layout import CONFIG
 from orchestrator.trial import materials, record_check
@@ -49,31 +50,37 @@ class Identity:
     config: dict[str, Any]
     content: dict[str, str]
     """Hash by what it is of: model, template, task.data, safety.suites.<name>, ..."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the packages that decide what a run gives; empty in a run of before these were kept."""
 
 
 def new(experiment: Experiment, content: Mapping[str, str], run: str | None = None) -> Identity:
     """The identity of a run that begins, or whose file was lost."""
-    return Identity(run or uuid.uuid4().hex, experiment.model_dump(mode="json"), dict(content))
+    return Identity(run or uuid.uuid4().hex, experiment.model_dump(mode="json"), dict(content), provenance.versions())
 
 
 def write(folder: Path, identity: Identity) -> None:
     """Write `run.json`. Raises StorageError."""
-    files.write_json(folder / FILE, {"format": 1, "run": identity.run, "content": identity.content, "config": identity.config})
+    body = {"format": 1, "run": identity.run, "content": identity.content, "versions": identity.versions, "config": identity.config}
+    files.write_json(folder / FILE, body)
 
 
 def read(folder: Path) -> Identity | None:
     """What the folder's run was begun with; None where nothing says so (a run of an older version). Raises BadRecord where it is damaged."""
     raw = record_check.guarded(folder / FILE, _wrong)
-    return None if raw is None else Identity(raw["run"], raw["config"], raw["content"])
+    return None if raw is None else Identity(raw["run"], raw["config"], raw["content"], raw.get("versions", {}))
 
 
 def _wrong(raw: Any) -> str | None:
-    if not isinstance(raw, dict) or raw.get("format") != 1 or set(raw) != {"format", "run", "content", "config"}:
+    if not isinstance(raw, dict) or raw.get("format") != 1 or set(raw) - {"versions"} != {"format", "run", "content", "config"}:
         return "it does not say what a run was begun with"
     if not isinstance(raw["run"], str) or not isinstance(raw["config"], dict) or not isinstance(raw["content"], dict):
         return "run, config or content is of the wrong type"
     if not RUN_ID.fullmatch(raw["run"]):
         return f"{raw['run']!r:.60} is no id of a run"
+    versions = raw.get("versions", {})
+    if not isinstance(versions, dict) or not all(isinstance(value, str) for value in versions.values()):
+        return "versions holds what is no version"
     if not all(isinstance(value, str) for value in raw["content"].values()):
         return "content holds what is no hash"
     missing = [name for name in _SECTIONS if name not in raw["config"]]

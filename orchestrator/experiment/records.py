@@ -50,6 +50,8 @@ class RunRecords:
     """When a record was last written, seconds since 1970; None where none was, or for an address."""
     content: dict[str, str] = field(default_factory=dict)
     """Hashes of what it works with."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the packages it was begun with; empty where nobody wrote them down."""
     troubles: tuple[str, ...] = ()
 
     def rows(self, under: config.Limits | None = None) -> list[Row]:
@@ -97,7 +99,7 @@ def _read(folder: Path, shown: str) -> RunRecords:
     moments = [moment for moment, _ in ended] if not addresses.is_address(shown) else []
     return RunRecords(
         shown, made, baseline, tuple(result for _, result in ended), tuple(waiting), (folder / "best.json").is_file(),
-        max(moments) / 1e9 if moments else None, begun.content if begun else {}, tuple(troubles),
+        max(moments) / 1e9 if moments else None, begun.content if begun else {}, begun.versions if begun else {}, tuple(troubles),
     )  # fmt: skip
 
 

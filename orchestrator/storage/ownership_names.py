@@ -10,6 +10,7 @@ _RUN = (
     ".running.lock", "run.json", "config.resolved.yaml", "baseline.json", "trials.csv", "trials/", "trained/", "ray/", "model/", ".model.partial/",
     "best.json", "best.yaml", "report.html", "report.md", "study.journal", "study.journal.lock", "tracking.json", "tracking.spool.jsonl",
     "tracking.spool.rejected.jsonl", "tracking.spool.old.jsonl", "tracking.spool.skipped", "tracking.spool.old.skipped", *_CHANGES, *_PICTURES,
+    "reproduction.json",
 )  # fmt: skip
 LAYOUT: dict[str, tuple[str, ...]] = {
     "run": _RUN,
