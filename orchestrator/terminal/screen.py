@@ -88,7 +88,7 @@ def in_notebook() -> bool:
 
 def silent() -> Screen:
     """A console that shows nothing."""
-    return Screen(file=io.StringIO())
+    return Screen(file=io.StringIO(), quiet=True, force_jupyter=False)
 
 
 class _Cell:

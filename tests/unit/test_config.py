@@ -91,7 +91,7 @@ def test_missing_files_and_presets():
         config.load("poket")
 
 
-@pytest.mark.parametrize("text", ["trials", "=3", "safety.suites.9.limit=1", "safety.suites.x.limit=1"])
+@pytest.mark.parametrize("text", ["trials", "=3", "safety.suites.99.limit=1", "safety.suites.x.limit=1"])
 def test_bad_overrides(text):
     with pytest.raises(ConfigError):
         config.load(None, [text])
