@@ -8,7 +8,7 @@ import importlib
 __version__ = "0.1.0"
 
 _API = frozenset(
-    "Chosen Evaluation Experiment Gate ModelComparison Reproduction RunResult check compare evaluate open_run resume run".split()
+    "Chosen Evaluation Experiment Gate ModelComparison Reproduction RunResult check compare evaluate open_run reproduce resume run".split()
 )
 """Names that `orchestrator.api` gives; a test compares."""
 
