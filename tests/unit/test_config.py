@@ -6,7 +6,7 @@ import json
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import config
@@ -44,11 +44,13 @@ def test_scientific_notation_is_a_number(tmp_path, text):
     assert config.load(None, [f"training.learning_rate={text}"]).training.learning_rate == 3e-4
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=1e-12, max_value=1e12, allow_nan=False))
 def test_any_float_survives_yaml(value):
     assert yaml_text.parse(f"a: {value!r}", "x")["a"] == value
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=string.ascii_letters + "_", min_size=1, max_size=12))
 def test_words_stay_words(word):
     if word.lower() not in {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}:
