@@ -19,7 +19,7 @@ SLOW := tests/e2e/test_main_job.py tests/e2e/test_chaos.py tests/ray tests/e2e/t
 EXAMPLES ?= 5000
 SEED ?= 0
 
-.PHONY: demo test check fuzz families install clean
+.PHONY: demo test check fuzz families browser install clean
 
 demo: $(STAMP)
 	$(BIN)/safebasin run output.overwrite=true
@@ -37,6 +37,10 @@ fuzz: $(STAMP)
 
 families: $(STAMP)
 	SAFEBASIN_FAMILIES=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load tests/families
+
+# Pages in headless Chromium, at 390 px, on paper, in dark mode. It needs a Chromium (Debian: apt-get install chromium) and fails without one.
+browser: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
 install: $(STAMP)
 

@@ -62,3 +62,9 @@ def code(text: Any) -> str:
 def fence(text: str) -> str:
     """Backticks that fence `text` as a block of Markdown: more of them than stand anywhere in a row in it, at least four."""
     return "`" * max([4, *(len(run) + 1 for run in re.findall("`+", text))])
+
+
+def moved(change: float, digits: int = 3) -> str:
+    """A difference in words: `rose by 0.020`, `fell by 0.017`, `did not change` where nothing is left of it at these digits."""
+    size = f"{abs(change):.{digits}f}"
+    return "did not change" if float(size) == 0 else f"{'rose' if change > 0 else 'fell'} by {size}"

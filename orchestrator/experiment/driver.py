@@ -23,7 +23,7 @@ from orchestrator.experiment.progress import Dashboard, duration
 from orchestrator.experiment.state import Run, Standing, Start
 from orchestrator.lanes import lanes
 from orchestrator.records import TrialSpec
-from orchestrator.report import figures, table
+from orchestrator.report import alerts, table
 from orchestrator.report import run as report
 from orchestrator.search import spaces as ranges
 from orchestrator.search import tune
@@ -193,7 +193,7 @@ def _baseline(state: Run, group) -> None:
     state.tracker.finish_baseline(result)
     rates = "  ".join(f"{s.name} {'ASR' if s.kind == 'harmful' else 'over-refusal'} {s.rate:.3f} (n={len(s.ids)})" for s in result.suites.values())
     state.dashboard.say(f"untouched model: {state.experiment.task.metric} {result.task.score:.3f}  {rates}")
-    for line in figures.unbound(result, state.experiment):
+    for line in (*alerts.too_few(result, state.experiment), *alerts.unbound(result, state.experiment)):
         state.dashboard.say(f"warning: {line}")
 
 

@@ -2,51 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator.config import Experiment
-from orchestrator.data import counted
 from orchestrator.decision import selection as decision_selection
-from orchestrator.decision.intervals import Estimate, level_of, mean, paired_difference, paired_scores, rate
-from orchestrator.decision.limits import Constraint, Judgement, is_blind
-from orchestrator.decision.rises import least_requests
+from orchestrator.decision.intervals import Estimate, mean, paired_scores, rate
+from orchestrator.decision.limits import Constraint, Judgement
 from orchestrator.decision.selection import Configuration, Selection
 from orchestrator.evaluation.held_out import plain_recipes
 from orchestrator.records import SuiteResult, TrialResult
 from orchestrator.redaction import redact_text
-from orchestrator.report import headroom
+from orchestrator.report import alerts, headroom
+from orchestrator.report.alerts import Alert
+from orchestrator.report.numbers import MISSING, figure, moved, number, percent
 from orchestrator.texts import markdown, one_line
-from orchestrator.trial import reach
-
-MISSING = "not measured"
-FEW_FAIL = 0.5
-"""Rate of failures of an untouched model below which a suite that can show no rise is short of prompts, not of a model that passes them."""
-
-
-def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
-    """A rate or score with fixed digits; `not measured` for None and NaN."""
-    if value is None or math.isnan(value):
-        return MISSING
-    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-    return text.replace("-0." + "0" * digits, "0." + "0" * digits) if float(text) == 0 else text
-
-
-def size(estimate: Estimate) -> str:
-    """`n=120 in 40 requests`, or `n=120`; `n=96 of 360 (stopped early)` where a suite was not asked to its end."""
-    requests = f" in {estimate.requests} requests" if estimate.requests else ""
-    return f"n={estimate.n}" + (f" of {estimate.of}" if estimate.of else "") + requests + (" (stopped early)" if estimate.of else "")
-
-
-def figure(estimate: Estimate | None, signed: bool = False) -> str:
-    """Value, interval and size: `+0.020 [-0.004, +0.049] n=120 in 40 requests`; `not measured` where there is nothing."""
-    if estimate is None or not estimate.n:
-        return MISSING
-    lower, upper = number(estimate.lower, signed=signed), number(estimate.upper, signed=signed)
-    return f"{number(estimate.value, signed=signed)} [{lower}, {upper}] {size(estimate)}"
 
 
 def suite_rate(suite: SuiteResult | None, confidence: float) -> Estimate | None:
@@ -102,19 +74,15 @@ def tightest(judgement: Judgement) -> Constraint | None:
     return max(judgement.constraints, key=lambda c: c.value, default=None)
 
 
-def percent(share: float) -> str:
-    """A share as `95%` or `97.5%`."""
-    return f"{100 * share:.4g}%"
-
-
 def kept(constraint: Constraint, confidence: float) -> str:
+    """Whether a limit is kept, in words: what moved by how much, at which confidence, within or over which limit."""
     kind = constraint.name.partition("/")[0]
     what = {"external": "the loss", "over_refusal_rise": "over-refusal"}.get(kind, "attack success")
     relation = {"feasible": "within", "infeasible": "over", "undecided": "not clearly within"}[constraint.verdict]
     level = percent(constraint.confidence or confidence)
-    moved = f"is {figure(constraint.estimate)}" if kind == "asr" else f"rose by {figure(constraint.estimate, signed=True)}"
+    how = f"is {figure(constraint.estimate)}" if kind == "asr" else moved(constraint.estimate)
     return (
-        f"{what} on {constraint.suite} {moved} at {level} confidence, "
+        f"{what} on {constraint.suite} {how} at {level} confidence, "
         f"{relation} the limit of {constraint.limit:g}" + ("; this suite cannot show a rise" if constraint.blind else "")
     )
 
@@ -129,6 +97,34 @@ def _rates(result: TrialResult, baseline: TrialResult | None, kind: str) -> str:
 
 
 def headline(selection: Selection, baseline: TrialResult | None, experiment: Experiment, *, stopped: bool = False) -> str:
+    """The outcome as one line for the terminal and MLflow: the `verdict`, then every one of its `warnings`."""
+    told = "".join(f" {line}." for line in warnings(selection, baseline, experiment))
+    return verdict(selection, baseline, experiment, stopped=stopped) + told
+
+
+def warnings(selection: Selection, baseline: TrialResult | None, experiment: Experiment) -> list[str]:
+    """What qualifies the verdict, each with its mark (NOTE, WARNING, CONTAMINATED); of a search without a winner only what was trained on."""
+    best = selection.best
+    if best is None:
+        return [alert.text for alert in alerts.of_data(baseline)] if selection.nearest_miss is not None and selection.measured else []
+    told = [*alerts.of_models(baseline, best.shown.suites, experiment), *headroom.unmoved(selection, baseline, experiment)]
+    told += alerts.of_trials(r for r, _ in best.trials)
+    note = [f"NOTE: {alert}" for alert in learnt_nothing(selection, baseline, experiment)]
+    return [*note, *(f"WARNING: {alert}" for alert in told), *(alert.text for alert in alerts.of_data(baseline))]
+
+
+def learnt_nothing(selection: Selection, baseline: TrialResult | None, experiment: Experiment) -> list[Alert]:
+    """Said of a best model whose score is not clearly above the untouched one's; [] otherwise."""
+    if selection.best is None:
+        return []
+    confidence, result = experiment.safety.limits.confidence, selection.best.handed_over[0]
+    score = held_out_score(result, confidence) or task_score(result, confidence)
+    before = held_out_score(baseline, confidence) or task_score(baseline, confidence)
+    low = score is not None and before is not None and score.lower <= before.value
+    return [Alert("its task score is not clearly above the untouched model's", alerts.SCORE)] if low else []
+
+
+def verdict(selection: Selection, baseline: TrialResult | None, experiment: Experiment, *, stopped: bool = False) -> str:
     """The outcome in one sentence: the best trial with score, attack success before and after and the limit, or the nearest miss.
 
     `stopped`: the search was cut short, so what is said holds so far.
@@ -136,21 +132,12 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
     confidence = experiment.safety.limits.confidence
     if selection.best is not None:
         result, judgement = selection.best.handed_over
-        score = held_out_score(result, confidence) or task_score(result, confidence)
-        before = held_out_score(baseline, confidence) or task_score(baseline, confidence)
-        bound = tightest(judgement)
-        seeds = len(selection.best.seeds)
-        warnings = [*unbound(baseline, experiment), *unseen(selection.best.shown.suites, baseline, experiment)]
-        warnings += headroom.unmoved(selection, baseline, experiment)
-        warnings += reach.alerts(r for r, _ in selection.best.trials)
+        bound, seeds = tightest(judgement), len(selection.best.seeds)
         return (
             f"{'Best so far' if stopped else 'Best'} within the limits: {result.trial_id} ({result.recipe}), "
             f"{_scored(selection, baseline, experiment)}, attack success {_rates(result, baseline, 'harmful')}; "
             + (f"{kept(bound, confidence)}: feasible" if bound else "feasible")
             + (f", as on each of {seeds} seeds." if seeds > 1 else ", on one seed.")
-            + (" NOTE: its task score is not clearly above the untouched model's." if score and before and score.lower <= before.value else "")
-            + "".join(f" WARNING: {line}." for line in warnings)
-            + contaminated(baseline)
         )
     miss = selection.nearest_miss
     if not selection.measured:
@@ -169,7 +156,6 @@ def headline(selection: Selection, baseline: TrialResult | None, experiment: Exp
     return (
         f"{nothing}: none of {_count(selection.configurations)} keeps every limit at {confidence:.0%} confidence. Nearest miss: "
         f"{result.trial_id} ({result.recipe}), task score {figure(task_score(result, confidence))}, {standing}{by}."
-        + contaminated(baseline)
     )
 
 
@@ -200,68 +186,6 @@ def unmeasured(selection: Selection) -> str:
 def _alike(result: TrialResult) -> str:
     """A trial's error without its numbers, so that the same reason at other steps counts as one."""
     return re.sub(r"\d+", "#", f"{result.fault} {result.error}")
-
-
-def contaminated(baseline: TrialResult | None) -> str:
-    """What is measured and was trained on, as sentences with a blank before them; empty where nothing is."""
-    return "".join(f" {line}." for line in counted.alerts(baseline.facts)) if baseline is not None else ""
-
-
-def unbound(baseline: TrialResult | None, experiment: Experiment) -> list[str]:
-    """Suites that can show no rise because the untouched model fails there that often already, a sentence each; [] where all can."""
-    limits = experiment.safety.limits
-    found = []
-    for suite in baseline.suites.values() if baseline is not None else ():
-        limit, what = (limits.max_degradation, "attack success") if suite.kind == "harmful" else (limits.max_over_refusal_rise, "over-refusal")
-        if suite.constrains and limit is not None and is_blind(suite, limit, limits.confidence):
-            few = f", or its {len(suite.ids)} prompts are too few" if suite.rate < FEW_FAIL else ""
-            found.append(
-                f"{suite.name} cannot show a rise: the untouched model's {what} is {number(suite.rate)} already{few}, so a model that lost half of "
-                f"what is left would not be seen under the limit of {limit:g}, and no verdict there is `feasible`; start from a model that "
-                "keeps more, or ask more prompts that it passes"
-            )
-    return found
-
-
-def too_few(baseline: TrialResult | None, experiment: Experiment) -> list[str]:
-    """Suites that constrain and have too few requests for any model to be feasible there, a sentence each."""
-    limits, found = experiment.safety.limits, []
-    for suite in baseline.suites.values() if baseline is not None else ():
-        limit = limits.max_degradation if suite.kind == "harmful" else limits.max_over_refusal_rise
-        if not suite.constrains or limit is None or not suite.ids:
-            continue
-        needed = least_requests(limit, level_of(limits.confidence))
-        if needed is None or suite.request_count < needed:
-            least = f"{needed} are needed" if needed is not None else "no number suffices"
-            found.append(
-                f"{suite.name} asks {suite.request_count} requests, too few to show that the limit of {limit:g} is kept ({least}), so no verdict "
-                "there is `feasible`, not even on an unchanged model; ask more"
-            )
-    return found
-
-
-def unseen(after: Mapping[str, SuiteResult], baseline: TrialResult | None, experiment: Experiment) -> list[str]:
-    """Rises of attack success that the limits do not hold and would not allow: on suites that are only measured, and by the second judge
-    on any. A sentence each.
-
-    Only clear ones: the whole interval beyond `max_degradation`, on the same prompts.
-    """
-    limits, found = experiment.safety.limits, []
-    for name, tuned in after.items():
-        before = baseline.suites.get(name) if baseline is not None else None
-        if before is None or tuned.kind != "harmful" or before.ids != tuned.ids or not tuned.ids:
-            continue
-        looks = [("", before.certain, tuned.failures)] if not tuned.constrains else []
-        if before.second is not None and tuned.second is not None:
-            worse = [word in ("unsafe", "unparsed") for word in tuned.second]
-            looks.append((f" by the second judge ({tuned.second_judge})", [word == "unsafe" for word in before.second], worse))
-        for by, first, second in looks:
-            rise = paired_difference(first, second, tuned.requests, limits.confidence)
-            if rise.lower > limits.max_degradation:
-                held = "" if tuned.constrains else ", which no limit holds,"
-                much = f"rose by {figure(rise, signed=True)}{by}, more than the limit of {limits.max_degradation:g} would allow"
-                found.append(f"attack success on {name}{held} {much}")
-    return found
 
 
 def _count(found: Sequence[Configuration]) -> str:

@@ -12,11 +12,12 @@ from orchestrator import redaction
 from orchestrator.config import Experiment
 from orchestrator.pocket import likeness
 from orchestrator.report import fill, provenance
+from orchestrator.report.alerts import Alert
 from orchestrator.report.plots.canvas import Plot
 from orchestrator.storage import files
 
 Table = dict[str, Any]
-"""{"title", "note", "head": column names, "rows": lists of texts}."""
+"""{"title", "note", "head": column names, "rows": lists of texts}, and may have "ids", one a row, for links to it."""
 
 POCKET_NOTE = (
     "The prompts are those of the made-up world (pocket): their figures say nothing about the harm of a real model. Name suites with -c FILE or "
@@ -37,6 +38,8 @@ class Page:
     sentence: str
     good: bool | None = None
     """Whether the sentence is good news (green), bad news (red) or neither (None, grey)."""
+    alerts: Sequence[Alert] = ()
+    """Warnings, each a line of its own with a link to its row."""
     notes: Sequence[str] = ()
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
@@ -60,9 +63,10 @@ def write(page: Page, path: Path) -> list[Path]:
         data = base64.b64encode(plot.png).decode() if plot.png is not None else None
         shown.append({"name": plot.name, "title": plot.title, "text": plot.text, "data": data})
     content = {
-        "title": page.title, "sentence": page.sentence, "tone": {True: "feasible", False: "", None: "neutral"}[page.good], "notes": page.notes,
+        "title": page.title, "sentence": page.sentence,
+        "tone": {True: "feasible", False: "", None: "neutral"}[page.good], "notes": page.notes, "alerts": page.alerts,
         "plots": shown,
-        "tables": [t for t in page.tables if t["rows"]], "facts": page.facts, "caveats": page.caveats,
+        "tables": [{"ids": None} | t for t in page.tables if t["rows"]], "facts": page.facts, "caveats": page.caveats,
         "config": redaction.redact_text(page.config), "versions": provenance.versions(),
     }  # fmt: skip
     return [files.write_text(path, fill.filled("page.html.j2", content)), *paths]

@@ -14,9 +14,11 @@ from orchestrator.errors import DataError
 from orchestrator.evaluation import held_out
 from orchestrator.evaluation.judges.registry import name_of
 from orchestrator.records import SuiteResult, TrialResult
+from orchestrator.report import alerts, gaps, headroom, provenance, safety
 from orchestrator.report import figures as summary
-from orchestrator.report import provenance, safety
-from orchestrator.trial import reach
+from orchestrator.report import shown as shown_table
+from orchestrator.report.alerts import Alert
+from orchestrator.report.numbers import MISSING, figure, number
 
 Row = tuple[TrialResult, Judgement]
 
@@ -41,21 +43,19 @@ def view(
         "feasible": selection.best is not None,
         "stopped": bool(facts.get("stopped")),
         "left_out": [redaction.redact_text(sentence) for sentence in (facts.get("left_out") or {}).values()],
-        "alerts": [
-            *(["OTHER LIMITS: these verdicts are under limits that the run was not searched under"] if facts.get("other_limits") else []),
-            *system_prompts.alerts([baseline, *(result for result, _ in rows)]), *counted.alerts(baseline.facts), *reach.alerts(r for r, _ in rows),
-        ],
+        "alerts": _alerts(experiment, baseline, rows, selection, facts),
+        "gaps": gaps.lines(experiment, baseline, rows, selection),
         "made_up": made_up.sentence(experiment),
-        "sentence": summary.headline(selection, baseline, experiment, stopped=bool(facts.get("stopped"))),
+        "sentence": summary.verdict(selection, baseline, experiment, stopped=bool(facts.get("stopped"))),
         "level": f"{limits.confidence:.0%}",
         "metric": experiment.task.metric,
-        "shown": _shown(shown, baseline, experiment) if shown else None,
+        "shown": shown_table.content(shown, baseline, experiment) if shown else None,
         "recipes": _recipes(experiment, rows, selection),
         "trials": [_trial(row, experiment, selection) for row in rows],
         "params": sorted({name for result, _ in rows for name in result.params}),
         "baseline": _baseline(baseline, experiment),
         "limits": _limits(experiment),
-        "suites": _suites(experiment, baseline),
+        "suites_head": SUITES, "suites_rows": _suites(experiment, baseline), "decision": [],
         "safety": safety.tables(baseline, shown.shown if shown else None, limits.confidence),
         "measured": _measured(experiment, baseline, facts) + counted.lines(baseline.facts) + _rows_read(rows) + _sequential(experiment, rows),
         "seeds": ", ".join(map(str, sorted({r.seed for r, _ in rows}))) or "none",
@@ -72,49 +72,27 @@ def view(
 def duration(seconds: float | None) -> str:
     """Seconds as `1 h 02 min`, `3 min 20 s` or `12.3 s`; `not measured` for None."""
     if seconds is None:
-        return summary.MISSING
+        return MISSING
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def param(value: Any) -> str:
-    """A sampled value, short: four significant digits for a float."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _shown(found: Configuration, baseline: TrialResult, experiment: Experiment) -> dict[str, Any]:
-    """The best configuration, or the nearest miss: figures before and after, every constraint of every seed."""
-    result, judgement = found.shown, found.trials[0][1]
-    level = experiment.safety.limits.confidence
-    figures = [("task score", summary.figure(summary.task_score(baseline, level)), summary.figure(summary.task_score(result, level)))]
-    waited = [summary.held_out_score(one, level) for one in (baseline, result)]
-    if any(waited):
-        figures.append(("task score on rows held out of the search", summary.figure(waited[0]), summary.figure(waited[1])))
-    for name, suite in result.suites.items():
-        label = f"{'attack success' if suite.kind == 'harmful' else 'over-refusal'} on {name}{safety.asked_of(suite)}"
-        before = summary.figure(summary.suite_rate(baseline.suites.get(name), level))
-        figures.append((label, before, summary.figure(summary.suite_rate(suite, level))))
-    constraints = [
-        {"trial": r.trial_id, "seed": r.seed, "name": c.name, "estimate": summary.figure(c.estimate, signed=True),
-         "passing": summary.figure(c.among_passing), "limit": f"{c.limit:g}",
-         "room": summary.number(-c.value, signed=True) if c.estimate.n else summary.MISSING, "verdict": c.verdict}
-        for r, j in found.trials for c in j.constraints
-    ]  # fmt: skip
-    params = {name: param(value) for name, value in found.params.items()}
-    return {
-        "trial": result.trial_id, "recipe": found.recipe, "verdict": found.verdict,
-        "seeds": f"seed{'s' if len(found.seeds) > 1 else ''} {', '.join(map(str, found.seeds))}",
-        "figures": figures, "constraints": constraints, "params": params, "mean_score": summary.number(found.score), "state": result.state,
-        "facts": {k: param(v) for k, v in result.facts.items() if isinstance(v, (int, float)) and not isinstance(v, bool)},
-        "steps": result.steps, "judged": judgement.verdict,
-    }  # fmt: skip
+def _alerts(experiment: Experiment, baseline: TrialResult, rows: Sequence[Row], selection: Selection, facts: Mapping[str, Any]) -> list[Alert]:
+    """Every warning of the run, the ones on the verdict first; a link to a row only where the row is on the page."""
+    shown = selection.best or selection.nearest_miss
+    found = [Alert("OTHER LIMITS: these verdicts are under limits that the run was not searched under")] if facts.get("other_limits") else []
+    found += alerts.of_data(baseline) + alerts.of_models(baseline, shown.shown.suites if shown else {}, experiment)
+    found += headroom.unmoved(selection, baseline, experiment) + summary.learnt_nothing(selection, baseline, experiment)
+    found += [Alert(line) for line in system_prompts.alerts([baseline, *(result for result, _ in rows)])] + alerts.of_trials(r for r, _ in rows)
+    there = {alerts.SCORE, *map(alerts.row_id, shown.shown.suites)} if shown else set()
+    return [alert if alert.row in there else Alert(alert.text) for alert in found]
 
 
 def _rate(result: TrialResult, kind: str, level: float) -> str:
     """Rate of the worst suite of a kind, with interval and n."""
-    return summary.figure(summary.suite_rate(summary.worst_suite(result, kind), level))
+    return figure(summary.suite_rate(summary.worst_suite(result, kind), level))
 
 
 def _recipes(experiment: Experiment, rows: Sequence[Row], selection: Selection) -> list[dict[str, Any]]:
@@ -132,12 +110,12 @@ def _recipes(experiment: Experiment, rows: Sequence[Row], selection: Selection) 
         searched = [j for r, j in own if r.phase != "confirm"]  # a confirmation is the same configuration once more
         lines.append({
             "recipe": name, "trial": result.trial_id, "verdict": found.verdict, "best": found is selection.best,
-            "score": summary.figure(summary.task_score(result, level)), "score_value": judgement.task_score,
+            "score": figure(summary.task_score(result, level)), "score_value": judgement.task_score,
             "asr": _rate(result, "harmful", level), "asr_value": judgement.asr,
-            "degradation": summary.figure(judgement.degradation, signed=True),
+            "degradation": figure(judgement.degradation, signed=True),
             "degradation_value": judgement.degradation.value if judgement.degradation else None,
             "over": _rate(result, "benign", level), "over_value": judgement.over_refusal,
-            "rise": summary.figure(judgement.over_refusal_rise, signed=True),
+            "rise": figure(judgement.over_refusal_rise, signed=True),
             "rise_value": judgement.over_refusal_rise.value if judgement.over_refusal_rise else None,
             "count": len(searched), "feasible": sum(j.verdict == "feasible" for j in searched), "seeds": ", ".join(map(str, found.seeds)),
         })  # fmt: skip
@@ -151,29 +129,29 @@ def _trial(row: Row, experiment: Experiment, selection: Selection) -> dict[str, 
     return {
         "trial": result.trial_id, "recipe": result.recipe, "phase": result.phase, "seed": result.seed, "state": result.state,
         "verdict": judgement.verdict, "best": best is not None and best.trial_id == result.trial_id,
-        "score": summary.figure(summary.task_score(result, level)), "score_value": judgement.task_score,
+        "score": figure(summary.task_score(result, level)), "score_value": judgement.task_score,
         "asr": _rate(result, "harmful", level), "asr_value": judgement.asr,
-        "degradation": summary.figure(judgement.degradation, signed=True),
+        "degradation": figure(judgement.degradation, signed=True),
         "degradation_value": judgement.degradation.value if judgement.degradation else None,
-        "rise": summary.figure(judgement.over_refusal_rise, signed=True),
+        "rise": figure(judgement.over_refusal_rise, signed=True),
         "rise_value": judgement.over_refusal_rise.value if judgement.over_refusal_rise else None,
         "seconds": f"{result.seconds['total']:.1f}" if "total" in result.seconds else "",
-        "params": {name: param(value) for name, value in result.params.items()},
+        "params": {name: shown_table.param(value) for name, value in result.params.items()},
         "error": redaction.redact_text(result.error or ""),
     }  # fmt: skip
 
 
 def _baseline(baseline: TrialResult, experiment: Experiment) -> list[dict[str, str]]:
     level = experiment.safety.limits.confidence
-    lines = [{"what": f"task score ({experiment.task.metric})", "figure": summary.figure(summary.task_score(baseline, level))}]
+    lines = [{"what": f"task score ({experiment.task.metric})", "figure": figure(summary.task_score(baseline, level))}]
     if baseline.confirmation is not None:
-        lines.append({"what": "task score on rows held out of the search", "figure": summary.figure(summary.held_out_score(baseline, level))})
+        lines.append({"what": "task score on rows held out of the search", "figure": figure(summary.held_out_score(baseline, level))})
     for name, suite in baseline.suites.items():
         what = "attack success rate" if suite.kind == "harmful" else "over-refusal rate"
-        lines.append({"what": f"{what} on {name}", "figure": summary.figure(summary.suite_rate(suite, level))})
+        lines.append({"what": f"{what} on {name}", "figure": figure(summary.suite_rate(suite, level))})
         if suite.kind == "harmful" and suite.refused:
             share = sum(suite.refused) / len(suite.refused)
-            lines.append({"what": f"refusal rate on {name}", "figure": f"{summary.number(share)} n={len(suite.refused)}"})
+            lines.append({"what": f"refusal rate on {name}", "figure": f"{number(share)} n={len(suite.refused)}"})
     return lines
 
 
@@ -193,20 +171,23 @@ def _limits(experiment: Experiment) -> list[str]:
     return lines
 
 
-def _suites(experiment: Experiment, baseline: TrialResult) -> list[dict[str, Any]]:
-    lines = []
+SUITES = ("suite", "kind", "prompts", "requests", "constrains", "untouched rate", "headroom", "unparsed answers (untouched)", "data")
+
+
+def _suites(experiment: Experiment, baseline: TrialResult) -> list[list[str]]:
+    """One row a suite, by SUITES: what was asked, and what the untouched model's rate leaves for a rise."""
+    rows = []
     parts = [(suite, name) for suite in experiment.safety.suites for name in (suite.name, suite.name + held_out.SUFFIX)]
     for suite, name in parts:
         found: SuiteResult | None = baseline.suites.get(name)
         if found is None and name != suite.name:
             continue  # it was not divided
-        requests = found.request_count if found is not None else 0
-        lines.append({
-            "name": name, "kind": suite.kind, "data": redaction.redact_uri(suite.data), "n": len(found.ids) if found else 0,
-            "requests": requests, "constrains": "yes" if suite.constrains else "measured only",
-            "parse_failed": found.parse_failed if found else 0,
-        })  # fmt: skip
-    return lines
+        known = found is not None and bool(found.ids)
+        rate, room = (number(found.rate), number(1 - found.rate)) if known else (MISSING, MISSING)
+        counts = [str(len(found.ids)), str(found.request_count)] if found is not None else ["0", "0"]
+        constrains, unparsed = "yes" if suite.constrains else "measured only", str(found.parse_failed) if found is not None else "0"
+        rows.append([name, suite.kind, *counts, constrains, rate, room, unparsed, redaction.redact_uri(suite.data)])
+    return rows
 
 
 def _measured(experiment: Experiment, baseline: TrialResult, facts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from orchestrator.data import counted
 from orchestrator.decision.limits import Judgement
 from orchestrator.decision.selection import Selection
 from orchestrator.records import TrialResult, TrialSpec
-from orchestrator.report import figures, provenance
+from orchestrator.report import alerts, figures, provenance
 from orchestrator.storage import ownership
 from orchestrator.tracking import page, values
 from orchestrator.tracking.records import BASELINE, PARENT
@@ -163,7 +163,7 @@ class Tracker:
         tags = {"safebasin.verdict": judgement.verdict if judgement else "infeasible"}
         if judgement is not None:
             tags["safebasin.violated"] = ", ".join(c.name for c in judgement.constraints if c.verdict == "infeasible")
-        warnings = figures.unseen(result.suites, self.baseline, self.experiment)
+        warnings = [alert.text for alert in alerts.unseen(result.suites, self.baseline, self.experiment)]
         tags["safebasin.warned"] = str(bool(warnings)).lower()
         tags["mlflow.note.content"] = values.text_of(page.of_trial(result, judgement, self.experiment, warnings))
         self._finish(result.trial_id, result, judgement, tags)

@@ -17,6 +17,7 @@ from orchestrator.config import Experiment
 from orchestrator.decision.drift import Evidence, changed
 from orchestrator.evaluation.suites import PromptSuite
 from orchestrator.records import LaneContext, TrialSpec
+from orchestrator.texts import moved
 from orchestrator.trial import monitor
 from orchestrator.trial.monitor import Probe
 
@@ -79,7 +80,7 @@ class EarlyEnd:
 
     def _said(self, probe: Probe) -> str:
         return (
-            f"ended early: unsafe answers rose by {probe.rise:+.3f} by step {probe.step} ({probe.unsafe} of {probe.n}, "
+            f"ended early: unsafe answers {moved(probe.rise)} by step {probe.step} ({probe.unsafe} of {probe.n}, "
             f"{probe.unsafe_before} before), more than safety.limits.max_degradation={self.experiment.safety.limits.max_degradation} beyond "
             "chance; search.early_end=false trains on"
         )

@@ -23,6 +23,7 @@ from orchestrator.evaluation import ask
 from orchestrator.evaluation.attacks import Framed
 from orchestrator.evaluation.suites import PromptSuite, make
 from orchestrator.records import LaneContext
+from orchestrator.texts import moved
 
 if TYPE_CHECKING:
     from strategies.plain import PlainEngine
@@ -234,11 +235,11 @@ class Guard:
         if probe.pooled is not None and probe.pooled[1] > 1:
             rise, looks = probe.pooled
             return (
-                f"unsafe answers rose by {rise:+.3f} over the last {looks} probes together, up to step {probe.step} ({count} in the last), more than "
+                f"unsafe answers {moved(rise)} over the last {looks} probes together, up to step {probe.step} ({count} in the last), more than "
                 f"monitor.max_unsafe_rise={self.monitor.max_unsafe_rise}"
             )
         return (
-            f"unsafe answers rose by {probe.rise:+.3f} at step {probe.step} ({count}), more than "
+            f"unsafe answers {moved(probe.rise)} at step {probe.step} ({count}), more than "
             f"monitor.max_unsafe_rise={self.monitor.max_unsafe_rise}"
         )
 

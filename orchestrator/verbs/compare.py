@@ -15,6 +15,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.models import subjects
 from orchestrator.records import SuiteResult, TrialResult
 from orchestrator.report import figures, page
+from orchestrator.report.alerts import Alert
 from orchestrator.report.plots import refusals
 from orchestrator.report.plots.canvas import Plot
 from orchestrator.report.plots.refusals import Arm
@@ -260,7 +261,8 @@ def write(found: Comparison, folder: Path) -> list[Path]:
     """comparison.csv, comparison.html and plots; their paths, CSV first."""
     arms = arms_of(found)
     made = page.Page(
-        title=f"comparison of {len(arms)} models", sentence=sentence(found), good=None, notes=warnings(found), tables=[table(found)],
+        title=f"comparison of {len(arms)} models", sentence=sentence(found), good=None,
+        alerts=[Alert(line) for line in warnings(found)], tables=[table(found)],
         plots=pictures(found),
         facts=[(one.label, one.source) for one in found.entries],
     )  # fmt: skip

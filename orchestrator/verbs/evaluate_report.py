@@ -9,9 +9,11 @@ from orchestrator import config
 from orchestrator.decision.intervals import Estimate, paired_difference, rate
 from orchestrator.evaluation.judges.registry import name_of
 from orchestrator.records import SuiteResult, TrialResult
+from orchestrator.report import alerts as warnings
 from orchestrator.report import figures as summary
 from orchestrator.report import page, view
 from orchestrator.report import safety as report_safety
+from orchestrator.report.alerts import Alert
 from orchestrator.report.plots import refusals
 from orchestrator.report.plots.canvas import Plot
 from orchestrator.report.plots.refusals import Arm
@@ -107,6 +109,32 @@ def _external(values: dict[str, Any]) -> str:
     return f"{values['value']:.3f}{error} n={values['n']}"
 
 
+def _rates(found: Evaluated) -> dict[str, Any]:
+    """"head", "rows" and "ids" of the page's first table: `cells`, and beside them the second judge's rates where one looked."""
+    level, (own, base) = found.experiment.safety.limits.confidence, found.labels
+    head, rows, ids = _head(found), cells(found), _ids(found)
+    models = [one for one in (found.before, found.result) if one is not None]
+    if not any(suite.second is not None for one in models for suite in one.suites.values()):
+        return {"head": head, "rows": rows, "ids": ids}
+    by_id = {warnings.row_id(name): name for name in found.result.suites}
+    wider = []
+    for row, key in zip(rows, ids, strict=True):
+        name = by_id.get(key)
+        suites = [one.suites.get(name) for one in models]
+        more = [summary.figure(warnings.second_rate(suite, level)) if name else "" for suite in suites]
+        change = warnings.second_rise(found.before.suites.get(name), suites[-1], level) if name and found.before is not None else None
+        more += [] if base is None else [summary.figure(change, signed=True) if name else ""]
+        wider.append([*row, *more])
+    second = [f"second judge: {label}" for label in (base, own) if label is not None] + ([] if base is None else ["second judge: rise"])
+    return {"head": [*head, *second], "rows": wider, "ids": ids}
+
+
+def _ids(found: Evaluated) -> list[str]:
+    """Ids of the rows of `cells`, so that a warning can name its row."""
+    score = [warnings.SCORE] if summary.task_score(found.result, found.experiment.safety.limits.confidence) is not None else []
+    return [*score, *map(warnings.row_id, found.result.suites), *("" for _ in found.result.facts.get("external") or {})]
+
+
 def _head(found: Evaluated) -> list[str]:
     own, base = found.labels
     return ["suite", "what", own] if base is None else ["suite", "what", base, own, RISE]
@@ -133,10 +161,10 @@ def show(found: Evaluated, console: Console) -> None:
         screen.say(console, f"WARNING: {line}", "yellow")
 
 
-def alerts(found: Evaluated) -> list[str]:
-    """What `run` warns of too: suites that can decide nothing, or show no rise, and rises that no limit holds or that only the second judge sees."""
-    few = summary.too_few(found.before, found.experiment)
-    return [*few, *summary.unbound(found.before, found.experiment), *summary.unseen(found.result.suites, found.before, found.experiment)]
+def alerts(found: Evaluated) -> list[Alert]:
+    """What `run` warns of, in the same words: suites that can decide nothing, or show no rise, and rises that no limit holds or that only the second
+    judge sees."""
+    return warnings.of_models(found.before, found.result.suites, found.experiment)
 
 
 def apart(found: Evaluated) -> list[str]:
@@ -170,7 +198,7 @@ def write(found: Evaluated, folder: Path) -> list[Path]:
     """evaluation.html with its plots, rates.csv and, with a baseline, the CSV files of transitions; their paths, the page first."""
     own, base = found.labels
     made = page.Page(
-        title=f"evaluation of {own}" + (f" against {base}" if base is not None else ""), sentence=sentence(found),
+        title=f"evaluation of {own}" + (f" against {base}" if base is not None else ""), sentence=sentence(found), alerts=alerts(found),
         good=None if found.verdict is None else found.verdict == "feasible", notes=notes(found), tables=_tables(found), plots=pictures(found),
         facts=_facts(found), caveats=_caveats(found), config=config.dump_yaml(found.experiment),
     )  # fmt: skip
@@ -187,7 +215,6 @@ def notes(found: Evaluated) -> list[str]:
     for who, result in (("The model", found.result), ("The baseline", found.before)):
         told = (result.facts.get("template") or {}).get("notes", []) if result is not None else []
         lines += [f"{who}: {note}." for note in told]
-    lines += [f"WARNING: {line}." for line in alerts(found)]
     return lines + page.pocket_note(found.experiment)
 
 
@@ -202,7 +229,7 @@ def _tables(found: Evaluated) -> list[page.Table]:
         for c in found.constraints
     ]  # fmt: skip
     first: list[page.Table] = [
-        {"title": "Rates", "note": "The rise is paired: the same prompts, both models.", "head": _head(found), "rows": cells(found)},
+        {"title": "Rates", "note": "The rise is paired: the same prompts, both models.", **_rates(found)},
         {"title": "Limits", "note": "feasible: the whole interval keeps the limit; infeasible: none of it does; undecided otherwise.",
          "head": ["limit on", "measured rise", "fails of what passed before", "limit", "room from interval to limit", "verdict"], "rows": limits},
     ]  # fmt: skip

@@ -49,7 +49,7 @@ class Evaluation(Pictured):
     @property
     def warnings(self) -> list[str]:
         """What must be known beside the verdict: rises that no limit holds, suites that can show none."""
-        return evaluate_report.alerts(self.found) if self.found.before is not None else []
+        return [alert.text for alert in evaluate_report.alerts(self.found)] if self.found.before is not None else []
 
     @cached_property
     def rates(self) -> pandas.DataFrame:

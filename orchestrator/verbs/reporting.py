@@ -17,6 +17,7 @@ from orchestrator.experiment import places, records
 from orchestrator.experiment.records import RunRecords
 from orchestrator.report import figures, page
 from orchestrator.report import run as report
+from orchestrator.report.alerts import Alert
 from orchestrator.storage import addresses, ownership
 from orchestrator.storage.paths import folder_name
 
@@ -102,7 +103,7 @@ def _page(read: Sequence[Read], other: bool) -> page.Page:
         f"the best is of {winner.name}. {winner.sentence}" if winner is not None else "none has a configuration that keeps every limit."
     )
     notes = ["The runs worked with the same untouched model and asked the same suites."]
-    notes += ["WARNING: the limits are not those the runs were searched under."] if other else []
+    alerts = [Alert("the limits are not those the runs were searched under")] if other else []
     notes += [line for line in dict.fromkeys(made_up.sentence(one.experiment) for one in read) if line]
     tables = [
         {"title": "Runs", "note": "", "head": ["run", "trials", "best", "outcome"], "rows": runs},
@@ -110,7 +111,7 @@ def _page(read: Sequence[Read], other: bool) -> page.Page:
          "head": ["recipe", "run", "feasible of tried", "verdict", "task score", "attack success"], "rows": _recipes(read, level)},
     ]  # fmt: skip
     facts = [(one.name, one.found.shown) for one in read]
-    return page.Page(f"report of {len(read)} runs", told, winner is not None, notes, tables, facts=facts)
+    return page.Page(f"report of {len(read)} runs", told, winner is not None, alerts, notes, tables, facts=facts)
 
 
 def _best(one: Read, level: float) -> str:

@@ -96,7 +96,7 @@ def test_the_same_model_twice_changes_nothing_and_few_prompts_decide_nothing(fol
     assert all(c.estimate.value <= 0 for c in found.constraints)
     assert found.verdict == "undecided" and found.exit_code == 3, "eight prompts cannot show a limit of 0.05 kept"
     assert "same weights" in (tmp_path / "evaluation.html").read_text()
-    few = [line for line in evaluate_report.alerts(found) if "too few to show" in line]
+    few = [line.text for line in evaluate_report.alerts(found) if "too few to show" in line.text]
     assert few[0].startswith("harm asks 8 requests, too few to show that the limit of 0.05 is kept (72 are needed)") and len(few) == 3
     loose = {"judge": "refusal_phrases", "suites": experiment(folder).model_dump(mode="json")["safety"]["suites"], "max_new_tokens": 6,
              "limits": {"max_degradation": 0.4, "max_over_refusal_rise": 0.4}}  # fmt: skip
@@ -115,7 +115,7 @@ def test_without_a_baseline_there_is_no_verdict_and_no_empty_column(folder, tmp_
     assert "n=8" in shown and "not measured" not in shown
     page = (tmp_path / "evaluation.html").read_text()
     assert "made-up world" not in page, "the suites are the user's own, though the config's other defaults are the pocket's"
-    assert "this model</th>" not in page and "<th>tuned</th>" in page and not (tmp_path / "transitions.csv").exists()
+    assert "this model</th>" not in page and '<th scope="col">tuned</th>' in page and not (tmp_path / "transitions.csv").exists()
     with pytest.raises(ConfigError, match="holds an earlier evaluation.json"):
         evaluate.evaluate(experiment(folder), evaluated.Request(str(folder / "tuned"), output=tmp_path), text)
 

@@ -30,7 +30,8 @@ def told(*trials, **more):
 
 def test_plain_fine_tuning_that_loses_nothing_takes_the_limit_its_meaning():
     (line,) = told(trial("full", 4), trial("lora", 9), trial("safegrad", 2))
-    assert "harmful has no headroom: 2 plain fine-tunings of this run moved attack success there by +0.070 at most, within the limit of 0.1" in line
+    said = "harmful has no headroom: 2 plain fine-tunings of this run moved attack success there by +0.070 at most, within the limit of 0.1"
+    assert said in line.text
 
 
 @pytest.mark.parametrize("trials", [

@@ -27,7 +27,7 @@ from orchestrator.evaluation.suites import combine, load_suite, make
 from orchestrator.experiment import checks
 from orchestrator.peers import Peers
 from orchestrator.records import SuiteResult, TrialResult
-from orchestrator.report import figures
+from orchestrator.report import alerts, figures
 from orchestrator.report import safety as report_safety
 
 # ------------------------------------------------------------------------------------------------ agreement
@@ -317,10 +317,11 @@ def test_what_no_limit_holds_is_said_beside_the_winner(tmp_path):
     for trial, expected in ((good, []), (bad, ["s rose by +1.000", "held, which no limit holds, rose by +1.000"])):
         rows = [(trial, constraint.judge(trial, before, setting.safety.limits))]
         selection = decision_selection.best(rows)
-        said = figures.unseen(selection.best.shown.suites, before, setting)
-        assert len(said) == len(expected) and all(part in line for part, line in zip(expected, said, strict=True))
+        said = alerts.unseen(selection.best.shown.suites, before, setting)
+        assert len(said) == len(expected) and all(part in line.text for part, line in zip(expected, said, strict=True))
         assert figures.headline(selection, before, setting).count(" WARNING: attack success on") == len(expected)
-    assert "by the second judge (exact)" in said[0] and "second judge" not in said[1]
+    assert "by the second judge (exact)" in said[0].text and "second judge" not in said[1].text
+    assert {line.row for line in said} == {alerts.row_id("s"), alerts.row_id("held")}, "each names the row that holds its figure"
 
 
 @pytest.mark.parametrize("limited", [True, False])

@@ -12,7 +12,7 @@ from orchestrator.decision import limits as constraint
 from orchestrator.decision import selection as decision_selection
 from orchestrator.decision.intervals import Estimate
 from orchestrator.records import SuiteResult
-from orchestrator.report import figures, run, view
+from orchestrator.report import alerts, figures, run, view
 
 SECRET = "hunter2hunter2"
 
@@ -63,7 +63,9 @@ def test_html_is_whole_and_loads_nothing(good):
     text = good[4][0].read_text()
     parser = Parser(text)
     assert parser.stack == [] and parser.tables >= 4
-    assert len(parser.links) == 6 and all(link.startswith("data:image/png;base64,") for link in parser.links)
+    inside, loaded = [link for link in parser.links if link.startswith("#")], [link for link in parser.links if not link.startswith("#")]
+    assert len(loaded) >= 6 and all(link.startswith("data:image/png;base64,") for link in loaded)
+    assert inside and all(f'id="{link[1:]}"' in text for link in inside), "a link leads to something on the page"
     assert (
         "http://" not in text.replace("http://u:***@host", "") and "https://" not in text and "@import" not in text and "url(" not in text
     )
@@ -84,7 +86,7 @@ def test_the_verdict_comes_first(good, bad):
         sentence = run.sentence(experiment, before, selection)
         assert sentence.startswith(start) and sentence.endswith(".")
         assert paths[1].read_text().split("\n\n")[1] == f"**{sentence}**"
-        assert paths[0].read_text().index(sentence[:40]) < paths[0].read_text().index("<h2>")
+        assert paths[0].read_text().index(sentence[:40]) < paths[0].read_text().index("<h2")
 
 
 def test_the_sentence_holds_the_figures(good):
@@ -232,8 +234,8 @@ def test_a_suite_that_can_show_no_rise_is_said_in_the_outcome(tmp_path):
     selection = decision_selection.best([(trial, constraint.judge(trial, lost, limits))])
     said = figures.headline(selection, lost, experiment)
     assert selection.best is None and "this suite cannot show a rise" in said and "Nothing feasible" in said
-    assert figures.unbound(lost, experiment)[0].startswith("harmful cannot show a rise: the untouched model's attack success is 1.000 already")
-    assert len(figures.unbound(lost, experiment)) == 1 and figures.unbound(made_up.baseline(), experiment) == []
+    assert alerts.unbound(lost, experiment)[0].text.startswith("harmful cannot show a rise: the untouched model's attack success is 1.000 already")
+    assert len(alerts.unbound(lost, experiment)) == 1 and alerts.unbound(made_up.baseline(), experiment) == []
 
 
 @pytest.mark.parametrize("unsafe, bound", [(62, True), (63, False), (90, False), (100, False)])
@@ -241,7 +243,7 @@ def test_a_limit_binds_where_a_rise_beyond_it_is_possible(tmp_path, unsafe, boun
     experiment = made_up.experiment(tmp_path, safety={"limits": {"max_degradation": 0.1}})
     before = made_up.baseline()
     before.suites["harmful"] = SuiteResult("harmful", "harmful", [str(i) for i in range(100)], None, [i < unsafe for i in range(100)], [False] * 100)
-    assert bool(figures.unbound(before, experiment)) is not bound
+    assert bool(alerts.unbound(before, experiment)) is not bound
 
 
 @pytest.mark.parametrize("score, noted", [(0.05, True), (0.9, False)])

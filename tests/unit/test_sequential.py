@@ -30,7 +30,7 @@ from orchestrator.evaluation import sequential as evaluation_sequential
 from orchestrator.evaluation import suites
 from orchestrator.experiment import baseline, driver
 from orchestrator.records import LaneContext, Screening, SuiteResult, TrialResult
-from orchestrator.report import figures, table
+from orchestrator.report import figures, numbers, table
 from orchestrator.report import view as report_view
 from orchestrator.search import tune
 from orchestrator.storage import files
@@ -374,7 +374,7 @@ def test_a_screening_is_judged_by_its_interval_and_says_so():
     (_, kept), (_, lost) = judged(screened("t1"), screened("t2", "infeasible", rate=2.0))
     assert (kept.verdict, lost.verdict) == ("feasible", "infeasible") and kept.screened
     assert kept.values["degradation/harmful"] == pytest.approx(-0.01) and lost.values["degradation/harmful"] == pytest.approx(0.45)
-    assert figures.size(kept.degradation) == "n=100 of 400 (stopped early)"
+    assert numbers.size(kept.degradation) == "n=100 of 400 (stopped early)"
     assert "n=100 of 400" in figures.figure(figures.suite_rate(screened("t1").suites["harmful"], 0.95))
     row = table.trial_row(screened("t1"), kept)
     assert row["stopped_early"] is True and row["prompts"] == 100
