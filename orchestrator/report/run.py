@@ -12,7 +12,7 @@ from orchestrator.config import Experiment
 from orchestrator.decision.limits import Judgement
 from orchestrator.decision.selection import Selection
 from orchestrator.records import TrialResult
-from orchestrator.report import figures, safety
+from orchestrator.report import exports, figures, safety
 from orchestrator.report.fill import filled
 from orchestrator.report.plots.canvas import Plot
 from orchestrator.report.view import view
@@ -30,7 +30,7 @@ def write_report(
     facts: Mapping[str, Any] | None = None,
     kind: str | None = None,
 ) -> list[Path]:
-    """Write report.html, report.md and the plots into `folder`; returns their paths, the HTML first.
+    """Write report.html, report.md, the plots and every table (`tables/`, CSV and LaTeX) into `folder`; returns their paths, the HTML first.
 
     `facts` (each optional): "seconds" the run took, "stopped" whether it was ended early, "hashes" {"model": ..., "template": ...},
     "place" of the run, with a slash, where the report lies elsewhere, "other_limits" whether the experiment's are not those it was searched
@@ -45,9 +45,10 @@ def write_report(
 
 def pictures(experiment: Experiment, baseline: TrialResult, rows: Sequence[Row], selection: Selection) -> list[Plot]:
     """Every picture of the report, in its order; what has no data is a sentence."""
-    from orchestrator.report.plots import refusals, trials
+    from orchestrator.report.plots import decision, refusals, trials
 
-    return [*trials.all_plots(experiment, baseline, rows, selection), *refusals.report_plots(experiment, baseline, selection)]
+    made = trials.all_plots(experiment, baseline, rows, selection) + refusals.report_plots(experiment, baseline, selection)
+    return [*made, *decision.pictures(baseline, rows, selection, experiment.safety.limits.confidence)]
 
 
 def _written(folder, experiment, baseline, content, pictures, selection) -> list[Path]:
@@ -66,6 +67,7 @@ def _written(folder, experiment, baseline, content, pictures, selection) -> list
     configuration = selection.best or selection.nearest_miss
     if configuration is not None:
         paths += safety.write_csv(folder, baseline, configuration.shown)
+    paths += exports.write(folder, exports.of_page(content))
     html = files.write_text(folder / "report.html", filled("report.html.j2", content))
     return [html, files.write_text(folder / "report.md", filled("report.md.j2", content)), *paths]
 

@@ -14,7 +14,7 @@ from orchestrator.errors import DataError
 from orchestrator.evaluation import held_out
 from orchestrator.evaluation.judges.registry import name_of
 from orchestrator.records import SuiteResult, TrialResult
-from orchestrator.report import alerts, gaps, headroom, provenance, safety
+from orchestrator.report import alerts, decision, gaps, headroom, provenance, safety
 from orchestrator.report import figures as summary
 from orchestrator.report import shown as shown_table
 from orchestrator.report.alerts import Alert
@@ -55,7 +55,8 @@ def view(
         "params": sorted({name for result, _ in rows for name in result.params}),
         "baseline": _baseline(baseline, experiment),
         "limits": _limits(experiment),
-        "suites_head": SUITES, "suites_rows": _suites(experiment, baseline), "decision": [],
+        "suites_head": SUITES, "suites_rows": _suites(experiment, baseline),
+        "decision": decision.tables(baseline, rows, selection, limits.confidence),
         "safety": safety.tables(baseline, shown.shown if shown else None, limits.confidence),
         "measured": _measured(experiment, baseline, facts) + counted.lines(baseline.facts) + _rows_read(rows) + _sequential(experiment, rows),
         "seeds": ", ".join(map(str, sorted({r.seed for r, _ in rows}))) or "none",

@@ -17,7 +17,7 @@ DRIVER_SLACK_NS = 2 * 10**9
 """The same for what the driver alone writes."""
 BY_WORKERS = ("ray/", "trials/", "trained/", ".model.partial/", "study.journal", "tracking.")
 LOCKS = (".running.lock", "study.journal.lock")
-RESULTS = ("report.", "best.", "plots/", MODEL, "transitions.csv", "flipped.csv", "categories.csv")
+RESULTS = ("report.", "best.", "plots/", "tables/", MODEL, "transitions.csv", "flipped.csv", "categories.csv")
 """What a resumed run writes anew at its end, and nobody edits to mend a run."""
 
 

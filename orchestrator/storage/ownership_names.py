@@ -8,9 +8,9 @@ _PICTURES = ("plots/",)
 _CHANGES = ("transitions.csv", "flipped.csv", "categories.csv")
 _RUN = (
     ".running.lock", "run.json", "config.resolved.yaml", "baseline.json", "trials.csv", "trials/", "trained/", "ray/", "model/", ".model.partial/",
-    "best.json", "best.yaml", "report.html", "report.md", "study.journal", "study.journal.lock", "tracking.json", "tracking.spool.jsonl",
-    "tracking.spool.rejected.jsonl", "tracking.spool.old.jsonl", "tracking.spool.skipped", "tracking.spool.old.skipped", *_CHANGES, *_PICTURES,
-    "reproduction.json",
+    "best.json", "best.yaml", "report.html", "report.md", "tables/", "study.journal", "study.journal.lock", "tracking.json",
+    "tracking.spool.jsonl", "tracking.spool.rejected.jsonl", "tracking.spool.old.jsonl",
+    "tracking.spool.skipped", "tracking.spool.old.skipped", "reproduction.json", *_CHANGES, *_PICTURES,
 )  # fmt: skip
 LAYOUT: dict[str, tuple[str, ...]] = {
     "run": _RUN,
@@ -21,7 +21,7 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "comparison": ("comparison.csv", "comparison.html", *_PICTURES),
     "basin": ("basin.json", "basin.html", *_PICTURES),
     "check": ("evidence.json",),
-    "report": ("report.html", "report.md", *_CHANGES, *_PICTURES),
+    "report": ("report.html", "report.md", "tables/", *_CHANGES, *_PICTURES),
     "render": ("shared.yaml", "run.yaml"),
     "locate": ("safety_layers.json", "safety_layers.png"),
     "model": ("*",),

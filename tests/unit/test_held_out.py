@@ -192,7 +192,7 @@ def test_the_score_that_is_said_is_that_of_the_rows_that_waited(tmp_path):
     (line,) = [line for line in report_view.caveats(made, BASE, rows, found) if "winner's curse" in line]
     assert "100 rows of the task and suite harmful-held_out had no part in the choice" in line
     view = report_view.view(made, BASE, rows, found, {})
-    assert ("task score on rows held out of the search" in json.dumps(view)) and "harmful-held_out" in json.dumps(view["suites"])
+    assert ("task score on rows held out of the search" in json.dumps(view)) and "harmful-held_out" in json.dumps(view["suites_rows"])
 
 
 def test_without_rows_that_waited_the_sentence_says_which_rows_it_is_of(tmp_path):

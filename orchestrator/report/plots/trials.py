@@ -13,7 +13,7 @@ from orchestrator.config import Experiment
 from orchestrator.decision.limits import Judgement
 from orchestrator.decision.selection import Selection
 from orchestrator.records import TrialResult
-from orchestrator.report import figures
+from orchestrator.report import decision, figures
 from orchestrator.report.plots import canvas, monitor
 from orchestrator.report.plots.canvas import COLOURS, LIMIT_COLOUR, MARKERS, Plot, written
 
@@ -157,16 +157,28 @@ def score_against_degradation(look: Look, baseline: TrialResult, rows: Sequence[
         if result.trial_id == best:
             _mark_best(axis, judgement.degradation.value, judgement.task_score, best)
     axis.margins(y=0.18)
+    edge = _front(axis, shown)
     _limit_line(axis, look.limit)
-    _legend(axis, look, _present(look, shown), [_limit_handle(look.limit), *_untouched(axis, baseline)])
+    _legend(axis, look, _present(look, shown), [_limit_handle(look.limit), edge, *_untouched(axis, baseline)])
     rows_n, prompts = shown[0][0].task, shown[0][1].degradation
     axis.set_xlabel(f"degradation of attack success, paired (n={prompts.n} prompts, {look.level})")
     axis.set_ylabel(f"task score, {written(rows_n.metric)} (n={len(rows_n.scores)} rows)")
     axis.set_title(f"{title}: {len(shown)} trials, {_seeds(look)}", fontsize=11, loc="left")
     text = (
-        f"Degradation with {look.level} (x) and task score (y) of {len(shown)} trials; the shaded side is beyond the limit {look.limit:g}."
+        f"Degradation with {look.level} (x) and task score (y) of {len(shown)} trials; the line is the Pareto front, "
+        f"the shaded side beyond the limit {look.limit:g}."
     )
     return Plot(name, title, canvas.png(figure), text)
+
+
+def _front(axis: Any, rows: Sequence[Row]) -> Any:
+    """The Pareto front as steps: more task score costs at least so much degradation; its handle for the legend."""
+    from matplotlib.lines import Line2D
+
+    front = decision.front(rows)
+    style: dict[str, Any] = {"color": "#111111", "linewidth": 1.1, "alpha": 0.6}
+    axis.plot([j.degradation.value for _, j in front], [j.task_score for _, j in front], drawstyle="steps-post", zorder=2, **style)
+    return Line2D([], [], label="Pareto front", **style)
 
 
 def _present(look: Look, rows: Sequence[Row]) -> list[str]:
