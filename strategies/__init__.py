@@ -11,6 +11,7 @@ STRATEGIES: dict[str, str] = {
     "lora": "strategies.lora:Lora",
     "freeze_layers": "strategies.freeze_layers:FreezeLayers",
     "safe_instruct": "strategies.safe_instruct:SafeInstruct",
+    "recovery": "strategies.recovery:Recovery",
     "refusal_training": "strategies.refusal_training:RefusalTraining",
     "prompt_template": "strategies.prompt_template:PromptTemplate",
     "safegrad": "strategies.safegrad:SafeGrad",

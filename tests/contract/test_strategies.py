@@ -25,6 +25,7 @@ NEUTRAL = {
     "full": {},
     "low_rate": {},  # acts through the searched learning rate alone
     "safe_instruct": {"share": 0.0},
+    "recovery": {"share": 0.0},
     "safegrad": {"rho": 0.0, "projection": False},
     "sap": {"beta": 0.0},
     "spard": {"radius": 0.0},
