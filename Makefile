@@ -11,7 +11,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 # Two test processes, a file each at a time, the longest files first: waiting for clusters to start overlaps with computing.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 FAST := tests/contract tests/unit tests/fuzz tests/families
-SLOW := tests/e2e/test_main_job.py tests/e2e/test_chaos.py tests/ray tests/e2e/test_notebooks.py tests/e2e/test_resume.py tests/e2e/test_bad_input.py
+SLOW := tests/e2e/test_main_job.py tests/e2e/test_chaos.py tests/ray tests/e2e/test_notebooks.py tests/e2e/test_resume.py tests/e2e/test_submitted_twice.py tests/e2e/test_bad_input.py
 
 # `make families`: all model families of tests/families, not only the unlike ones of `make test`.
 
