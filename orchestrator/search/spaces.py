@@ -95,6 +95,7 @@ def ends_early(experiment: Experiment, items: list[tuple[str, dict[str, Any]]]) 
     import strategies
 
     search, harmful = experiment.search, any(s.kind == "harmful" and s.constrains and s.phase == "always" for s in experiment.safety.suites)
+    harmful = harmful and experiment.safety.limits.max_degradation < 1  # a limit of 1 allows every rise: no probe breaks it
     if not search.early_end or search.sampler == "nsga2" or experiment.monitor.actions - {"log"} or not harmful:
         return False
     methods = [strategies.get(name) for name, _ in items]

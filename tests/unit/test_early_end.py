@@ -164,7 +164,9 @@ def test_only_recipes_that_cannot_come_back_are_ended(tmp_path):
 
     assert ended() == ["full", "freeze_layers+lora"]
     assert ended(monitor={"every_steps": 5, "on_breach": "log"}) == ["full", "freeze_layers+lora"]
-    for changes in ({"search": {"early_end": False}}, {"search": {"sampler": "nsga2"}}, {"monitor": {"every_steps": 5, "on_breach": "rollback"}}):
+    allowed = {"safety": {"limits": {"max_degradation": 1.0}}}  # every rise is
+    rolled_back = {"monitor": {"every_steps": 5, "on_breach": "rollback"}}
+    for changes in (allowed, rolled_back, {"search": {"early_end": False}}, {"search": {"sampler": "nsga2"}}):
         assert ended(**changes) == []
 
 
