@@ -18,7 +18,9 @@ Needs: safety rows (safety.data) and harmful answers to the same prompts (column
 Limits: attacks that keep the model from refusal words altogether (refusal avoidance) were shown to get round it. Without
     harmless rows begun harmless answers are lost while over-refusal, which is asked without a beginning, still looks fine: ask a benign
     suite under the attack prefill too. Transitions at all positions may teach the refusal's first token and no sentence after it. k reaches
-    every depth up to the knob, so a suite prefill_<k> below it measures what was trained. Not yet measured by us in the pocket world.
+    every depth up to the knob, so a suite prefill_<k> below it measures what was trained. In the pocket world at its defaults (3 seeds) direct
+    requests were refused in all of 360, answers begun with the task's own opening were gone on with in .10 / .10 / .33 of 120 (it makes no such
+    rows), so it was undecided twice and infeasible once.
 Interacts: pure data, so it goes with every other strategy and every ZeRO stage. With max_steps fixed, these rows displace task rows.
     safety.anchors makes rows by words for methods that take safety rows; this one makes its own from tokens, so both together are twice as many.
 Deviations: the papers align with it, before any tuning or from scratch; here the rows stand among the task's own while it is learnt. Qi et al.
