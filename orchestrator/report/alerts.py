@@ -40,7 +40,8 @@ class Alert:
 def row_id(suite: str) -> str:
     """Id of a suite's row in the first table of a page: readable, and another one for every name."""
     short = re.sub(r"[^a-z0-9]+", "-", suite.lower()).strip("-")[:40]
-    return f"row-{short}-{hashlib.sha256(suite.encode()).hexdigest()[:6]}"
+    digest = hashlib.sha256(suite.encode("utf-8", "backslashreplace")).hexdigest()
+    return f"row-{short}-{digest[:6]}"
 
 
 def of_models(before: TrialResult | None, after: Mapping[str, SuiteResult], experiment: Experiment) -> list[Alert]:

@@ -28,7 +28,7 @@ def datasets(experiment: Experiment) -> list[dict[str, Any]]:
         if source is None:
             continue
         known = rows.describe(source, field=field)
-        digest = known.get("sha256") or hashlib.sha256(f"{source}@{split}".encode()).hexdigest()
+        digest = known.get("sha256") or hashlib.sha256(f"{source}@{split}".encode("utf-8", "backslashreplace")).hexdigest()
         found.append(
             {"name": known["name"], "source": redact_uri(source), "context": context, "digest": digest, "sha256": known.get("sha256")}
         )

@@ -165,13 +165,14 @@ def test_something_else_that_listens_is_no_cluster(monkeypatch):
 
 
 def test_a_dead_address_of_the_environment_is_told_with_it(monkeypatch):
-    address = f"127.0.0.1:{free_port()}"
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(cluster_reach, "PATIENCE_S", 0.0)
     check = cluster_reach.check
     monkeypatch.setattr(cluster_reach, "check", lambda where, say: check(where, say, 0.0))
-    with pytest.raises(ConfigError, match=address):
-        connect(config.from_dict({}).ray)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # held, but not listened on: no other process of the tests can take it meanwhile
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConfigError, match=address):
+            connect(config.from_dict({}).ray)
 
 
 def test_ray_that_does_not_come_up_is_tried_again_and_then_one_sentence(base, monkeypatch, capfd):

@@ -22,6 +22,7 @@ from orchestrator.decision import selection as decision_selection
 from orchestrator.experiment.progress import Dashboard
 from orchestrator.records import TrialResult
 from orchestrator.report import figures, fill, page, run
+from orchestrator.report.alerts import Alert
 from orchestrator.report.plots import canvas, refusals, trials
 from orchestrator.report.plots.canvas import Plot
 from orchestrator.report.plots.refusals import Arm
@@ -258,7 +259,17 @@ def test_markdown_of_any_text(text):
 def test_a_page_holds_names_as_text(tmp_path, text):
     def made(text: str) -> str:
         table = {"title": text, "note": text, "head": [text, "b"], "rows": [[text, text]]}
-        one = page.Page(text, text, None, [text], [table], [Plot("p", text, None, text)], [(text, text)], [text], text)
+        one = page.Page(
+            title=text,
+            sentence=text,
+            alerts=[Alert(text, "row-score"), Alert(text)],
+            notes=[text],
+            tables=[table],
+            plots=[Plot("p", text, None, text)],
+            facts=[(text, text)],
+            caveats=[text],
+            config=text,
+        )
         return page.write(one, tmp_path / "page.html")[0].read_text()
 
     assert Tags(made(text or "x")).tags == Tags(made("name")).tags
