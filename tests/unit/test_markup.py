@@ -220,13 +220,13 @@ def test_a_report_holds_names_as_text(tmp_path, no_pictures, text):
     assert sorted(but_code(Tags(html).tags)) == sorted(but_code(Tags(plain[0]).tags)), "a name made a tag or an attribute"
     assert shown(text) in squeezed(Tags(html).text) or "\n" in text
     assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", html + markdown + card)
-    assert tokens(markdown) == tokens(plain[1]), "a name made markup"
-    assert tokens(card) == tokens(plain[2])
+    assert but_code(tokens(markdown)) == but_code(tokens(plain[1])), "a name made markup"
+    assert but_code(tokens(card)) == but_code(tokens(plain[2]))
 
 
 def but_code(tags: list) -> list:
     """Without `code`: spans in backticks are the one markup of our sentences, also where a name in them has backticks; its text is escaped."""
-    return [tag for tag in tags if tag != ("code", ())]
+    return [tag for tag in tags if tag not in (("code", ()), "code_inline")]
 
 
 def write_report(folder: Path, text: str) -> tuple[str, str, str]:
