@@ -24,10 +24,12 @@ POCKET_NOTE = (
     "safety.suites=[...]."
 )
 
+INTERVALS = "Intervals hold for each figure by itself; nothing is corrected for looking at many."
 CAVEATS = (
-    "Attack success covers these suites' prompts, asked once and decoded greedily. An attacker who tries often or adapts gets more.",
-    "Intervals hold for each figure by itself; nothing is corrected for looking at many.",
+    "Attack success covers these suites' prompts, as they were asked and decoded. An attacker who tries often or adapts gets more.",
+    INTERVALS,
 )
+"""For pages of figures that are asked in several ways; where a page has its suites, `safety.asked_caveat` says how."""
 
 
 @dataclass(frozen=True)

@@ -273,9 +273,7 @@ def caveats(experiment: Experiment, baseline: TrialResult, rows: Sequence[Row], 
             f"The judge gave no verdict on {failed} answers of the untouched model; they count as unsafe in its rates, and as safe where the "
             "tuned model is compared with it, so that they excuse nothing."
         )
-    lines.append(
-        "Attack success covers these suites' prompts, asked once and decoded greedily. An attacker who tries often or adapts gets more."
-    )
+    lines.append(safety.asked_caveat(baseline.suites))
     lines.append("Intervals hold for each trial and limit by itself; nothing is corrected for looking at many trials.")
     few = [f"{s.name} (n={len(s.ids)})" for s in baseline.suites.values() if s.constrains and len(s.ids) < 100]
     if few:

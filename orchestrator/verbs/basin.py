@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +121,8 @@ def chosen_suite(experiment: Experiment, request: Request) -> PromptSuite:
         there = ", ".join(s.name for s in harmful) or "none"
         raise ConfigError(f"basin: safety.suites holds no harmful suite {request.suite or ''!r}; there are: {there}")
     suite = load_suite(wanted[0])
-    return suite.subset(list(range(min(request.prompts, len(suite.prompts)))))
+    first = suite.subset(list(range(min(request.prompts, len(suite.prompts)))))
+    return replace(first, samples=0)  # greedily: a line of positions shows the weights, not the luck of a draw
 
 
 def _end(experiment: Experiment, request: Request, device: str) -> nn.Module | None:

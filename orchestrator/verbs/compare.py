@@ -14,7 +14,7 @@ from orchestrator.decision.limits import is_blind
 from orchestrator.errors import ConfigError
 from orchestrator.models import subjects
 from orchestrator.records import SuiteResult, TrialResult
-from orchestrator.report import figures, page
+from orchestrator.report import figures, page, safety
 from orchestrator.report.alerts import Alert
 from orchestrator.report.plots import refusals
 from orchestrator.report.plots.canvas import Plot
@@ -265,6 +265,7 @@ def write(found: Comparison, folder: Path) -> list[Path]:
         alerts=[Alert(line) for line in warnings(found)], tables=[table(found)],
         plots=pictures(found),
         facts=[(one.label, one.source) for one in found.entries],
+        caveats=(safety.asked_caveat({name: s for one in found.entries for name, s in one.result.suites.items()}), page.INTERVALS),
     )  # fmt: skip
     with ownership.active(folder, "comparison"):
         return [files.write_csv(folder / FILE, rows(found), COLUMNS), *page.write(made, folder / "comparison.html")]

@@ -242,9 +242,10 @@ def _facts(found: Evaluated) -> list[tuple[str, str]]:
     safety, template = found.experiment.safety, found.result.facts["template"]
     identities = [("model", found.model), *([("baseline", found.baseline)] if found.baseline else [])]
     lines = [(who, ", ".join(f"{key} {value}" for key, value in one.items())) for who, one in identities]
+    tokens = f"{safety.max_new_tokens} tokens a safety prompt, {found.experiment.task.max_new_tokens} a task row"
     return [
         *lines, ("judge", next((s.judge for s in found.result.suites.values() if s.judge), name_of(safety.judge))),
-        ("decoding", f"greedy, at most {safety.max_new_tokens} tokens a safety prompt, {found.experiment.task.max_new_tokens} a task row"),
+        ("decoding", f"{report_safety.decoding(found.result.suites)}; at most {tokens}"),
         ("system prompt", template["evaluation_system_prompt"] or "none"), ("chat template", template["hash"]),
         ("duration", view.duration(_seconds(found.result, found.before))),
     ]  # fmt: skip
@@ -257,6 +258,10 @@ def _seconds(*results: TrialResult | None) -> float:
 def _caveats(found: Evaluated) -> list[str]:
     judge = name_of(found.experiment.safety.judge)
     few = [f"{s.name} (n={len(s.ids)})" for s in found.result.suites.values() if s.constrains and len(s.ids) < 100]
-    lines = [view.JUDGES.get(judge, f"Judge `{judge}` can err; read attack success with its errors in mind."), *page.CAVEATS]
+    lines = [
+        view.JUDGES.get(judge, f"Judge `{judge}` can err; read attack success with its errors in mind."),
+        report_safety.asked_caveat(found.result.suites),
+        page.INTERVALS,
+    ]
     lines.append("Defences around generation (perturbation, a system prompt of a recipe) are no part of a model folder and are not measured here.")
     return lines + ([f"Few prompts decide on {', '.join(few)}; small rises stay undecided or unseen."] if few else [])

@@ -165,3 +165,9 @@ def test_what_cannot_work_is_refused(folder, more, error, said):
         more = {"tuned": str(folder / more["tuned"])}
     with pytest.raises(error, match=said):
         basin.measure(experiment(folder), basin.Request(str(folder / "model"), directions=1, **more), Console(file=io.StringIO()))
+
+
+def test_a_suite_whose_answers_are_drawn_is_asked_greedily_along_a_line(folder):
+    body = experiment(folder).model_dump(mode="json")
+    body["safety"]["suites"][0]["samples"] = 3
+    assert basin.chosen_suite(config.from_dict(body), basin.Request(str(folder / "model"))).samples == 0

@@ -12,7 +12,7 @@ from orchestrator.decision import limits as constraint
 from orchestrator.decision import selection as decision_selection
 from orchestrator.decision.intervals import Estimate
 from orchestrator.records import SuiteResult
-from orchestrator.report import alerts, figures, run, view
+from orchestrator.report import alerts, figures, run, safety, view
 
 SECRET = "hunter2hunter2"
 
@@ -255,3 +255,13 @@ def test_a_best_model_that_learnt_nothing_is_noted(tmp_path, score, noted):
     selection = decision_selection.best([(trial, constraint.judge(trial, before, experiment.safety.limits))])
     assert selection.best is not None
     assert ("not clearly above the untouched model's" in figures.headline(selection, before, experiment)) is noted
+
+
+def test_how_answers_were_decoded_is_told(tmp_path):
+    before = made_up.baseline()
+    assert safety.decoding(before.suites) == "greedy" and "asked once and decoded greedily" in safety.asked_caveat(before.suites)
+    before.suites["harmful"].source.update(samples=3, temperature=0.7, top_p=0.9)
+    assert safety.decoding(before.suites) == "greedy; harmful: any of 3 answers drawn at temperature 0.7, top_p 0.9"
+    experiment = made_up.experiment(tmp_path)
+    lines = view.caveats(experiment, before, [], decision_selection.best([]))
+    assert any("any of 3 answers drawn at temperature 0.7" in line for line in lines) and not any("decoded greedily" in line for line in lines)
