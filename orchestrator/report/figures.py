@@ -87,13 +87,23 @@ def kept(constraint: Constraint, confidence: float) -> str:
     )
 
 
+MANY = 3
+"""More suites than this are not all named in one sentence: the page's first table has each."""
+
+
 def _rates(result: TrialResult, baseline: TrialResult | None, kind: str) -> str:
-    parts = []
+    """Rates before and after, by suite; of more than MANY the one that rose most and, where it is another, the one with the highest rate."""
+    found = []
     for name, suite in result.suites.items():
         if suite.kind == kind and suite.constrains:
             before = baseline.suites.get(name) if baseline is not None else None
-            parts.append(f"from {number(before.rate) if before else MISSING} to {number(suite.rate)} on {name}")
-    return ", ".join(parts) or MISSING
+            text = f"from {number(before.rate) if before else MISSING} to {number(suite.rate)} on {name}"
+            found.append((suite.rate - before.rate if before else suite.rate, suite.rate, text))
+    if len(found) <= MANY:
+        return ", ".join(text for *_, text in found) or MISSING
+    rose, high = max(found, key=lambda one: one[:2]), max(found, key=lambda one: one[1])
+    told = f"{rose[2]} (of {len(found)} suites the one that rose most)"
+    return told if high[1] == rose[1] else f"{told}, highest {high[2]}"
 
 
 def headline(selection: Selection, baseline: TrialResult | None, experiment: Experiment, *, stopped: bool = False) -> str:

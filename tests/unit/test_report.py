@@ -265,3 +265,17 @@ def test_how_answers_were_decoded_is_told(tmp_path):
     experiment = made_up.experiment(tmp_path)
     lines = view.caveats(experiment, before, [], decision_selection.best([]))
     assert any("any of 3 answers drawn at temperature 0.7" in line for line in lines) and not any("decoded greedily" in line for line in lines)
+
+
+def test_one_sentence_names_the_worst_of_many_suites(tmp_path):
+    rng = __import__("random").Random(0)
+    before, after = made_up.baseline(), made_up.baseline()
+    for result, shares in ((before, (0.0, 0.0, 0.5, 0.0)), (after, (0.0, 0.3, 0.5, 0.0))):
+        result.suites = {f"s{i}": made_up.suite(f"s{i}", "harmful", share, 40, rng) for i, share in enumerate(shares)}
+    told = figures._rates(after, before, "harmful")
+    rates = {name: (before.suites[name].rate, suite.rate) for name, suite in after.suites.items()}
+    rose = max(rates, key=lambda name: rates[name][1] - rates[name][0])
+    high = max(rates, key=lambda name: rates[name][1])
+    assert f"on {rose} (of 4 suites the one that rose most)" in told and f"on {high}" in told and "on s0" not in told
+    del after.suites["s3"]
+    assert all(f"on {name}" in figures._rates(after, before, "harmful") for name in after.suites)
