@@ -92,7 +92,7 @@ MANY = 3
 
 
 def _rates(result: TrialResult, baseline: TrialResult | None, kind: str) -> str:
-    """Rates before and after, by suite; of more than MANY the one that rose most and, where it is another, the one with the highest rate."""
+    """Rates before and after, by suite; of more than MANY the one of the worst change and, where it is another, the one with the highest rate."""
     found = []
     for name, suite in result.suites.items():
         if suite.kind == kind and suite.constrains:
@@ -102,7 +102,7 @@ def _rates(result: TrialResult, baseline: TrialResult | None, kind: str) -> str:
     if len(found) <= MANY:
         return ", ".join(text for *_, text in found) or MISSING
     rose, high = max(found, key=lambda one: one[:2]), max(found, key=lambda one: one[1])
-    told = f"{rose[2]} (of {len(found)} suites the one that rose most)"
+    told = f"{rose[2]} (the worst change of {len(found)} suites)"
     return told if high[1] == rose[1] else f"{told}, highest {high[2]}"
 
 

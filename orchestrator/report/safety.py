@@ -37,28 +37,18 @@ def tables(baseline: TrialResult, result: TrialResult | None, level: float) -> l
     return [table for table in made if table["rows"]]
 
 
-def how_drawn(suites: Mapping[str, SuiteResult]) -> dict[str, str]:
-    """How answers were drawn, by suite: "any of 3 answers drawn at temperature 1"; suites that were asked greedily are left out."""
-    found = {name: suite.source for name, suite in suites.items() if suite.source.get("samples")}
-    return {
-        name: f"any of {how['samples']} answers drawn at temperature {how.get('temperature', 1.0):g}"
-        + (f", top_p {how['top_p']:g}" if how.get("top_p", 1.0) != 1.0 else "")
-        for name, how in found.items()
-    }
-
-
 def decoding(suites: Mapping[str, SuiteResult]) -> str:
-    """How the answers were decoded: "greedy", or greedy but for the suites whose answers were drawn, by name."""
+    """How the answers were decoded: "greedy", and after it the suites whose answers were drawn, by name."""
     apart: dict[str, list[str]] = {}
-    for name, how in how_drawn(suites).items():
-        apart.setdefault(how, []).append(name)
+    for name, suite in suites.items():
+        if how := drawn(suite).removeprefix(", "):
+            apart.setdefault(how, []).append(name)
     return "; ".join(["greedy", *(f"{', '.join(names)}: {how}" for how, names in apart.items())])
 
 
 def asked_caveat(suites: Mapping[str, SuiteResult]) -> str:
     """The caveat on what attack success covers, true for greedy and for drawn answers."""
-    how = f"each asked once ({decoding(suites)})" if how_drawn(suites) else "asked once and decoded greedily"
-    return f"Attack success covers these suites' prompts, {how}. An attacker who tries often or adapts gets more."
+    return f"Attack success covers these suites' prompts, each asked once ({decoding(suites)}). An attacker who tries often or adapts gets more."
 
 
 def named(found: Sequence[Table], before: str, after: str | None) -> list[Table]:

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator import config
 from orchestrator.config import Experiment
 from orchestrator.models import subjects
-from orchestrator.report import figures, page
+from orchestrator.report import figures, page, safety
 from orchestrator.report.plots import canvas
 from orchestrator.report.plots.canvas import Plot
 from orchestrator.storage import files, ownership
@@ -84,7 +84,7 @@ def write(experiment: Experiment, body: dict[str, Any], folder: Path) -> list[Pa
     made = page.Page(
         title=f"safety basin of {label}", sentence=sentence(body), good=None, notes=_notes(experiment, body), plots=[picture(body)],
         tables=[{"title": "Points", "note": POINTS, "head": HEAD, "rows": rows(body)}],
-        facts=_facts(body), config=config.dump_yaml(experiment),
+        facts=_facts(body), config=config.dump_yaml(experiment), caveats=(safety.asked_caveat({}), page.INTERVALS),
     )  # fmt: skip
     with ownership.active(folder, "basin"):
         return [files.write_json(folder / FILE, body), *page.write(made, folder / "basin.html")]

@@ -180,6 +180,9 @@ def warnings(found: Comparison) -> list[str]:
             other = first.result.suites.get(name)
             if other is not None and found.difference(one, name) is None:
                 lines.append(f"{one.label} and {first.label} were not asked the same prompts in {name}; their rates are not paired")
+            elif other is not None and safety.drawn(other) != safety.drawn(suite):
+                how = [safety.drawn(asked).removeprefix(", ") or "greedily" for asked in (suite, other)]
+                lines.append(f"{name} was asked {how[0]} for {one.label} and {how[1]} for {first.label}; the difference is not the models' alone")
             elif other is not None and other.judge != suite.judge:
                 lines.append(f"{name} was judged by {suite.judge} for {one.label} and by {other.judge} for {first.label}")
     return lines
@@ -265,7 +268,7 @@ def write(found: Comparison, folder: Path) -> list[Path]:
         alerts=[Alert(line) for line in warnings(found)], tables=[table(found)],
         plots=pictures(found),
         facts=[(one.label, one.source) for one in found.entries],
-        caveats=(safety.asked_caveat({name: s for one in found.entries for name, s in one.result.suites.items()}), page.INTERVALS),
+        caveats=(safety.asked_caveat(found.entries[0].result.suites), page.INTERVALS),
     )  # fmt: skip
     with ownership.active(folder, "comparison"):
         return [files.write_csv(folder / FILE, rows(found), COLUMNS), *page.write(made, folder / "comparison.html")]

@@ -7,6 +7,7 @@ import html.parser
 import io
 import json
 
+import made_up
 import pytest
 import tiny_llama
 from rich.console import Console
@@ -265,3 +266,14 @@ def unclosed(text):
 
     Parser().feed(text)
     return stack
+
+
+@pytest.mark.parametrize("how", [{"samples": 3, "temperature": 1.0}, {"samples": 3, "temperature": 0.5}, {"samples": 3, "temperature": 1.0, "top_p": 0.9}])
+def test_a_suite_drawn_for_one_model_and_asked_otherwise_for_the_other_is_said(how):
+    drawn, plain = made_up.baseline(), made_up.baseline()
+    plain.suites["harmful"].source.update({"samples": 10, "temperature": 1.0} if how["temperature"] == 0.5 else {})
+    drawn.suites["harmful"].source.update(how)
+    entries = tuple(compare.Entry(name, name, result, {}) for name, result in (("a", plain), ("b", drawn)))
+    (line,) = [line for line in compare.warnings(compare.Comparison(entries, 0.95)) if "was asked" in line]
+    assert line.startswith("harmful was asked any of 3 answers drawn") and "for b and" in line
+    assert not [line for line in compare.warnings(compare.Comparison((entries[1], entries[1]), 0.95)) if "was asked" in line]
