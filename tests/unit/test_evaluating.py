@@ -268,7 +268,9 @@ def unclosed(text):
     return stack
 
 
-@pytest.mark.parametrize("how", [{"samples": 3, "temperature": 1.0}, {"samples": 3, "temperature": 0.5}, {"samples": 3, "temperature": 1.0, "top_p": 0.9}])
+@pytest.mark.parametrize(
+    "how", [{"samples": 3, "temperature": 1.0}, {"samples": 3, "temperature": 0.5}, {"samples": 3, "temperature": 1.0, "top_p": 0.9}]
+)
 def test_a_suite_drawn_for_one_model_and_asked_otherwise_for_the_other_is_said(how):
     drawn, plain = made_up.baseline(), made_up.baseline()
     plain.suites["harmful"].source.update({"samples": 10, "temperature": 1.0} if how["temperature"] == 0.5 else {})
