@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
 import struct
 import sys
 
@@ -11,6 +13,7 @@ import pytest
 from orchestrator.config import Limits
 from orchestrator.decision import limits, selection
 from orchestrator.decision.intervals import Estimate
+from orchestrator.records import Screening
 from orchestrator.report.plots import canvas
 from orchestrator.report.plots import trials as plots
 
@@ -106,3 +109,14 @@ def test_breaches_and_rollbacks_are_drawn(experiment):
     trial.history = calm
     assert size(marked.png) and marked.png != plots.degradation_over_steps(plots.Look.of(experiment, rows), rows, 0.05).png
     assert plots.monitor.probes([probe | {"quick": True, "step": 5}]) and len(plots.monitor.probes([*calm, probe | {"quick": True}])) == 2
+
+
+def test_a_label_says_why_sizes_differ_and_only_what_is_so():
+    rng = random.Random(0)
+    whole, other = made_up.suite("a", "harmful", 0.1, 40, rng), made_up.suite("b", "harmful", 0.1, 60, rng)
+    screening = Screening("infeasible", 0.2, 0.1, 0.3, 20, 40, 0.1, 0.95, "request", 20)
+    stopped = dataclasses.replace(made_up.suite("a", "harmful", 0.1, 20, rng), screening=screening)
+    assert plots.asked([whole, whole]) == "n=40"
+    assert plots.asked([whole, other]) == "n=40 to 60, not the same of all"
+    assert plots.asked([whole, stopped]) == "n=20 to 40, some stopped early"
+    assert plots.asked([whole, other, stopped]) == "n=20 to 60, not the same of all, some stopped early"

@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.config import Experiment
 from orchestrator.decision.limits import Judgement
 from orchestrator.decision.selection import Selection
-from orchestrator.records import TrialResult
+from orchestrator.records import SuiteResult, TrialResult
 from orchestrator.report import decision, figures
 from orchestrator.report.plots import canvas, monitor
 from orchestrator.report.plots.canvas import COLOURS, LIMIT_COLOUR, MARKERS, Plot, written
@@ -227,9 +227,17 @@ def _bars(axis: Any, look: Look, baseline: TrialResult, chosen: Sequence[Row], k
     axis.set_xlim(0, min(1.0, max(axis.get_xlim()[1] * 1.12, 0.1)))
     axis.invert_yaxis()
     axis.grid(False, axis="y")
-    sizes = {len(suite.ids) for suite in (before, *(figures.worst_suite(r, kind) for r, _ in chosen)) if suite is not None}
-    n = f"{min(sizes)} to {max(sizes)}, stopped early" if len(sizes) > 1 else f"{len(before.ids)}"
-    axis.set_xlabel(f"{label} (n={n}; untouched model {before.rate:.3f}, dotted)", fontsize=8.5)
+    suites = [before, *(suite for result, _ in chosen if (suite := figures.worst_suite(result, kind)) is not None)]
+    axis.set_xlabel(f"{label}, worst suite ({asked(suites)});\nuntouched model {before.rate:.3f}, dotted", fontsize=8.5)
+
+
+def asked(suites: Sequence[SuiteResult]) -> str:
+    """`n=120`, or the range and why it is one: other suites, and suites that were stopped early, each only where it is so."""
+    sizes, names = {len(suite.ids) for suite in suites}, {suite.name for suite in suites}
+    if len(sizes) == 1:
+        return f"n={sizes.pop()}"
+    why = ["not the same of all"] * (len(names) > 1) + ["some stopped early"] * any(suite.stopped_early for suite in suites)
+    return ", ".join([f"n={min(sizes)} to {max(sizes)}", *why])
 
 
 def degradation_over_steps(look: Look, rows: Sequence[Row], limit: float) -> Plot:
