@@ -128,19 +128,22 @@ def test_a_pid_that_was_given_to_another_process_is_not_killed(tmp_path):
         other.wait()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+@pytest.fixture
+def dead_address():
+    """Nothing listens there, and no other process can take it meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("address, said", [
-    ("127.0.0.1:{port}", "cannot be reached: Connection refused"), ("no-such-host.invalid:6379", "is not known"),
+    ("{dead}", "cannot be reached: Connection refused"), ("no-such-host.invalid:6379", "is not known"),
     ("http://127.0.0.1:8265", "safebasin submit --address"), ("127.0.0.1", "give HOST:PORT"), ("a b:1", "give HOST:PORT"),
     ("127.0.0.1:99999", "give HOST:PORT"), ("auto:x", "give HOST:PORT"),
 ])  # fmt: skip
-def test_an_address_without_a_cluster_is_one_sentence_within_seconds(address, said, monkeypatch):
+def test_an_address_without_a_cluster_is_one_sentence_within_seconds(address, said, dead_address, monkeypatch):
     monkeypatch.setattr(cluster_reach, "PATIENCE_S", 0.0)
-    address = address.format(port=free_port())
+    address = address.format(dead=dead_address)
     heard = []
     start = time.monotonic()
     with pytest.raises(ConfigError) as caught:
@@ -164,15 +167,15 @@ def test_something_else_that_listens_is_no_cluster(monkeypatch):
     assert not cluster_reach.listening(address)
 
 
-def test_a_dead_address_of_the_environment_is_told_with_it(monkeypatch):
+def test_a_dead_address_of_the_environment_is_told_with_it(dead_address, monkeypatch):
+    import ray
+
     check = cluster_reach.check
     monkeypatch.setattr(cluster_reach, "check", lambda where, say: check(where, say, 0.0))
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))  # held, but not listened on: no other process of the tests can take it meanwhile
-        address = f"127.0.0.1:{held.getsockname()[1]}"
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(ConfigError, match=address):
-            connect(config.from_dict({}).ray)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # a test before this one may have connected the process, and it stays so
+    monkeypatch.setenv("RAY_ADDRESS", dead_address)
+    with pytest.raises(ConfigError, match=dead_address):
+        connect(config.from_dict({}).ray)
 
 
 def test_ray_that_does_not_come_up_is_tried_again_and_then_one_sentence(base, monkeypatch, capfd):
